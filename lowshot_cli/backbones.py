@@ -1,0 +1,103 @@
+"""Names to networks: each maps images `(B, 3, H, W)` to features `(B, D)`, not yet normalised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Above this side length in pixels a network may halve the image at once, as ImageNet's does.
+SMALL_IMAGE = 64
+
+
+def build_backbone(name: str, width: int, embedding_size: int, image_size: int) -> nn.Module:
+    """Build an untrained backbone.
+
+    Args:
+        name: `resnet9` or `resnet18`.
+        width: channels of the first stage of `resnet9`; `resnet18` has its own.
+        embedding_size: D.
+        image_size: side of the images in pixels; decides the stem of `resnet18`.
+    """
+    if name == "resnet18":
+        return resnet18(embedding_size, image_size)
+    return ResNet9(width, embedding_size)
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input, `(B, C, H, W)` to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add the two convolutions' result to `features`."""
+        result: Tensor = features + self.body(features)
+        return result
+
+
+class ResNet9(nn.Sequential):
+    """Eight convolutions and one projection, after Page, "How to train your ResNet" (2018)."""
+
+    def __init__(self, width: int, embedding_size: int) -> None:
+        super().__init__(
+            _conv(3, width),
+            _conv(width, 2 * width),
+            nn.MaxPool2d(2),
+            Residual(2 * width),
+            _conv(2 * width, 4 * width),
+            nn.MaxPool2d(2),
+            _conv(4 * width, 8 * width),
+            nn.MaxPool2d(2),
+            Residual(8 * width),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8 * width, embedding_size, bias=False),
+        )
+
+
+def resnet18(embedding_size: int, image_size: int) -> nn.Module:
+    """ResNet-18 (He et al., CVPR 2016); up to 64 pixels with a 3x3 stem and no pooling before it."""
+    from torchvision.models import resnet18 as torchvision_resnet18
+
+    network = torchvision_resnet18(weights=None, num_classes=embedding_size)
+    if image_size <= SMALL_IMAGE:
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    result: nn.Module = network
+    return result
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UsageError: `cuda` on a machine without it.
+    """
+    from lowshot_cli.errors import UsageError
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no GPU here", "use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The autocast type: bf16 where the hardware multiplies bf16 matrices faster than fp32 ones.
+
+    On processors that takes AMX; with AVX-512 BF16 alone it runs at half the rate of fp32.
+    """
+    if precision == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if fast else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,0 +1,364 @@
+"""The one file format: a safetensors file that rebuilds the model and suffices to teach it more."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lowshot_cli.backbones import build_backbone
+from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
+from lowshot_cli.files import ensure_free, file_hash, read_tensors, write_tensors
+from lowshot_cli.finetune import BaseSamples
+from lowshot_cli.imprint import BaseQueries
+from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
+
+CHAIN = ("base", "imprinted", "finetuned")
+_MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
+_UNIT_TOLERANCE = 1e-3
+_Item = TypeVar("_Item")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SupportRecord(_Record):
+    """Where a novel class's support images came from; `indices` point into its training split."""
+
+    method: str
+    indices: tuple[int, ...]
+    files: tuple[str, ...] | None
+    pixel_hashes: tuple[str, ...]
+
+
+class Meta(_Record):
+    """What a checkpoint says about itself. Counts are (right, total) of the base test images."""
+
+    format: Literal[1] = 1
+    classes: tuple[str, ...]
+    n_base: int = Field(ge=1)
+    backbone: str
+    width: int = Field(ge=1, le=4096)
+    embedding_size: int = Field(ge=1, le=65536)
+    image_size: int = Field(ge=8, le=1024)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dataset: str
+    dataset_hash: str
+    class_order_seed: int
+    split: str
+    holdout_per_class: int = Field(ge=1)
+    base_counts: tuple[tuple[int, int], ...]
+    parent: str | None = None
+    config: dict[str, Any]
+    version: str
+    history: tuple[dict[str, Any], ...]
+    supports: tuple[SupportRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Meta:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class name stands twice")
+        if self.n_base > len(self.classes) or len(self.base_counts) != self.n_base:
+            raise ValueError("base classes and their counts disagree")
+        if len(self.supports) != len(self.classes) - self.n_base:
+            raise ValueError("novel classes and their supports disagree")
+        return self
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with what it takes to add classes to it.
+
+    Attributes:
+        meta: everything that is not a tensor.
+        head: the cosine classifier.
+        backbone: state dict of the backbone.
+        holdout: `(N, D)` fp16 embeddings of the base hold-out images.
+        holdout_labels: `(N,)` int64 positions in `meta.classes`.
+        holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
+        mean: `(D,)` fp32 mean embedding of the fit images, over class means.
+        within: `(D, D)` fp32 within-class covariance of the fit images' embeddings.
+        supports: per novel class the embeddings `(k, D)` fp32 of its support images.
+    """
+
+    meta: Meta
+    head: Head
+    backbone: dict[str, Tensor]
+    holdout: Tensor
+    holdout_labels: Tensor
+    holdout_right: Tensor
+    mean: Tensor
+    within: Tensor
+    supports: tuple[Tensor, ...] = ()
+
+    @property
+    def novel_classes(self) -> tuple[str, ...]:
+        """Names of the novel classes in head order."""
+        return self.meta.classes[self.meta.n_base :]
+
+    @property
+    def base_classes(self) -> tuple[str, ...]:
+        """Names of the base classes in head order."""
+        return self.meta.classes[: self.meta.n_base]
+
+    @property
+    def base_accuracy(self) -> float:
+        """Base test accuracy of the pristine base model, percent, over today's base classes."""
+        right, total = (sum(column) for column in zip(*self.meta.base_counts, strict=True))
+        return 100 * right / total if total else 0.0
+
+    def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
+        """Rebuild the embedding network in evaluation mode."""
+        meta = self.meta
+        backbone = build_backbone(meta.backbone, meta.width, meta.embedding_size, meta.image_size)
+        backbone.load_state_dict(self.backbone)
+        network = EmbeddingNetwork(backbone, Normalisation(meta.mean, meta.std))
+        return network.eval().to(device or torch.device("cpu"))
+
+    @property
+    def shaping(self) -> BaseSamples:
+        """Half of the hold-out, for methods whose rows need base embeddings."""
+        return BaseSamples(
+            self.holdout[::2].float(),
+            self.holdout_labels[::2],
+            self.head.base.proxies,
+            self.head.scale,
+        )
+
+    @property
+    def calibration(self) -> BaseQueries:
+        """The other half of the hold-out, which sets the bias and shapes no row."""
+        return BaseQueries.of(
+            self.head.base.proxies,
+            self.holdout[1::2].float(),
+            self.holdout_labels[1::2],
+            self.holdout_right[1::2],
+        )
+
+    def with_class(
+        self, name: str, row: Tensor, support: Tensor, record: SupportRecord
+    ) -> Checkpoint:
+        """Append a novel class: its proxy `(D,)` and support embeddings `(k, D)`."""
+        meta = self.meta.model_copy(
+            update={
+                "classes": (*self.meta.classes, name),
+                "supports": (*self.meta.supports, record),
+            }
+        )
+        head = self.head.with_rows(row[None])
+        return replace(self, meta=meta, head=head, supports=(*self.supports, support))
+
+    def without_class(self, name: str) -> Checkpoint:
+        """Remove a class, base or novel, with everything that is kept of it.
+
+        Raises:
+            UsageError: the last base class.
+        """
+        position, meta = self.meta.classes.index(name), self.meta
+        is_base = position < meta.n_base
+        if is_base and meta.n_base == 1:
+            raise UsageError(f"{name!r} is the last base class")
+        novel = position - meta.n_base
+        keep = [i for i in range(len(meta.classes)) if i != position]
+        update: dict[str, Any] = {"classes": tuple(meta.classes[i] for i in keep)}
+        supports, kept = self.supports, self.holdout_labels != position
+        labels = self.holdout_labels[kept]
+        if is_base:
+            update["n_base"] = meta.n_base - 1
+            update["base_counts"] = _without(meta.base_counts, position)
+            labels = labels - (labels > position).to(labels.dtype)
+        else:
+            update["supports"] = _without(meta.supports, novel)
+            supports = _without(supports, novel)
+        head = replace(
+            self.head, proxies=self.head.proxies[keep], n_base=meta.n_base - int(is_base)
+        )
+        return replace(
+            self,
+            meta=meta.model_copy(update=update),
+            head=head,
+            supports=supports,
+            holdout=self.holdout[kept],
+            holdout_labels=labels,
+            holdout_right=self.holdout_right[kept],
+        )
+
+    def derived(self, parent: str, config: dict[str, Any], command: str) -> Checkpoint:
+        """Note which checkpoint this one was made from, and how."""
+        from lowshot_cli import __version__
+
+        step = {"command": command, "seed": config["seed"], "options": config[command]}
+        update = {
+            "parent": parent,
+            "config": {**config, "train_base": self.meta.config["train_base"]},
+            "version": __version__,
+            "history": (*self.meta.history, step),
+        }
+        return replace(self, meta=self.meta.model_copy(update=update))
+
+    def position(self, name: str) -> int:
+        """Row of a class.
+
+        Raises:
+            UsageError: the model does not know it; the hint names the nearest.
+        """
+        if name not in self.meta.classes:
+            raise UsageError(
+                f"the model knows no class {name!r}", did_you_mean(name, self.meta.classes)
+            )
+        return self.meta.classes.index(name)
+
+
+def _without(items: tuple[_Item, ...], position: int) -> tuple[_Item, ...]:
+    return items[:position] + items[position + 1 :]
+
+
+def save(checkpoint: Checkpoint, path: Path, overwrite: bool = True) -> str:
+    """Write a checkpoint atomically and return its hash.
+
+    Raises:
+        UsageError: the file exists and `overwrite` is not set.
+        CheckpointError: it cannot be written; the file that was there is untouched.
+    """
+    ensure_free(path, overwrite)
+    head = checkpoint.head
+    tensors = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.items()}
+    tensors |= {f"support.{i}": tensor for i, tensor in enumerate(checkpoint.supports)}
+    tensors |= {
+        "head.proxies": head.proxies,
+        "head.scale": torch.tensor(head.scale),
+        "head.bias": torch.tensor(head.bias),
+        "holdout.embeddings": checkpoint.holdout,
+        "holdout.labels": checkpoint.holdout_labels,
+        "holdout.right": checkpoint.holdout_right,
+        "stats.mean": checkpoint.mean,
+        "stats.within": checkpoint.within,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(checkpoint.meta.model_dump(mode="json"), sort_keys=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, tensors, {"lowshot": text})
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"cannot write {path}: {reason}", "what was there is intact"
+        ) from None
+    return file_hash(path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Raises:
+        CheckpointError: absent, damaged, not lowshot's, or inconsistent.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}", _how_to_make(path)) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from None
+    if "lowshot" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but not one of lowshot's")
+    try:
+        meta = Meta.model_validate_json(metadata["lowshot"])
+        return _assemble(meta, tensors)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise CheckpointError(f"{path} has broken metadata: {where}: {first['msg']}") from None
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is inconsistent: {reason}") from None
+
+
+def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
+    size, n_classes, n_novel = meta.embedding_size, len(meta.classes), len(meta.supports)
+
+    def take(
+        name: str, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        tensor = tensors[name]
+        fits = len(shape) == tensor.ndim and all(
+            want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits or tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+        return tensor
+
+    proxies = take("head.proxies", (n_classes, size))
+    if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
+        raise ValueError("head.proxies has rows that are not of length 1")
+    labels = take("holdout.labels", (None,), torch.int64)
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < meta.n_base):
+        raise ValueError("holdout.labels name classes that are not base classes")
+    prefix = "backbone."
+    backbone = {
+        name.removeprefix(prefix): take(name, tuple(tensor.shape), tensor.dtype)
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    checkpoint = Checkpoint(
+        meta=meta,
+        head=Head(
+            proxies,
+            take("head.scale", ()).item(),
+            meta.n_base,
+            take("head.bias", ()).item(),
+        ),
+        backbone=backbone,
+        holdout=take("holdout.embeddings", (len(labels), size), torch.float16),
+        holdout_labels=labels,
+        holdout_right=take("holdout.right", (len(labels),), torch.bool),
+        mean=take("stats.mean", (size,)),
+        within=take("stats.within", (size, size)),
+        supports=tuple(take(f"support.{i}", (None, size)) for i in range(n_novel)),
+    )
+    checkpoint.network()
+    return checkpoint
+
+
+def chain_path(workdir: Path, stage: str) -> Path:
+    """Where a stage of the chain lies in a work folder."""
+    return workdir / f"{stage}.safetensors"
+
+
+def _how_to_make(path: Path) -> str:
+    maker = _MAKERS.get(path.stem)
+    return f"`lowshot {maker}` makes it" if maker else "check the path after --checkpoint"
+
+
+def load_fresh(workdir: Path, stage: str) -> Checkpoint:
+    """Load a stage of the chain, unless the file it was made from has changed since.
+
+    Raises:
+        CheckpointError: as `load`, or stale.
+    """
+    path = chain_path(workdir, stage)
+    checkpoint = load(path)
+    stale_because = staleness(workdir, stage, checkpoint)
+    if stale_because:
+        raise CheckpointError(f"{path} is stale: {stale_because}", _how_to_make(path))
+    return checkpoint
+
+
+def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint of the chain no longer belongs to its predecessor, or None."""
+    if checkpoint.meta.parent is None:
+        return None
+    previous = chain_path(workdir, CHAIN[CHAIN.index(stage) - 1])
+    if previous.is_file() and file_hash(previous) != checkpoint.meta.parent:
+        return f"{previous} has changed since it was made"
+    return None

@@ -1,0 +1,253 @@
+"""The command line: one thin function per command, from flags to config to engine to output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from lowshot_cli import options as o
+from lowshot_cli.config import Config, load_config
+from lowshot_cli.errors import ExitCode, LowshotError
+from lowshot_cli.output import Output, show_error
+
+
+class _Commands(TyperGroup):
+    """Turns known problems into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LowshotError as error:
+            show_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.DONE) from None
+
+
+app = typer.Typer(
+    name="lowshot",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Teach a trained image classifier a new class from a handful of images.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: o.Version = False) -> None:
+    if version:
+        from lowshot_cli import __version__
+
+        typer.echo(f"lowshot {__version__}")
+        raise typer.Exit
+
+
+def _begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
+    """Resolve the config from the flags whose names are config fields; open the output."""
+    flags = dict(ctx.params)
+    control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}
+    for name in _NOT_CONFIG:
+        flags.pop(name, None)
+    config = load_config(control["config"], section, flags)
+    if control["print_config"]:
+        typer.echo(config.to_yaml(), nl=False)
+        raise typer.Exit
+    return config, Output(as_json=bool(control["json"]), quiet=bool(control["quiet"]))
+
+
+_NOT_CONFIG = (
+    "checkpoint",
+    "checkpoints",
+    "out",
+    "overwrite",
+    "resume",
+    "add",
+    "replace",
+    "from_run",
+    "trial",
+    "save_models",
+)
+
+
+@app.command("train-base")
+def train_base(
+    ctx: typer.Context,
+    classes: o.Classes = None,
+    split: o.SplitName = None,
+    class_order_seed: o.ClassOrderSeed = None,
+    holdout: o.Holdout = None,
+    backbone: o.Backbone = None,
+    width: o.Width = None,
+    embedding_size: o.EmbeddingSize = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    lr: o.LearningRate = None,
+    precision: o.PrecisionName = None,
+    resume: o.ResumeTraining = False,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train the base model.
+
+    Example: lowshot train-base --classes 40
+    """
+    settings, output = _begin(ctx, "train_base")
+    from lowshot_cli import commands
+
+    commands.train_base(settings, output, resume, out, overwrite)
+
+
+@app.command("imprint")
+def imprint(
+    ctx: typer.Context,
+    classes: o.ClassNames = None,
+    shots: o.Shots = None,
+    method: o.Method = None,
+    max_forgetting: o.MaxForgetting = None,
+    add: o.Add = False,
+    replace: o.Replace = False,
+    from_run: o.FromRun = None,
+    trial: o.Trial = None,
+    checkpoint: o.CheckpointFile = None,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Add a class from a few images.
+
+    Example: lowshot imprint --class apple --shots 5
+    """
+    settings, output = _begin(ctx, "imprint")
+    from lowshot_cli import commands
+
+    if from_run is not None or trial is not None:
+        commands.imprint_from_run(settings, output, from_run, trial, checkpoint, out, overwrite)
+    else:
+        commands.imprint(settings, output, add, replace, checkpoint, out, overwrite)
+
+
+@app.command("finetune")
+def finetune(
+    ctx: typer.Context,
+    scope: o.ScopeName = None,
+    loss: o.LossName = None,
+    novel_weight: o.NovelWeight = None,
+    freeze_base: o.FreezeBase = None,
+    steps: o.Steps = None,
+    epochs: o.FinetuneEpochs = None,
+    lr: o.FinetuneRate = None,
+    batch_size: o.BatchSize = None,
+    max_forgetting: o.MaxForgetting = None,
+    checkpoint: o.CheckpointFile = None,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Sharpen imprinted classes from the same few images.
+
+    Example: lowshot finetune --scope head
+    """
+    settings, output = _begin(ctx, "finetune")
+    from lowshot_cli import commands
+
+    commands.finetune(settings, output, checkpoint, out, overwrite)
+
+
+@app.command("evaluate")
+def evaluate(
+    ctx: typer.Context,
+    checkpoints: o.Checkpoints = None,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure checkpoints on the test images.
+
+    Example: lowshot evaluate
+    """
+    settings, output = _begin(ctx, None)
+    from lowshot_cli import commands
+
+    commands.evaluate(settings, output, checkpoints or [])
+
+
+@app.command("sweep")
+def sweep(
+    ctx: typer.Context,
+    trials: o.Trials = None,
+    shots: o.ShotList = None,
+    novel: o.Novel = None,
+    methods: o.Methods = None,
+    ways: o.Ways = None,
+    max_forgetting: o.MaxForgetting = None,
+    save_models: o.SaveModels = False,
+    resume: o.ResumeSweep = None,
+    checkpoint: o.CheckpointFile = None,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run many trials and report means with intervals.
+
+    Example: lowshot sweep --trials 20
+    """
+    settings, output = _begin(ctx, "sweep")
+    from lowshot_cli import commands
+
+    commands.sweep(settings, output, checkpoint, resume, save_models)
+
+
+def main() -> None:
+    """Entry point of `lowshot` and `python -m lowshot_cli`."""
+    app(prog_name="lowshot")

@@ -1,0 +1,378 @@
+"""What each command does: engine calls in order, and the tables people see."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import evaluate as evaluation
+from lowshot_cli import sweep as sweeping
+from lowshot_cli import teach
+from lowshot_cli import train as training
+from lowshot_cli.backbones import pick_device
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config, difference
+from lowshot_cli.data import Dataset, load_dataset
+from lowshot_cli.embed import Embedder, EmbeddingCache
+from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.files import ensure_free, ensure_writable, file_hash
+from lowshot_cli.output import Output, percent, with_interval
+from lowshot_cli.report import caption, plot_accuracy
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train_base(
+    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+) -> None:
+    """Train the base model and write `base.safetensors`."""
+    path = out or ckpt.chain_path(config.workdir, "base")
+    _train_base(config, output, path, resume, overwrite, report=True)
+
+
+def _train_base(
+    config: Config, output: Output, path: Path, resume: bool, overwrite: bool, report: bool
+) -> None:
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite)
+    dataset = load_dataset(config)
+    state = path.with_suffix(".state.safetensors")
+    with stopping() as should_stop, output.progress() as on_progress:
+        result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
+    ckpt.save(result.checkpoint, path, overwrite=True)
+    if report:
+        output.data(
+            {
+                "checkpoint": str(path),
+                "base_accuracy": result.base_accuracy,
+                "holdout_accuracy": result.holdout_accuracy,
+                "epochs": result.epochs,
+                "train_seconds": result.train_seconds,
+                "images_per_second": result.images_per_second,
+                "n_classes": result.checkpoint.meta.n_base,
+            }
+        )
+        output.table(
+            ["base classes", "test accuracy %", "hold-out %", "epochs", "seconds", "images/s"],
+            [
+                [
+                    result.checkpoint.meta.n_base,
+                    percent(result.base_accuracy),
+                    percent(result.holdout_accuracy),
+                    result.epochs,
+                    f"{result.train_seconds:.0f}",
+                    f"{result.images_per_second:.0f}",
+                ]
+            ],
+            title="base model",
+        )
+    novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
+    then = f"lowshot imprint --class {_quoted(novel[0])} --shots 5" if novel and report else None
+    output.finish([path], then)
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if " " in name else name
+
+
+def _embedder(
+    checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
+) -> Embedder:
+    network = checkpoint.network(pick_device(config.device))
+    return Embedder(network, cache=EmbeddingCache.default(), on_progress=on_progress)
+
+
+def _dataset_of(checkpoint: Checkpoint, config: Config) -> Dataset:
+    """The dataset of the checkpoint, which need not be named again unless it lies in a folder."""
+    if "dataset" not in config.model_fields_set:
+        name = checkpoint.meta.dataset
+        config = Config.model_validate({**config.model_dump(exclude_unset=True), "dataset": name})
+    return load_dataset(config, checkpoint.meta.image_size)
+
+
+def imprint(
+    config: Config,
+    output: Output,
+    add: bool,
+    replace: bool,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Add classes to the base model and write `imprinted.safetensors`."""
+    if not config.imprint.classes:
+        raise UsageError("no class to imprint", "name one with --class")
+    path = _target(config, "imprinted", out, overwrite)
+    stage = "imprinted" if add else "base"
+    parent_path = source or ckpt.chain_path(config.workdir, stage)
+    parent = ckpt.load(source) if source else ckpt.load_fresh(config.workdir, stage)
+    dataset = _dataset_of(parent, config)
+    with output.progress() as on_progress:
+        embedder = _embedder(parent, config, on_progress)
+        taught, drawn = teach.imprint_classes(parent, dataset, embedder.network, config, replace)
+        before = evaluation.evaluate(parent, dataset, embedder)
+        after = evaluation.evaluate(taught, dataset, embedder)
+    ancestor = parent.meta.parent if add and not source else file_hash(parent_path)
+    ckpt.save(taught.derived(ancestor or "", config.portable(), "imprint"), path)
+    accuracies = {row.name: row.accuracy for row in after.per_class}
+    output.data(
+        {
+            "checkpoint": str(path),
+            "method": config.imprint.method,
+            "bias": taught.head.bias,
+            "base_accuracy_before": before.base_accuracy,
+            "base_accuracy": after.base_accuracy,
+            "novel_accuracy": after.novel_accuracy,
+            "classes": [
+                {"class": d.name, "support": list(d.indices), "accuracy": accuracies[d.name]}
+                for d in drawn
+            ],
+        }
+    )
+    for d in drawn:
+        output.line(f"{d.name}: learnt from {', '.join(d.described)}")
+    _show_change(output, before, after, f"{config.imprint.method}, bias {taught.head.bias:+.3f}")
+    output.finish([path], "lowshot finetune")
+
+
+def _target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
+    """Where a derived checkpoint goes; the chain's own files cost nothing and are replaced."""
+    path = out or ckpt.chain_path(config.workdir, stage)
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite or out is None)
+    return path
+
+
+def _show_change(
+    output: Output, before: evaluation.Evaluation, after: evaluation.Evaluation, title: str
+) -> None:
+    columns = ["test images of", "before %", "after %", "change"]
+    rows = []
+    for name in ("base", "novel", "global"):
+        old, new = getattr(before, f"{name}_accuracy"), getattr(after, f"{name}_accuracy")
+        change = "–" if old is None or new is None else f"{new - old:+.1f}"
+        label = "all classes" if name == "global" else f"{name} classes"
+        rows.append([label, percent(old), percent(new), change])
+    output.table(columns, rows, title=title)
+
+
+def imprint_from_run(
+    config: Config,
+    output: Output,
+    run_dir: Path | None,
+    trial: int | None,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
+    if run_dir is None or trial is None:
+        raise UsageError("--from-run and --trial go together")
+    path = _target(config, "imprinted", out, overwrite)
+    parent_path = source or ckpt.chain_path(config.workdir, "base")
+    base = ckpt.load(parent_path)
+    dataset = _dataset_of(base, config)
+    rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
+    with output.progress() as on_progress:
+        found = evaluation.evaluate(rebuilt, dataset, _embedder(base, config, on_progress))
+    ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
+    output.data(_evaluation_json(path, found))
+    _show_evaluations(output, [(path.name, found)])
+    output.finish([path], "lowshot evaluate")
+
+
+def finetune(
+    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Fine-tune the imprinted model and write `finetuned.safetensors`."""
+    path = _target(config, "finetuned", out, overwrite)
+    parent_path = source or ckpt.chain_path(config.workdir, "imprinted")
+    parent = ckpt.load(source) if source else ckpt.load_fresh(config.workdir, "imprinted")
+    dataset = _dataset_of(parent, config)
+    evaluation.check_dataset(parent, dataset)
+    with output.progress() as on_progress:
+        tuned = teach.finetune(parent, config, dataset, on_progress)
+        before = evaluation.evaluate(parent, dataset, _embedder(parent, config, on_progress))
+        after = evaluation.evaluate(tuned, dataset, _embedder(tuned, config, on_progress))
+    ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
+    output.data(
+        {
+            "checkpoint": str(path),
+            "scope": config.finetune.scope,
+            "bias": tuned.head.bias,
+            "before": _evaluation_json(parent_path, before),
+            "after": _evaluation_json(path, after),
+        }
+    )
+    title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
+    _show_change(output, before, after, title)
+    output.finish([path], "lowshot evaluate")
+
+
+def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
+    """Measure checkpoints side by side."""
+    if not paths:
+        chain = [ckpt.chain_path(config.workdir, stage) for stage in ckpt.CHAIN]
+        paths = [path for path in chain if path.is_file()]
+    if not paths:
+        raise CheckpointError(
+            f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
+        )
+    found: list[tuple[Path, evaluation.Evaluation]] = []
+    for path in paths:
+        checkpoint = ckpt.load(path)
+        if path.parent == config.workdir and path.stem in ckpt.CHAIN:
+            stale = ckpt.staleness(config.workdir, path.stem, checkpoint)
+            if stale:
+                output.note(f"{path} is left out: {stale}")
+                continue
+        dataset = _dataset_of(checkpoint, config)
+        with output.progress() as on_progress:
+            embedder = _embedder(checkpoint, config, on_progress)
+            found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+    output.data([_evaluation_json(path, one) for path, one in found])
+    _show_evaluations(output, [(path.stem, one) for path, one in found])
+    _show_details(output, found[-1][1], found[-1][0].stem)
+
+
+def _evaluation_json(path: Path, found: evaluation.Evaluation) -> dict[str, Any]:
+    values = asdict(found)
+    per_class = [
+        {"class": row.name, "accuracy": row.accuracy, "n": row.n} for row in found.per_class
+    ]
+    keys = ("n_base", "n_novel", "base_accuracy", "novel_accuracy", "global_accuracy")
+    return {
+        "checkpoint": str(path),
+        **{key: values[key] for key in (*keys, "harmonic_mean", "forgetting")},
+        "per_class": per_class,
+    }
+
+
+def _show_evaluations(output: Output, found: Sequence[tuple[str, evaluation.Evaluation]]) -> None:
+    output.table(
+        ["checkpoint", "base %", "novel %", "all %", "harmonic", "forgetting", "classes"],
+        [
+            [
+                name,
+                percent(one.base_accuracy),
+                percent(one.novel_accuracy),
+                percent(one.global_accuracy),
+                percent(one.harmonic_mean),
+                f"{one.forgetting:.1f}",
+                f"{one.n_base} + {one.n_novel}",
+            ]
+            for name, one in found
+        ],
+        title="accuracy on test images",
+    )
+
+
+def _show_details(output: Output, found: evaluation.Evaluation, name: str) -> None:
+    rows = [
+        [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
+        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy))
+    ]
+    output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
+    output.table(
+        ["images of", "taken for", "n"],
+        [[c.truth, c.taken_for, c.n] for c in found.confusions],
+        title=f"{name}, worst confusions",
+    )
+
+
+def sweep(
+    config: Config,
+    output: Output,
+    source: Path | None,
+    resume: Path | None,
+    save_models: bool,
+) -> None:
+    """Run a sweep and write its run folder; train the base model first if the config says how."""
+    if resume is not None and save_models:
+        raise UsageError("--save-models keeps the models of whole runs, not of resumed ones")
+    base_path = source or ckpt.chain_path(config.workdir, "base")
+    if not base_path.exists() and "train_base" in config.model_fields_set:
+        output.note(f"no base model at {base_path}, training it first")
+        _train_base(config, output, base_path, resume=False, overwrite=False, report=False)
+    base = ckpt.load(base_path)
+    if base.novel_classes:
+        raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
+    _check_split(base, base_path, config)
+    dataset = _dataset_of(base, config)
+    run_dir = resume or sweeping.new_run_dir(config.workdir)
+    with stopping() as should_stop, output.progress() as on_progress:
+        result = sweeping.sweep(
+            base,
+            dataset,
+            config,
+            _embedder(base, config, on_progress),
+            run_dir,
+            resume is not None,
+            save_models,
+            on_progress,
+            should_stop,
+        )
+    plot = run_dir / "accuracy.png"
+    plot_accuracy(result.summary, plot)
+    output.data(result.summary)
+    _show_sweep(output, result.summary)
+    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
+
+
+def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
+    """A config that says how the base model is trained must not meet one trained otherwise."""
+    if "train_base" not in config.model_fields_set:
+        return
+    wanted = config.train_base.model_dump(mode="json")
+    changed = difference(base.meta.config["train_base"], wanted)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained otherwise than the config says: {'; '.join(changed)}",
+            "name another --workdir, or leave train_base out of the config",
+        )
+
+
+def _show_sweep(output: Output, summary: dict[str, Any]) -> None:
+    rows = [
+        [
+            cell["method"],
+            cell["shots"],
+            with_interval(cell["novel_accuracy"]),
+            with_interval(cell["ncr_at_2"]),
+            percent(cell["base_accuracy"]["mean"]),
+            percent(cell["harmonic_mean"]["mean"]),
+            f"{cell['forgetting']['mean']:.1f}",
+        ]
+        for cell in sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
+    ]
+    output.table(
+        ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
+        rows,
+        title="accuracy on test images, mean over novel classes",
+        caption=caption(summary),
+    )
+
+
+def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
+    return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])

@@ -1,0 +1,269 @@
+"""Everything a run can be told, as frozen models: defaults < YAML < flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import platformdirs
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from lowshot_cli.errors import ConfigError, nearest
+
+DatasetName = Literal["cifar100", "folder", "glyphs"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+Split = Literal["seeded", "alphabetical"]
+BackboneName = Literal["resnet9", "resnet18"]
+ImprintMethod = Literal["imprint", "random", "augmented"]
+SweepMethod = Literal["imprint", "random", "augmented", "finetune-head", "finetune-full"]
+Scope = Literal["head", "full"]
+Loss = Literal["adaptive", "plain"]
+FreezeBase = Literal["always", "alternate", "never"]
+
+
+def _split_commas(value: object) -> object:
+    """`1,5,10` on the command line is the list that YAML would write as [1, 5, 10]."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _names_or_number(value: object) -> object:
+    """`40` is a number of classes, `apple,bus` a list of names; YAML may give either directly."""
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
+    return _split_commas(value)
+
+
+def _all_or_names(value: object) -> object:
+    return "all" if value == "all" else _names_or_number(value)
+
+
+def _none_or_points(value: object) -> object:
+    """`none` is a word in YAML and on the command line, so both ways of writing it mean bias 0."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("needs at least one entry")
+    if len(set(values)) != len(values):
+        raise ValueError("names something twice")
+    return values
+
+
+MaxForgetting = Annotated[
+    Literal["none"] | Annotated[float, Field(ge=0, le=100)], BeforeValidator(_none_or_points)
+]
+Count = Annotated[int, Field(gt=0)]
+Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]
+Methods = Annotated[
+    tuple[SweepMethod, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)
+]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainBaseConfig(Section):
+    """How the base model is trained. `crop` and `cutout` in pixels, `lr` at the peak."""
+
+    classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = None
+    split: Split = "seeded"
+    class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = 1993
+    holdout: Count = 50
+    backbone: BackboneName = "resnet9"
+    width: Count = 32
+    embedding_size: Count = 256
+    epochs: Count = 20
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Rate = 0.2
+    weight_decay: Amount = 5e-4
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    mixup: Amount = 0.2
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    progressive: bool = True
+    crop: Annotated[int, Field(ge=0)] = 3
+    flip: bool | None = None
+    cutout: Annotated[int, Field(ge=0)] = 8
+    precision: Precision = "auto"
+
+
+class ImprintConfig(Section):
+    """How new classes are added. `max_forgetting` in points of base hold-out accuracy."""
+
+    classes: Names | None = None
+    shots: Count = 5
+    method: ImprintMethod = "imprint"
+    views: Count = 10
+    max_forgetting: MaxForgetting | None = None
+
+
+class FinetuneConfig(Section):
+    """How imprinted rows are sharpened. `steps` of the head, `epochs` of the whole network."""
+
+    scope: Scope = "head"
+    loss: Loss = "adaptive"
+    novel_weight: Rate | None = None
+    freeze_base: FreezeBase | None = None
+    steps: Count = 100
+    head_lr: Rate = 0.01
+    epochs: Count = 2
+    lr: Rate = 0.001
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    max_forgetting: MaxForgetting | None = None
+
+    @model_validator(mode="after")
+    def _one_weighting(self) -> Self:
+        if self.loss == "plain" and self.novel_weight is not None:
+            raise ValueError("novel_weight belongs to loss: adaptive, not plain")
+        return self
+
+    @property
+    def freezing(self) -> FreezeBase:
+        """What `freeze_base` means where it is not given: always for the head, else alternate."""
+        return self.freeze_base or ("always" if self.scope == "head" else "alternate")
+
+
+class SweepConfig(Section):
+    """Which trials are run: every novel class x shots x trials x methods."""
+
+    trials: Count = 20
+    shots: Shots = (1, 5, 10, 20)
+    novel: Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)] = "all"
+    methods: Methods = ("imprint", "random", "finetune-head")
+    ways: Count = 1
+    max_forgetting: MaxForgetting | None = None
+
+
+class Config(Section):
+    """The whole config; each command reads the common part and its own section."""
+
+    dataset: DatasetName = "cifar100"
+    data_dir: Path | None = None
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Device = "auto"
+    workdir: Path = Path("runs")
+    train_base: TrainBaseConfig = TrainBaseConfig()
+    imprint: ImprintConfig = ImprintConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the dataset lies: `data_dir`, or the user's data folder."""
+        return self.data_dir or Path(platformdirs.user_data_dir("lowshot", appauthor=False))
+
+    def portable(self) -> dict[str, Any]:
+        """The config as JSON-ready values without folders and device, which differ by machine."""
+        return self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML that `--config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    path: Path | None, section: str | None = None, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Resolve defaults < YAML at `path` < `flags` (None means not given).
+
+    A flag whose name is a top-level field goes there, any other into `section`.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key, a value out of range.
+    """
+    values = _read_yaml(path) if path else {}
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    top = {name: value for name, value in given.items() if name in Config.model_fields}
+    rest = {name: value for name, value in given.items() if name not in top}
+    values = {**values, **top}
+    if section and rest:
+        inner = values.get(section)
+        values[section] = {**(inner if isinstance(inner, dict) else {}), **rest}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        source = str(path) if path else "the command line"
+        raise ConfigError(_explain(error, source)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}", "check the path after --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold `key: value` lines", "see configs/ for examples")
+    return values
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """One bullet per field, an unknown key with the nearest known one."""
+    bullets: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(location[:-1])
+            match = nearest(location[-1], known)
+            advice = f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known))}"
+            bullets[".".join(location)] = f"unknown key; {advice}"
+        else:
+            name = ".".join(location[: 2 if location and location[0] in _SECTIONS else 1])
+            value = str(problem["input"])
+            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            bullets.setdefault(name or "config", f"{text}, got {shown!r}")
+    lines = [f"{name}: {text}" for name, text in bullets.items()]
+    if len(lines) == 1:
+        return f"{source}: {lines[0]}"
+    return "\n".join([f"{source}: {len(lines)} problems", *(f"  - {line}" for line in lines)])
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "train_base": TrainBaseConfig,
+    "imprint": ImprintConfig,
+    "finetune": FinetuneConfig,
+    "sweep": SweepConfig,
+}
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model = _SECTIONS.get(location[0], Config) if location else Config
+    return list(model.model_fields)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf in which two dumped configs differ."""
+    lines: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines

@@ -1,0 +1,204 @@
+"""Embeddings of images, made once: the backbone is frozen, so they never change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from lowshot_cli.augment import crop_and_flip
+from lowshot_cli.data import Images
+from lowshot_cli.files import read_tensors, write_tensors
+from lowshot_cli.model import EmbeddingNetwork
+from lowshot_cli.progress import OnProgress, Progress, silent
+
+BATCH = 256
+CACHE_LIMIT = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of each image are averaged: the image itself, or `count` crops and mirrorings."""
+
+    count: int
+    flip: bool
+    seed: int
+
+
+@torch.inference_mode()
+def embed(
+    network: EmbeddingNetwork,
+    pixels: Tensor,
+    dtype: torch.dtype = torch.float32,
+    views: Views | None = None,
+) -> Tensor:
+    """Embed images in evaluation mode.
+
+    Args:
+        network: left in the mode it was in.
+        pixels: `(N, 3, H, W)` uint8.
+        dtype: fp32, or bf16 for autocast.
+        views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
+
+    Returns:
+        `(N, D)` fp32; unit rows, or means of unit rows where `views` is given.
+    """
+    training = network.training
+    network.eval()
+    chunks = []
+    for start in range(0, len(pixels), BATCH):
+        batch = pixels[start : start + BATCH]
+        if views is None:
+            chunks.append(_forward(network, batch, dtype))
+            continue
+        generator = torch.Generator().manual_seed(views.seed)
+        total = torch.zeros(())
+        for _ in range(views.count):
+            view = crop_and_flip(batch, max(1, batch.shape[-1] // 8), views.flip, generator)
+            total = total + _forward(network, view, dtype)
+        chunks.append(total / views.count)
+    network.train(training)
+    return torch.cat(chunks) if chunks else torch.empty(0, 0)
+
+
+def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    device = network.device
+    images = network.normalisation.apply(pixels, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        embeddings: Tensor = network(images)
+    return embeddings.float().cpu()
+
+
+@dataclass(frozen=True)
+class EmbeddingCache:
+    """Embeddings on disk, one file for each network, preprocessing and class of images.
+
+    A file's name is a hash of everything its content depends on, pixels included: what is stale is
+    never found again. Files that have not been used longest go first when the limit is reached.
+
+    Attributes:
+        folder: where the files lie.
+        limit: bytes they may take in all.
+    """
+
+    folder: Path
+    limit: int = CACHE_LIMIT
+
+    @classmethod
+    def default(cls) -> EmbeddingCache:
+        """The cache in the user's cache folder."""
+        folder = Path(platformdirs.user_cache_dir("lowshot", appauthor=False))
+        return cls(folder / "embeddings")
+
+    def get(self, key: str) -> Tensor | None:
+        """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
+        path = self.folder / f"{key}.safetensors"
+        try:
+            tensors, metadata = read_tensors(path)
+            embeddings = tensors["embeddings"]
+            if metadata.get("checksum") != _checksum(embeddings):
+                raise ValueError("checksum")
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged file is made again, whatever the damage
+            path.unlink(missing_ok=True)
+            return None
+        return embeddings
+
+    def put(self, key: str, embeddings: Tensor) -> None:
+        """Store embeddings; a cache folder that cannot be written to is no error."""
+        metadata = {"checksum": _checksum(embeddings)}
+        path = self.folder / f"{key}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, {"embeddings": embeddings.contiguous()}, metadata)
+        except OSError:
+            return
+
+    def trim(self) -> None:
+        """Delete the longest unused files until the rest fits the limit."""
+        files = self.entries()
+        excess = sum(size for _, size, _ in files) - self.limit
+        for path, size, _ in sorted(files, key=lambda entry: entry[2]):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
+
+    def entries(self) -> list[tuple[Path, int, float]]:
+        """Path, size in bytes and time of last use of every file."""
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((path, status.st_size, status.st_mtime))
+        return found
+
+
+def _checksum(embeddings: Tensor) -> str:
+    return hashlib.blake2b(embeddings.contiguous().numpy().data, digest_size=16).hexdigest()
+
+
+def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
+    """Hash of what decides an embedding besides the pixels: weights, preprocessing, arithmetic."""
+    digest = hashlib.blake2b(digest_size=16)
+    about = (network.normalisation, str(dtype), network.device.type, torch.__version__, views)
+    digest.update(repr(about).encode())
+    digest.update(str(network.backbone).encode())
+    for name, tensor in network.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds classes of images, through the cache.
+
+    Attributes:
+        network: whose weights must not change while this embedder is used.
+        dtype: fp32 or bf16.
+        cache: None to embed everything anew.
+        on_progress: told after each class.
+    """
+
+    network: EmbeddingNetwork
+    dtype: torch.dtype = torch.float32
+    cache: EmbeddingCache | None = None
+    on_progress: OnProgress = silent
+
+    def classes(
+        self, images: Images, labels: Sequence[int], views: Views | None = None
+    ) -> list[Tensor]:
+        """Embeddings `(n_c, D)` of all images of each class, in the order of `labels`."""
+        prefix = fingerprint(self.network, self.dtype, views)
+        indices = [images.of_class(label) for label in labels]
+        pixels = [images.pixels[index] for index in indices]
+        keys = [
+            hashlib.blake2b(chunk.contiguous().numpy().data, digest_size=16, key=prefix.encode())
+            for chunk in pixels
+        ]
+        found: list[Tensor | None] = [
+            self.cache.get(key.hexdigest()) if self.cache else None for key in keys
+        ]
+        todo = [i for i, embeddings in enumerate(found) if embeddings is None]
+        total, done = sum(len(pixels[i]) for i in todo), 0
+        for i in todo:
+            made = embed(self.network, pixels[i], self.dtype, views)
+            found[i] = made
+            if self.cache:
+                self.cache.put(keys[i].hexdigest(), made)
+            done += len(made)
+            self.on_progress(Progress("embedding", done, total, milestone=done == total))
+        if self.cache and todo:
+            self.cache.trim()
+        return [embeddings for embeddings in found if embeddings is not None]

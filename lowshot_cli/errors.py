@@ -1,0 +1,76 @@
+"""Errors that a user can act on, and the exit codes they end with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    INTERRUPTED = 130
+
+
+class LowshotError(Exception):
+    """A problem outside the program, told in one line.
+
+    Args:
+        message: what is wrong and where.
+        hint: the next thing to type or to check.
+    """
+
+    exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(LowshotError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(LowshotError):
+    """A YAML config that cannot be used."""
+
+
+class DataError(LowshotError):
+    """Images or labels that are missing or broken."""
+
+
+class CheckpointError(LowshotError):
+    """A checkpoint that is missing, broken, stale or of another dataset."""
+
+
+class TrainingError(LowshotError):
+    """Training that cannot go on, such as a loss that is no longer finite."""
+
+
+class Interrupted(LowshotError):
+    """The user pressed Ctrl-C; the hint says how to continue."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like `name`, or None if none does."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    """A hint naming the known name nearest to `name`, or `otherwise`."""
+    match = nearest(name, known)
+    return f"did you mean {match!r}?" if match else otherwise

@@ -1,0 +1,255 @@
+"""Evaluation of one model on its test images, and of many trials at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.data import Dataset
+from lowshot_cli.embed import Embedder
+from lowshot_cli.errors import CheckpointError
+from lowshot_cli.imprint import BaseQueries
+from lowshot_cli.metrics import FloatArray, harmonic_mean
+
+NCR_POINTS = (2.0, 5.0)
+METRICS = (
+    "novel_accuracy",
+    "base_accuracy",
+    "global_accuracy",
+    "harmonic_mean",
+    "forgetting",
+    "ncr_at_2",
+    "ncr_at_5",
+)
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Accuracy of one class in percent over its `n` test images."""
+
+    name: str
+    accuracy: float
+    n: int
+    is_base: bool
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`n` test images of class `truth` that were taken for `taken_for`."""
+
+    truth: str
+    taken_for: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on its test images; accuracies over all classes of the head, in percent.
+
+    Novel accuracy and harmonic mean are None for a model without novel classes.
+    """
+
+    n_base: int
+    n_novel: int
+    base_accuracy: float
+    novel_accuracy: float | None
+    global_accuracy: float
+    harmonic_mean: float | None
+    forgetting: float
+    per_class: tuple[ClassAccuracy, ...]
+    confusions: tuple[Confusion, ...]
+
+
+def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Refuse a dataset that is not the checkpoint's.
+
+    Raises:
+        CheckpointError: another dataset, or another content under the same name.
+    """
+    meta = checkpoint.meta
+    if meta.dataset != dataset.name:
+        raise CheckpointError(
+            f"the checkpoint was trained on {meta.dataset}, not on {dataset.name}",
+            f"add --dataset {meta.dataset}, or name another --workdir or --checkpoint",
+        )
+    if meta.dataset_hash != dataset.content_hash:
+        raise CheckpointError(
+            f"the {dataset.name} data differ from those the checkpoint was trained on",
+            "check --data-dir and --image-size",
+        )
+
+
+def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Evaluation:
+    """Classify the test images of every class the model knows.
+
+    Args:
+        checkpoint: the model.
+        dataset: the one it was trained on.
+        embedder: of the checkpoint's network.
+
+    Raises:
+        CheckpointError: another dataset, or a class that has no test images in it.
+    """
+    check_dataset(checkpoint, dataset)
+    names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
+    strangers = [name for name in names if name not in dataset.class_names]
+    if strangers:
+        raise CheckpointError(f"the {dataset.name} dataset has no test images of {strangers[0]!r}")
+    labels = [dataset.label(name) for name in names]
+    per_class = embedder.classes(dataset.test, labels)
+    sizes = [len(embeddings) for embeddings in per_class]
+    truth = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
+    predicted = checkpoint.head.predict(torch.cat(per_class))
+    table = torch.bincount(truth * len(names) + predicted, minlength=len(names) ** 2)
+    table = table.view(len(names), len(names))
+    right = table.diagonal()
+
+    def accuracy(part: slice) -> float:
+        return 100 * int(right[part].sum()) / max(1, sum(sizes[part]))
+
+    base, everything = accuracy(slice(n_base)), accuracy(slice(None))
+    novel = accuracy(slice(n_base, None)) if n_base < len(names) else None
+    harmonic = None if novel is None else harmonic_mean(np.array([base]), np.array([novel])).item()
+    return Evaluation(
+        n_base=n_base,
+        n_novel=len(names) - n_base,
+        base_accuracy=base,
+        novel_accuracy=novel,
+        global_accuracy=everything,
+        harmonic_mean=harmonic,
+        forgetting=checkpoint.base_accuracy - base,
+        per_class=tuple(
+            ClassAccuracy(name, 100 * int(right[i]) / max(1, sizes[i]), sizes[i], i < n_base)
+            for i, name in enumerate(names)
+        ),
+        confusions=_worst_confusions(table, names),
+    )
+
+
+def _worst_confusions(table: Tensor, names: Sequence[str], most: int = 5) -> tuple[Confusion, ...]:
+    errors = table.clone().fill_diagonal_(0).flatten()
+    worst = errors.argsort(descending=True, stable=True)[:most]
+    return tuple(
+        Confusion(names[int(cell) // len(names)], names[int(cell) % len(names)], int(errors[cell]))
+        for cell in worst
+        if errors[cell] > 0
+    )
+
+
+@dataclass(frozen=True)
+class NovelQueries:
+    """Test queries of one novel class.
+
+    Attributes:
+        embeddings: `(Q, D)` unit embeddings.
+        best: `(Q,)` largest base cosine of each.
+        nearest: `(Q, C)` fp32 one-hot of the base class that has it.
+    """
+
+    embeddings: Tensor
+    best: Tensor
+    nearest: Tensor
+
+    @classmethod
+    def of(cls, proxies: Tensor, embeddings: Tensor) -> NovelQueries:
+        """Find the best base class of each query once for all trials."""
+        best, nearest = (embeddings @ proxies.T).max(1)
+        return cls(embeddings, best, F.one_hot(nearest, len(proxies)).float())
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a tile of trials reaches.
+
+    Attributes:
+        metrics: per name in `METRICS` the values `(T,)`, percent or points.
+        swallowed: `(T, C)` percent of the novel queries that each base class took.
+    """
+
+    metrics: dict[str, FloatArray]
+    swallowed: Tensor
+
+
+def score_trials(
+    rows: Tensor,
+    bias: Tensor,
+    units: Tensor,
+    base: BaseQueries,
+    novel: Mapping[int, NovelQueries],
+    base_accuracy_before: float,
+) -> Scores:
+    """Score trials without ever forming the logits of all classes.
+
+    A query's best base cosine is the same in every trial, so one cosine per query decides.
+
+    Args:
+        rows: `(T, W, D)` unit novel rows.
+        bias: `(T,)` added to the novel cosines.
+        units: `(T, W)` int64 label of the novel class of each row.
+        base: base test queries.
+        novel: test queries by label.
+        base_accuracy_before: pristine base accuracy in percent.
+    """
+    margins = base.margins(rows)
+    base_accuracy = base.accuracy(margins, bias).numpy()
+    shifts = base.turning_points(margins, NCR_POINTS)
+    right = torch.zeros(len(rows), dtype=torch.float64)
+    reached = torch.zeros(len(rows), len(NCR_POINTS), dtype=torch.float64)
+    swallowed = torch.zeros(len(rows), base_classes(novel))
+    n_novel = torch.zeros(len(rows), dtype=torch.float64)
+    for label in units.unique().tolist():
+        queries = novel[label]
+        own, margin = _own_margins(rows, units, label, queries)
+        # Trials without the class have no margin there: infinity, which nothing reaches.
+        taken = margin < bias[:, None]
+        right += taken.sum(1)
+        reached += (margin[:, None, :] < shifts[:, :, None]).sum(2)
+        lost = own[:, None] & ~taken
+        swallowed += lost.float() @ queries.nearest
+        n_novel += own * len(queries.best)
+    novel_accuracy = (100 * right / n_novel).numpy()
+    n_all = base.total + n_novel.numpy()
+    ncr = (100 * reached / n_novel[:, None]).numpy()
+    total_right = base_accuracy * base.total / 100 + right.numpy()
+    share = 100 * swallowed / n_novel[:, None].float()
+    metrics = {
+        "novel_accuracy": novel_accuracy,
+        "base_accuracy": base_accuracy,
+        "global_accuracy": 100 * total_right / n_all,
+        "harmonic_mean": harmonic_mean(base_accuracy, novel_accuracy),
+        "forgetting": base_accuracy_before - base_accuracy,
+        "ncr_at_2": ncr[:, 0],
+        "ncr_at_5": ncr[:, 1],
+    }
+    return Scores({name: values.round(4) + 0.0 for name, values in metrics.items()}, share)
+
+
+def base_classes(novel: Mapping[int, NovelQueries]) -> int:
+    """How many base classes the queries were compared with."""
+    return next(iter(novel.values())).nearest.shape[1]
+
+
+def _own_margins(
+    rows: Tensor, units: Tensor, label: int, queries: NovelQueries
+) -> tuple[Tensor, Tensor]:
+    """Which trials have the class `(T,)`, and margins `(T, Q)` of its queries there.
+
+    A margin is infinite where another novel row of the trial is at least as near as its own.
+    """
+    trials, ways, size = rows.shape
+    cosines = (rows.reshape(-1, size) @ queries.embeddings.T).view(trials, ways, -1)
+    is_own = units == label
+    own = is_own.any(1)
+    if ways == 1:
+        nearest = cosines[:, 0]
+        return own, (queries.best - nearest).masked_fill(~own[:, None], torch.inf)
+    mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)
+    others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)
+    unreachable = ~own[:, None] | (others >= mine)
+    return own, (queries.best - mine).masked_fill(unreachable, torch.inf)

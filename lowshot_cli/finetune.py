@@ -1,0 +1,302 @@
+"""Fine-tuning after imprinting: the novel rows alone, all rows, or the whole network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.augment import crop_and_flip
+from lowshot_cli.config import FinetuneConfig
+from lowshot_cli.data.splits import hash_keys
+from lowshot_cli.errors import TrainingError
+from lowshot_cli.model import EmbeddingNetwork
+from lowshot_cli.progress import OnProgress, Progress, silent
+
+_BATCH_STREAM = 11
+
+
+def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
+    """Loss weight of a sample of each class.
+
+    `adaptive` weighs a class by the inverse of how many of its samples the batches really hold, so
+    every class has the same say, whether its samples are repeated or not. `novel_weight` replaces
+    that with a fixed ratio, novel to base; `plain` weighs all samples alike.
+
+    Args:
+        counts: `(C,)` samples of each class that one pass over the batches holds.
+        loss: `adaptive` or `plain`.
+        n_base: how many of the classes are base classes.
+        novel_weight: weight of a novel sample, that of a base sample being 1.
+
+    Returns:
+        `(C,)` fp32, scaled so that the weights of all samples average 1.
+    """
+    counts = counts.float()
+    if loss == "plain":
+        weights = torch.ones_like(counts)
+    elif novel_weight is not None:
+        weights = torch.ones_like(counts)
+        weights[n_base:] = novel_weight
+    else:
+        weights = torch.where(counts > 0, 1 / counts.clamp(min=1), torch.zeros_like(counts))
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+def sample_weights(labels: Tensor, n_base: int, ways: int, config: FinetuneConfig) -> Tensor:
+    """Loss weight `(N,)` of each sample whose labels `(N,)` make up one pass."""
+    counts = torch.bincount(labels, minlength=n_base + ways)
+    return class_weights(counts, config.loss, n_base, config.novel_weight)[labels]
+
+
+@dataclass(frozen=True)
+class BaseSamples:
+    """Base embeddings that hold novel rows off.
+
+    Attributes:
+        embeddings: `(N, D)` unit embeddings that set no bias afterwards.
+        labels: `(N,)` int64 base rows.
+        proxies: `(C, D)` base rows.
+        scale: factor on the cosines.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    proxies: Tensor
+    scale: float
+
+    def log_sum_exp(self, embeddings: Tensor) -> Tensor:
+        """Log-sum-exp of the base logits `(...)` of embeddings `(..., D)`."""
+        return (self.scale * embeddings @ self.proxies.T).logsumexp(-1)
+
+
+def finetune_rows(
+    rows: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
+) -> Tensor:
+    """Train the novel rows of many trials at once, base rows frozen.
+
+    Frozen base rows enter the softmax only through their log-sum-exp, which never changes. A bias
+    is trained along, so that the row's direction need not make up for calibration, and dropped.
+    Adam (Kingma and Ba, ICLR 2015) on rows and bias; rows are normalised after every step.
+
+    Args:
+        rows: `(T, W, D)` unit rows to start from.
+        support: `(T, n, D)` unit support embeddings of all novel classes of a trial.
+        targets: `(n,)` int64 novel class 0..W-1 of each, the same for every trial.
+        base: samples and rows of the base classes, the same for every trial.
+        config: `steps`, `head_lr`, `loss` and `novel_weight` are read.
+
+    Returns:
+        `(T, W, D)` unit rows.
+    """
+    trials, ways, size = rows.shape
+    labels = torch.cat([base.labels, targets + len(base.proxies)])
+    weights = sample_weights(labels, len(base.proxies), ways, config) / len(labels)
+    base_weight, support_weight = weights.split([len(base.labels), len(targets)])
+    onehot = F.one_hot(targets, ways).float().T
+    base_lse, support_lse = base.log_sum_exp(base.embeddings), base.log_sum_exp(support)
+
+    rows, bias = rows.clone(), torch.zeros(trials, 1)
+    optimiser = torch.optim.Adam([rows, bias], lr=config.head_lr)
+    for _ in range(config.steps):
+        # Gradients of the cross-entropy: (probability - target) x weight x scale x embedding.
+        cosines = (rows.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)
+        on_base = _novel_softmax(base.scale * (cosines + bias[:, :, None]), base_lse) * base_weight
+        logits = base.scale * (rows @ support.mT + bias[:, :, None])
+        on_support = (_novel_softmax(logits, support_lse[:, None]) - onehot) * support_weight
+        gradient = (on_base.view(trials * ways, -1) @ base.embeddings).view_as(rows)
+        gradient = base.scale * (gradient + on_support @ support)
+        push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))
+        # Only the part along the sphere turns a row.
+        rows.grad = gradient - (gradient * rows).sum(-1, keepdim=True) * rows
+        bias.grad = push[:, None]
+        optimiser.step()
+        rows.copy_(F.normalize(rows, dim=-1))
+    return rows
+
+
+def _novel_softmax(logits: Tensor, base_lse: Tensor) -> Tensor:
+    """Novel probabilities of logits `(T, W, n)`, the base log-sum-exp being broadcast to them."""
+    if logits.shape[1] == 1:
+        return torch.sigmoid(logits - base_lse)
+    total = torch.logaddexp(logits.logsumexp(1, keepdim=True), base_lse)
+    return (logits - total).exp()
+
+
+def finetune_all_rows(
+    rows: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """Train novel rows with the base rows released, on every second step or on all.
+
+    Args:
+        rows: `(W, D)` unit novel rows to start from.
+        support: `(n, D)` unit support embeddings.
+        targets: `(n,)` int64 novel class 0..W-1 of each.
+        base: samples and rows of the base classes.
+        config: as for `finetune_rows`; `freeze_base` is `alternate` or `never`.
+
+    Returns:
+        Base rows `(C, D)` and novel rows `(W, D)`, all unit.
+    """
+    embeddings = torch.cat([base.embeddings, support])
+    labels = torch.cat([base.labels, targets + len(base.proxies)])
+    weights = sample_weights(labels, len(base.proxies), len(rows), config)
+    base_rows, rows, bias = base.proxies.clone(), rows.clone(), torch.zeros(1)
+    novel_optimiser = torch.optim.Adam([rows, bias], lr=config.head_lr)
+    base_optimiser = torch.optim.Adam([base_rows], lr=config.head_lr)
+    for parameter in (base_rows, rows, bias):
+        parameter.requires_grad_()
+    for step in range(config.steps):
+        cosines = torch.cat([embeddings @ base_rows.T, embeddings @ rows.T + bias], 1)
+        losses = F.cross_entropy(base.scale * cosines, labels, reduction="none")
+        novel_optimiser.zero_grad()
+        base_optimiser.zero_grad()
+        (losses * weights).mean().backward()
+        novel_optimiser.step()
+        moved = [rows]
+        if not base_is_frozen(config, step):
+            base_optimiser.step()
+            moved.append(base_rows)
+        _normalise(moved)
+    return base_rows.detach(), rows.detach()
+
+
+@torch.no_grad()
+def _normalise(parameters: list[Tensor]) -> None:
+    for rows in parameters:
+        rows.copy_(F.normalize(rows, dim=1))
+
+
+def base_is_frozen(config: FinetuneConfig, step: int) -> bool:
+    """Whether the base rows stay as they are in a step: always, on even steps, or never."""
+    return config.freezing == "always" or (config.freezing == "alternate" and step % 2 == 0)
+
+
+@dataclass(frozen=True)
+class FullData:
+    """Images for fine-tuning the whole network.
+
+    Attributes:
+        base_pixels: `(N, 3, H, W)` uint8 fit images.
+        base_labels: `(N,)` int64 base rows.
+        support_pixels: `(n, 3, H, W)` uint8 support images of all novel classes.
+        support_labels: `(n,)` int64 rows, counted on after the base rows.
+        flip: whether images may be mirrored.
+    """
+
+    base_pixels: Tensor
+    base_labels: Tensor
+    support_pixels: Tensor
+    support_labels: Tensor
+    flip: bool
+
+
+def finetune_full(
+    network: EmbeddingNetwork,
+    proxies: Tensor,
+    scale: float,
+    data: FullData,
+    config: FinetuneConfig,
+    seed: int,
+    on_progress: OnProgress = silent,
+) -> Tensor:
+    """Train backbone and rows on the fit images and the shots, in place for the backbone.
+
+    The shots are repeated until a novel class has as many samples as an average base class, and
+    the class weights count the repeated samples. BatchNorm keeps its statistics: batches full of
+    a few repeated images would bend them.
+
+    Args:
+        network: trained in place, in evaluation mode throughout.
+        proxies: `(C, D)` unit rows, base first.
+        scale: factor on the cosines.
+        data: images of both kinds.
+        config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss` and `novel_weight` are read.
+        seed: decides order and augmentation.
+        on_progress: told after each step.
+
+    Returns:
+        `(C, D)` unit rows.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    n_base = int(data.base_labels.max()) + 1
+    order, labels = _with_repeated_support(data)
+    weights = sample_weights(labels, n_base, len(proxies) - n_base, config)
+    base_rows, novel_rows = (
+        part.clone().to(network.device).requires_grad_()
+        for part in (proxies[:n_base], proxies[n_base:])
+    )
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(
+        [*parameters, novel_rows], lr=config.lr, momentum=0.9, nesterov=True
+    )
+    base_optimiser = torch.optim.SGD([base_rows], lr=config.lr, momentum=0.9, nesterov=True)
+    pixels = (data.base_pixels, data.support_pixels)
+    total = config.epochs * math.ceil(len(order) / config.batch_size)
+    network.eval()
+    for step, batch, generator in _batches(len(order), config, seed):
+        images = crop_and_flip(_gather(pixels, order[batch]), 3, data.flip, generator)
+        inputs = network.normalisation.apply(images, network.device)
+        logits = scale * network(inputs) @ torch.cat([base_rows, novel_rows]).T
+        target = labels[batch]
+        losses = F.cross_entropy(logits, target.to(network.device), reduction="none")
+        loss = (losses * weights[batch].to(network.device)).mean()
+        if not bool(loss.isfinite()):
+            raise TrainingError(f"the loss is not finite at step {step + 1}", "give a smaller --lr")
+        optimiser.zero_grad()
+        base_optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        moved = [novel_rows]
+        if not base_is_frozen(config, step):
+            base_optimiser.step()
+            moved.append(base_rows)
+        _normalise(moved)
+        facts = {"loss": loss.item()}
+        on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
+    return torch.cat([base_rows, novel_rows]).detach().cpu()
+
+
+def _with_repeated_support(data: FullData) -> tuple[Tensor, Tensor]:
+    """Sample numbers and labels of one epoch; numbers from len(base) on are support images."""
+    n_fit = len(data.base_labels)
+    per_class = n_fit // len(data.base_labels.unique())
+    numbers, labels = [torch.arange(n_fit)], [data.base_labels]
+    for label in data.support_labels.unique():
+        members = (data.support_labels == label).nonzero().squeeze(1)
+        repeated = members.repeat(max(1, round(per_class / len(members))))
+        numbers.append(n_fit + repeated)
+        labels.append(data.support_labels[repeated])
+    return torch.cat(numbers), torch.cat(labels)
+
+
+def _gather(pixels: tuple[Tensor, Tensor], numbers: Tensor) -> Tensor:
+    base, support = pixels
+    result = torch.empty((len(numbers), *base.shape[1:]), dtype=torch.uint8)
+    is_base = numbers < len(base)
+    result[is_base] = base[numbers[is_base]]
+    result[~is_base] = support[numbers[~is_base] - len(base)]
+    return result
+
+
+def _batches(
+    count: int, config: FinetuneConfig, seed: int
+) -> Iterator[tuple[int, Tensor, torch.Generator]]:
+    """Step number, sample positions and a generator of the step's own, over all epochs."""
+    step = 0
+    for epoch in range(config.epochs):
+        shuffle = _generator(seed, epoch, -1)
+        for batch in torch.randperm(count, generator=shuffle).split(config.batch_size):
+            yield step, batch, _generator(seed, epoch, step)
+            step += 1
+
+
+def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
+    key = hash_keys(seed, _BATCH_STREAM, epoch, step + 1)[0]
+    return torch.Generator().manual_seed(int(key) >> 1)

@@ -1,0 +1,119 @@
+"""Weight imprinting (Qi, Brown, Lowe: "Low-Shot Learning with Imprinted Weights", CVPR 2018).
+
+Embeddings x and class weights w both lie on the unit sphere, so a class's weight is a template and
+an embedding of the class is its best guess. Leading dimensions `...` run over trials and classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.metrics import allowed_losses, margins_of, turning_points
+
+UNCALIBRATED_METHODS = frozenset({"imprint", "random"})
+DEFAULT_MAX_FORGETTING = 2.0
+# A bias this far below a turning point stays below it when the cosines are summed in another order.
+_CLEARANCE = 1e-6
+
+
+def imprint(support: Tensor) -> Tensor:
+    """The proxy of a class is the normalised mean of its support embeddings (section 3.2, eq. 4-5).
+
+    Args:
+        support: `(..., k, D)` unit embeddings, or means over augmented views of one image each.
+
+    Returns:
+        `(..., D)` unit rows.
+    """
+    return F.normalize(support.mean(-2), dim=-1)
+
+
+@dataclass(frozen=True)
+class BaseQueries:
+    """Base queries, as far as they bear on what novel rows cost.
+
+    Attributes:
+        embeddings: `(n, D)` of the queries that the base model gets, or got, right.
+        best: `(n,)` largest base cosine of each.
+        right_before: `(n,)` bool, right under the pristine base model.
+        right_now: `(n,)` bool, right under today's base rows and backbone, novel classes aside.
+        total: number of base queries, right or wrong.
+    """
+
+    embeddings: Tensor
+    best: Tensor
+    right_before: Tensor
+    right_now: Tensor
+    total: int
+
+    @classmethod
+    def of(
+        cls,
+        proxies: Tensor,
+        embeddings: Tensor,
+        labels: Tensor,
+        right_before: Tensor | None = None,
+    ) -> BaseQueries:
+        """Classify base queries once for all trials.
+
+        Args:
+            proxies: `(C, D)` base rows.
+            embeddings: `(N, D)` unit embeddings of base queries.
+            labels: `(N,)` int64 rows they belong to.
+            right_before: `(N,)` bool under the pristine model, where it differs from this one.
+        """
+        best, predicted = (embeddings @ proxies.T).max(1)
+        right_now = predicted == labels
+        before = right_now if right_before is None else right_before
+        keep = before | right_now
+        return cls(embeddings[keep], best[keep], before[keep], right_now[keep], len(labels))
+
+    def margins(self, rows: Tensor) -> Tensor:
+        """Margins `(T, n)` against the nearest of each trial's novel rows `(T, W, D)`."""
+        trials, ways, size = rows.shape
+        if ways == 1:
+            return margins_of(self.embeddings, self.best, rows[:, 0])
+        cosines = (rows.reshape(-1, size) @ self.embeddings.T).view(trials, ways, -1)
+        return self.best - cosines.amax(1)
+
+    def turning_points(self, margins: Tensor, points: tuple[float, ...]) -> Tensor:
+        """Shifts `(T, len(points))` below which at most that many points of base accuracy go."""
+        if not bool(self.right_now.all() & self.right_before.all()):
+            margins = margins.masked_fill(~self.right_now, -torch.inf)[:, self.right_before]
+        return turning_points(margins, [allowed_losses(share, self.total) for share in points])
+
+    def accuracy(self, margins: Tensor, bias: Tensor) -> Tensor:
+        """Base accuracy `(T,)` in percent with the novel bias `(T,)`."""
+        kept = margins > bias[:, None]
+        if not bool(self.right_now.all()):
+            kept &= self.right_now
+        return 100 * kept.sum(1, dtype=torch.float64) / self.total
+
+
+def operating_bias(rows: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
+    """The largest novel bias that costs at most `max_forgetting` points on the base hold-out.
+
+    Args:
+        rows: `(T, W, D)` novel rows of each trial, sharing one bias.
+        holdout: base hold-out queries, used for nothing else that shaped the rows.
+        max_forgetting: points of base accuracy, against the pristine base model.
+
+    Returns:
+        `(T,)`. 0 where no bias could cost as much.
+    """
+    shifts = holdout.turning_points(holdout.margins(rows), (max_forgetting,))[:, 0]
+    return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
+
+
+def budget_of(method: str, max_forgetting: float | str | None) -> float | None:
+    """The forgetting budget in points; None means bias 0.
+
+    `imprint` and `random` are the paper's, which has no bias, unless a budget is asked for.
+    """
+    if max_forgetting == "none" or (max_forgetting is None and method in UNCALIBRATED_METHODS):
+        return None
+    return DEFAULT_MAX_FORGETTING if max_forgetting is None else float(max_forgetting)

@@ -1,0 +1,190 @@
+"""Where all that people or programs read is written: results to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.bar import Bar
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from lowshot_cli.errors import LowshotError
+from lowshot_cli.progress import Progress as Report
+
+_FACTS = {
+    "epoch": "epoch {:.0f}",
+    "loss": "loss {:.3f}",
+    "holdout_accuracy": "hold-out {:.1f} %",
+    "images_per_second": "{:.0f} images/s",
+}
+_BAR_WIDTH = 10
+
+
+class _FactsColumn(ProgressColumn):
+    """The numbers of the latest report; rate and epoch first to go when the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("facts", ""), no_wrap=True, overflow="ellipsis")
+
+
+class Output:
+    """One sink for people and machines.
+
+    Args:
+        as_json: print results as JSON and nothing else on stdout.
+        quiet: leave out progress and notes.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.results = _console(sys.stdout)
+        self.messages = _console(sys.stderr)
+        self._started: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """A line for people, on stderr."""
+        if not self.quiet:
+            self.messages.print(Text(text), soft_wrap=True)
+
+    def finish(self, written: Sequence[object], then: str | None = None) -> None:
+        """The closing lines: what was written, and what to type next."""
+        for path in written:
+            self.note(f"wrote {path}")
+        if then:
+            self.note(f"next: {then}")
+
+    def data(self, value: object) -> None:
+        """Results for programs."""
+        if self.as_json:
+            print(json.dumps(value, ensure_ascii=False))
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        title: str | None = None,
+        caption: str | None = None,
+    ) -> None:
+        """Results for people: names to the left, numbers to the right."""
+        if self.as_json:
+            return
+        table = Table(
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title=title,
+            caption=caption,
+            title_justify="left",
+        )
+        table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+        for index, name in enumerate(columns):
+            numeric = all(_is_number(row[index]) for row in rows)
+            table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        self.results.print(table)
+
+    def line(self, text: str) -> None:
+        """One line of results for people."""
+        if not self.as_json:
+            self.results.print(Text(text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Any]:
+        """Show reports of the engine: a live bar on a terminal, else a line per milestone."""
+        if self.quiet:
+            yield lambda report: None
+        elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
+            with _bar(self.messages) as bar:
+                tasks: dict[str, TaskID] = {}
+
+                def show(report: Report) -> None:
+                    if report.stage not in tasks:
+                        tasks[report.stage] = bar.add_task(
+                            report.stage, total=report.total, facts=""
+                        )
+                    bar.update(
+                        tasks[report.stage],
+                        completed=report.done,
+                        total=report.total,
+                        facts=_facts(report),
+                    )
+
+                yield show
+        else:
+            yield self._print_milestone
+
+    def _print_milestone(self, report: Report) -> None:
+        started = self._started.setdefault(report.stage, time.perf_counter())
+        if report.milestone:
+            elapsed = time.perf_counter() - started
+            parts = [f"{report.stage} {report.done:,}/{report.total:,} {report.unit}"]
+            parts += [facts] if (facts := _facts(report)) else []
+            self.note(", ".join([*parts, f"{elapsed:.0f} s"]))
+
+
+def _console(file: Any) -> Console:
+    return Console(file=file, markup=False, highlight=False, emoji=False)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        _FactsColumn(),
+        console=console,
+    )
+
+
+def _facts(report: Report) -> str:
+    return ", ".join(
+        _FACTS[name].format(value) for name, value in report.facts.items() if name in _FACTS
+    )
+
+
+def _is_number(cell: object) -> bool:
+    return str(cell)[:1] in set("0123456789+-−–") or str(cell) == ""
+
+
+def percent_bar(percent: float) -> Bar:
+    """A small bar for a table."""
+    return Bar(100, 0, percent, width=_BAR_WIDTH)
+
+
+def show_error(error: LowshotError) -> None:
+    """One clear line on stderr, and what to do next on a second."""
+    console = _console(sys.stderr)
+    console.print(Text(f"error: {error.message}"), soft_wrap=True)
+    if error.hint:
+        console.print(Text(f"  -> {error.hint}"), soft_wrap=True)
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one decimal, an en dash where there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def with_interval(summary: dict[str, Any]) -> str:
+    """`62.6 ± 2.1` from a metric's summary."""
+    interval = summary["ci95"]
+    if interval is None:
+        return f"{summary['mean']:.1f}"
+    return f"{summary['mean']:.1f} ± {(interval[1] - interval[0]) / 2:.1f}"

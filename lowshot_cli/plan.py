@@ -1,0 +1,134 @@
+"""What a sweep will do, decided before any of it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config, SweepConfig
+from lowshot_cli.data import Dataset
+from lowshot_cli.data.splits import class_order, hash_keys, sample_classes
+from lowshot_cli.errors import UsageError
+from lowshot_cli.evaluate import check_dataset
+from lowshot_cli.results import CLASS_SEPARATOR
+
+TILE = 256
+IntArray = npt.NDArray[np.int64]
+_GROUP_STREAM = 31
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of work: trials `start` to `stop` of the plan with one method and shot count."""
+
+    method: str
+    shots: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sweep will do, before any of it is done.
+
+    Attributes:
+        groups: labels of the novel classes that a trial adds together; one class each by default.
+        names: a name for each group.
+        trials: trials per group.
+        shots: numbers of support images.
+        methods: as in `--method`.
+        seed: decides every draw.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    trials: int
+    shots: tuple[int, ...]
+    methods: tuple[str, ...]
+    seed: int
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that the sweep will write."""
+        return len(self.groups) * self.trials * len(self.shots) * len(self.methods)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of work in the order in which their rows stand in `results.csv`."""
+        total = len(self.groups) * self.trials
+        for shots in self.shots:
+            for start in range(0, total, TILE):
+                stop = min(start + TILE, total)
+                for method in self.methods:
+                    if method == "finetune-full":
+                        yield from (Piece(method, shots, i, i + 1) for i in range(start, stop))
+                    else:
+                        yield Piece(method, shots, start, stop)
+
+    def locate(self, piece: Piece) -> tuple[IntArray, IntArray]:
+        """Group and trial number of each of a piece's trials."""
+        return np.divmod(np.arange(piece.start, piece.stop), self.trials)
+
+
+def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
+    """Decide on the novel classes and the trials.
+
+    Raises:
+        CheckpointError: a base model of another dataset.
+        UsageError: a novel class that is a base class or does not exist, too many shots or ways.
+    """
+    check_dataset(checkpoint, dataset)
+    options, meta = config.sweep, checkpoint.meta
+    order = class_order(dataset, meta.split, meta.class_order_seed)
+    names = _novel_names([name for name in order if name not in meta.classes], options, config.seed)
+    for name in names:
+        if name in meta.classes:
+            raise UsageError(f"{name!r} is a base class", "name novel classes in --novel")
+    labels = [dataset.label(name) for name in names]
+    fewest = min(len(dataset.train.of_class(label)) for label in labels)
+    if max(options.shots) > fewest:
+        raise UsageError(
+            f"--shots {max(options.shots)}: a novel class has {fewest} training images",
+            f"give numbers up to {fewest}",
+        )
+    for name, label in zip(names, labels, strict=True):
+        if not len(dataset.test.of_class(label)):
+            raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
+    groups = _group(labels, options.ways, config.seed)
+    return Plan(
+        groups=groups,
+        names=tuple(
+            CLASS_SEPARATOR.join(dataset.class_names[label] for label in group) for group in groups
+        ),
+        trials=options.trials,
+        shots=options.shots,
+        methods=options.methods,
+        seed=config.seed,
+    )
+
+
+def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[str]:
+    if not available:
+        raise UsageError("every class is a base class", "train the base model on fewer classes")
+    if isinstance(options.novel, tuple):
+        return list(options.novel)
+    if options.novel == "all":
+        return available
+    if options.novel > len(available):
+        raise UsageError(
+            f"--novel {options.novel}: there are {len(available)} novel classes",
+            f"give a number up to {len(available)}",
+        )
+    return list(sample_classes(seed, available, options.novel))
+
+
+def _group(labels: list[int], ways: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    if ways > len(labels):
+        raise UsageError(f"--ways {ways}: there are {len(labels)} novel classes")
+    if ways > 1:
+        keys = hash_keys(seed, _GROUP_STREAM, np.array(labels))
+        labels = [labels[i] for i in np.argsort(keys, kind="stable")]
+    return tuple(tuple(labels[i : i + ways]) for i in range(0, len(labels) - ways + 1, ways))

@@ -1,0 +1,250 @@
+"""Rows of a sweep on disk, and what they add up to. Memory does not grow with their number."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lowshot_cli.errors import DataError
+from lowshot_cli.evaluate import METRICS
+from lowshot_cli.metrics import FloatArray, Summary, summarise, t_interval
+
+COLUMNS = ("method", "shots", "classes", "trial", *METRICS, "bias", "swallowed_by", "swallowed")
+CLASS_SEPARATOR = " + "
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Results of some trials of one method at one number of shots.
+
+    Attributes:
+        method: as in `--method`.
+        shots: support images per class.
+        groups: `(T,)` which group of novel classes each trial added.
+        trials: `(T,)` number of the trial within its group.
+        metrics: per name in `METRICS` the values `(T,)`.
+        bias: `(T,)`.
+        swallower: `(T,)` the base class that took most of the novel queries.
+        swallowed: `(T,)` percent of the novel queries that it took.
+    """
+
+    method: str
+    shots: int
+    groups: IntArray
+    trials: IntArray
+    metrics: dict[str, FloatArray]
+    bias: FloatArray
+    swallower: IntArray
+    swallowed: FloatArray
+
+
+@dataclass
+class _Cell:
+    """Running sums per group of one method at one number of shots."""
+
+    counts: FloatArray
+    sums: dict[str, FloatArray]
+    squares: dict[str, FloatArray]
+    swallowed: FloatArray
+    best: dict[int, tuple[float, int]] = field(default_factory=dict)
+    worst: dict[int, tuple[float, int]] = field(default_factory=dict)
+
+
+class Tally:
+    """Adds up rows as they come."""
+
+    def __init__(self, group_names: Sequence[str], base_names: Sequence[str]) -> None:
+        self.group_names, self.base_names = tuple(group_names), tuple(base_names)
+        self.n_rows = 0
+        self._cells: dict[tuple[str, int], _Cell] = {}
+
+    def add(self, rows: Rows) -> None:
+        """Count rows in."""
+        size = len(self.group_names)
+        cell = self._cells.get((rows.method, rows.shots))
+        if cell is None:
+            sums, squares = ({name: np.zeros(size) for name in METRICS} for _ in range(2))
+            cell = _Cell(np.zeros(size), sums, squares, np.zeros((size, len(self.base_names))))
+            self._cells[rows.method, rows.shots] = cell
+        self.n_rows += len(rows.trials)
+        np.add.at(cell.counts, rows.groups, 1)
+        for name, values in rows.metrics.items():
+            np.add.at(cell.sums[name], rows.groups, values)
+            np.add.at(cell.squares[name], rows.groups, values**2)
+        np.add.at(cell.swallowed, (rows.groups, rows.swallower), rows.swallowed)
+        self._note_extremes(cell, rows)
+
+    def _note_extremes(self, cell: _Cell, rows: Rows) -> None:
+        reached = rows.metrics["ncr_at_2"]
+        for group in np.unique(rows.groups):
+            members = np.flatnonzero(rows.groups == group)
+            high, low = members[reached[members].argmax()], members[reached[members].argmin()]
+            key = int(group)
+            if key not in cell.best or reached[high] > cell.best[key][0]:
+                cell.best[key] = (float(reached[high]), int(rows.trials[high]))
+            if key not in cell.worst or reached[low] < cell.worst[key][0]:
+                cell.worst[key] = (float(reached[low]), int(rows.trials[low]))
+
+    def cells(self) -> list[dict[str, Any]]:
+        """One entry per method and number of shots, as in the `--json` contract."""
+        entries = []
+        for (method, shots), cell in self._cells.items():
+            done = cell.counts > 0
+            entry: dict[str, Any] = {
+                "method": method,
+                "shots": shots,
+                "n_trials": int(cell.counts.sum()),
+                "n_classes": int(done.sum()),
+            }
+            for name in METRICS:
+                entry[name] = as_json(
+                    summarise(cell.counts[done], cell.sums[name][done], cell.squares[name][done])
+                )
+            entries.append(entry)
+        return entries
+
+    def paired(self) -> list[dict[str, Any]]:
+        """Differences between methods on the same draws, with intervals over class means."""
+        found = []
+        for (one, shots), (other, more) in combinations(self._cells, 2):
+            if shots != more:
+                continue
+            first, second = self._cells[one, shots], self._cells[other, shots]
+            both = (first.counts > 0) & (first.counts == second.counts)
+            entry: dict[str, Any] = {"methods": [other, one], "shots": shots}
+            for name in METRICS:
+                difference = (second.sums[name][both] - first.sums[name][both]) / first.counts[both]
+                if len(difference):
+                    interval = t_interval(difference)
+                    entry[name] = {
+                        "mean": float(difference.mean()),
+                        "ci95": list(interval) if interval else None,
+                    }
+            found.append(entry)
+        return found
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Per cell and group of classes: means, who swallows it, best and worst trial."""
+        entries = []
+        for (method, shots), cell in self._cells.items():
+            for group in np.flatnonzero(cell.counts):
+                count = cell.counts[group]
+                means = {name: cell.sums[name][group] / count for name in METRICS}
+                swallower = int(cell.swallowed[group].argmax())
+                entries.append(
+                    {
+                        "method": method,
+                        "shots": shots,
+                        "class": self.group_names[group],
+                        **{name: round(float(value), 4) for name, value in means.items()},
+                        "swallowed_by": self.base_names[swallower],
+                        "swallowed": round(float(cell.swallowed[group, swallower] / count), 4),
+                        "best_trial": cell.best[int(group)][1],
+                        "worst_trial": cell.worst[int(group)][1],
+                    }
+                )
+        return entries
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """A summary as in the `--json` contract."""
+    return {
+        "mean": summary.mean,
+        "std_between": summary.std_between,
+        "std_within": summary.std_within,
+        "ci95": list(summary.ci95) if summary.ci95 else None,
+    }
+
+
+class RowFile:
+    """`results.csv`: one row per trial, flushed after each piece of work."""
+
+    def __init__(self, path: Path, tally: Tally) -> None:
+        self.tally = tally
+        fresh = not path.exists() or path.stat().st_size == 0
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if fresh:
+            self._writer.writerow(COLUMNS)
+            self._file.flush()
+
+    def append(self, rows: Rows) -> None:
+        """Write rows in one go."""
+        names = [self.tally.group_names[group] for group in rows.groups.tolist()]
+        swallowers = [self.tally.base_names[base] for base in rows.swallower.tolist()]
+        columns = [rows.metrics[name].tolist() for name in METRICS]
+        columns += [rows.bias.tolist(), swallowers, rows.swallowed.tolist()]
+        values = zip(names, rows.trials.tolist(), *columns, strict=True)
+        self._writer.writerows((rows.method, rows.shots, *row) for row in values)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
+    """Count the rows of an earlier run in, and cut off what it did not finish.
+
+    Args:
+        path: `results.csv`.
+        tally: gets the rows of all finished pieces of work.
+        sizes: number of rows of each piece, in order.
+
+    Returns:
+        How many pieces are finished.
+
+    Raises:
+        DataError: no such file, or rows that this sweep does not write.
+    """
+    if not path.is_file():
+        raise DataError(f"{path.parent} holds no sweep to resume", "name a run folder")
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines(keepends=True)
+    reader = csv.reader(whole)
+    if tuple(next(reader, ())) != COLUMNS:
+        raise DataError(f"{path} does not hold the rows of a sweep")
+    rows, ends = [], [reader.line_num]
+    for row in reader:
+        rows.append(row)
+        ends.append(reader.line_num)
+    finished = total = 0
+    for size in sizes:
+        if total + size > len(rows):
+            break
+        finished, total = finished + 1, total + size
+    for row in rows[:total]:
+        tally.add(_parse(row, tally, path))
+    kept = "".join(whole[: ends[total]]).encode("utf-8")
+    if len(kept) < len(content):
+        os.truncate(path, len(kept))
+    return finished
+
+
+def _parse(row: list[str], tally: Tally, path: Path) -> Rows:
+    try:
+        method, shots, name, trial, *numbers, bias, swallower, swallowed = row
+        return Rows(
+            method=method,
+            shots=int(shots),
+            groups=np.array([tally.group_names.index(name)]),
+            trials=np.array([int(trial)]),
+            metrics={
+                metric: np.array([float(number)])
+                for metric, number in zip(METRICS, numbers, strict=True)
+            },
+            bias=np.array([float(bias)]),
+            swallower=np.array([tally.base_names.index(swallower)]),
+            swallowed=np.array([float(swallowed)]),
+        )
+    except ValueError:
+        raise DataError(f"{path} has a row that this sweep does not write: {row}") from None

@@ -1,0 +1,215 @@
+"""Sweeps and their run folders: rows as they come, a summary at the end, models on request."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowshot_cli import __version__
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config, load_config
+from lowshot_cli.data import Dataset
+from lowshot_cli.embed import Embedder
+from lowshot_cli.errors import DataError, Interrupted, UsageError
+from lowshot_cli.files import read_tensors, write_atomically, write_tensors
+from lowshot_cli.plan import make_plan
+from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
+from lowshot_cli.results import RowFile, Tally, count_in
+from lowshot_cli.teach import from_trial
+from lowshot_cli.trials import draw_tile, prepare, run
+
+ROWS, SUMMARY, CONFIG, MODELS = "results.csv", "results.json", "config.yaml", "models.safetensors"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        summary: as in the `--json` contract, with paired differences and per-class means.
+        n_rows: rows in `results.csv`.
+    """
+
+    summary: dict[str, Any]
+    n_rows: int
+
+
+def new_run_dir(workdir: Path) -> Path:
+    """Make a time-stamped folder for one sweep."""
+    stamp = time.strftime("sweep-%Y%m%d-%H%M%S")
+    for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
+        folder = workdir / (stamp + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise DataError(f"{workdir} holds a thousand sweeps of this second")
+
+
+def sweep(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    config: Config,
+    embedder: Embedder,
+    run_dir: Path,
+    resume: bool = False,
+    save_models: bool = False,
+    on_progress: OnProgress = silent,
+    should_stop: ShouldStop = never,
+) -> SweepResult:
+    """Run all trials of a sweep and write its run folder.
+
+    Args:
+        checkpoint: the pristine base model.
+        dataset: the one it was trained on.
+        config: `seed`, `imprint`, `finetune` and `sweep`.
+        embedder: of the checkpoint's network.
+        run_dir: gets `config.yaml`, `results.csv`, `results.json`.
+        resume: go on where the rows of `run_dir` end.
+        save_models: keep each trial's rows and bias in `models.safetensors`.
+        on_progress: told about embedding and trials.
+        should_stop: asked after each piece of work.
+
+    Raises:
+        Interrupted: `should_stop` said so; the rows so far are on disk.
+        UsageError, CheckpointError, DataError: as `make_plan`.
+    """
+    plan = make_plan(checkpoint, dataset, config)
+    if save_models and "finetune-full" in plan.methods:
+        raise UsageError("--save-models keeps rows, and finetune-full changes the backbone too")
+    tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
+    sizes = (piece.stop - piece.start for piece in plan.pieces())
+    skip = count_in(path, tally, sizes) if resume else 0
+    write_atomically(run_dir / CONFIG, lambda p: _write_text(p, config.to_yaml()))
+    started = time.perf_counter()
+    materials = prepare(checkpoint, dataset, plan, config, embedder)
+    embedded = time.perf_counter()
+    file, kept, new_rows = RowFile(path, tally), _Models(save_models), 0
+    try:
+        for outcome in run(plan, materials, config, skip, on_progress, should_stop):
+            file.append(outcome.rows)
+            tally.add(outcome.rows)
+            kept.add(outcome.proxies, outcome.rows.bias)
+            new_rows += len(outcome.rows.trials)
+    finally:
+        file.close()
+    finished = time.perf_counter()
+    if tally.n_rows < plan.n_rows:
+        raise Interrupted(
+            f"stopped after {tally.n_rows:,} of {plan.n_rows:,} trials, nothing is lost",
+            f"`lowshot sweep --resume {run_dir}` goes on",
+        )
+    kept.save(run_dir / MODELS)
+    summary = {
+        "cells": tally.cells(),
+        "base_accuracy_before": materials.base_accuracy,
+        "timing": {
+            "embed_seconds": embedded - started,
+            "trials_seconds": finished - embedded,
+            "trials_per_second": new_rows / max(finished - embedded, 1e-9),
+        },
+        "run_dir": str(run_dir),
+        "paired": tally.paired(),
+        "classes": tally.groups(),
+        "versions": versions(),
+    }
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    write_atomically(run_dir / SUMMARY, lambda p: _write_text(p, text))
+    return SweepResult(summary, tally.n_rows)
+
+
+def versions() -> dict[str, str]:
+    """Versions that results may depend on."""
+    return {
+        "lowshot": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+class _Models:
+    """The rows `(W, D)` and bias of every trial, in the order of `results.csv`."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.rows: list[Tensor] = []
+        self.bias: list[Tensor] = []
+
+    def add(self, proxies: Tensor | None, bias: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        if self.wanted and proxies is not None:
+            self.rows.append(proxies.clone())
+            self.bias.append(torch.from_numpy(bias))
+
+    def save(self, path: Path) -> None:
+        if self.wanted:
+            tensors = {"rows": torch.cat(self.rows), "bias": torch.cat(self.bias)}
+            write_tensors(path, tensors, {"lowshot_models": __version__})
+
+
+def rebuild(
+    base: Checkpoint,
+    dataset: Dataset,
+    run_dir: Path,
+    trial: int,
+) -> Checkpoint:
+    """The full model of one trial of a sweep that was run with `--save-models`.
+
+    Args:
+        base: the base model that the sweep started from.
+        dataset: the one it was trained on.
+        run_dir: the sweep's folder.
+        trial: number of the row in `results.csv`, the first being 0.
+
+    Raises:
+        DataError: no models in the folder, or no such row.
+    """
+    try:
+        tensors, _ = read_tensors(run_dir / MODELS)
+    except FileNotFoundError:
+        raise DataError(
+            f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
+        ) from None
+    config = load_config(run_dir / CONFIG)
+    plan = make_plan(base, dataset, config)
+    if not 0 <= trial < len(tensors["rows"]) or len(tensors["rows"]) != plan.n_rows:
+        raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {plan.n_rows - 1}")
+    first = 0
+    for piece in plan.pieces():
+        if trial < first + piece.stop - piece.start:
+            break
+        first += piece.stop - piece.start
+    groups, numbers = plan.locate(piece)
+    offset = trial - first
+    labels = plan.groups[groups[offset]]
+    members = {label: dataset.train.of_class(label) for label in labels}
+    sizes = {label: len(indices) for label, indices in members.items()}
+    drawn = draw_tile(
+        plan.seed, np.array([labels]), numbers[offset : offset + 1], piece.shots, sizes
+    )[0]
+    return from_trial(
+        base,
+        dataset,
+        base.network(),
+        [dataset.class_names[label] for label in labels],
+        tensors["rows"][trial],
+        tensors["bias"][trial].item(),
+        [
+            members[label][torch.from_numpy(positions)]
+            for label, positions in zip(labels, drawn, strict=True)
+        ],
+        piece.method,
+    )
