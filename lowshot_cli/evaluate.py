@@ -201,16 +201,15 @@ def score_trials(
     shifts = base.turning_points(margins, NCR_POINTS)
     right = torch.zeros(len(rows), dtype=torch.float64)
     reached = torch.zeros(len(rows), len(NCR_POINTS), dtype=torch.float64)
-    swallowed = torch.zeros(len(rows), base_classes(novel))
+    swallowed = torch.zeros(len(rows), next(iter(novel.values())).nearest.shape[1])
     n_novel = torch.zeros(len(rows), dtype=torch.float64)
     for label in units.unique().tolist():
         queries = novel[label]
-        own, margin = _own_margins(rows, units, label, queries)
+        own, margin, nearest = _own_margins(rows, units, label, queries)
         # Trials without the class have no margin there: infinity, which nothing reaches.
-        taken = margin < bias[:, None]
-        right += taken.sum(1)
+        right += (margin < bias[:, None]).sum(1)
         reached += (margin[:, None, :] < shifts[:, :, None]).sum(2)
-        lost = own[:, None] & ~taken
+        lost = own[:, None] & (nearest >= bias[:, None])
         swallowed += lost.float() @ queries.nearest
         n_novel += own * len(queries.best)
     novel_accuracy = (100 * right / n_novel).numpy()
@@ -230,26 +229,24 @@ def score_trials(
     return Scores({name: values.round(4) + 0.0 for name, values in metrics.items()}, share)
 
 
-def base_classes(novel: Mapping[int, NovelQueries]) -> int:
-    """How many base classes the queries were compared with."""
-    return next(iter(novel.values())).nearest.shape[1]
-
-
 def _own_margins(
     rows: Tensor, units: Tensor, label: int, queries: NovelQueries
-) -> tuple[Tensor, Tensor]:
-    """Which trials have the class `(T,)`, and margins `(T, Q)` of its queries there.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How a class's queries fare in each trial.
 
-    A margin is infinite where another novel row of the trial is at least as near as its own.
+    Returns:
+        Which trials have the class `(T,)`; margins `(T, Q)` of its queries to the class's own row,
+        infinite where there is none or where another novel row is at least as near; margins
+        `(T, Q)` to the nearest novel row, whichever it is.
     """
     trials, ways, size = rows.shape
     cosines = (rows.reshape(-1, size) @ queries.embeddings.T).view(trials, ways, -1)
     is_own = units == label
     own = is_own.any(1)
+    nearest = queries.best - cosines.amax(1)
     if ways == 1:
-        nearest = cosines[:, 0]
-        return own, (queries.best - nearest).masked_fill(~own[:, None], torch.inf)
+        return own, nearest.masked_fill(~own[:, None], torch.inf), nearest
     mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)
     others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)
     unreachable = ~own[:, None] | (others >= mine)
-    return own, (queries.best - mine).masked_fill(unreachable, torch.inf)
+    return own, (queries.best - mine).masked_fill(unreachable, torch.inf), nearest

@@ -7,6 +7,7 @@ images from four that training never sees. Each image has its own affine map, co
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def class_name(character: str) -> str:
     return name.replace("latin capital ", "").strip()
 
 
+@lru_cache(maxsize=2)
 def make(image_size: int = IMAGE_SIZE) -> Dataset:
     """Draw the dataset; the same call gives the same pixels."""
     names = tuple(class_name(character) for character in _CHARACTERS)
@@ -112,7 +114,7 @@ def _paint(masks: Tensor, image_size: int, generator: torch.Generator) -> Tensor
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator) * (high - low) + low
 
-    angle, size, shear = uniform(-0.25, 0.25), uniform(0.95, 1.35), uniform(-0.2, 0.2)
+    angle, size, shear = uniform(-0.25, 0.25), uniform(0.8, 1.15), uniform(-0.2, 0.2)
     shift = uniform(-0.15, 0.15, 2)
     cos, sin = angle.cos() * size, angle.sin() * size
     rows = [

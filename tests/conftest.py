@@ -1,0 +1,97 @@
+"""Shared fixtures: one tiny base model on glyphs, trained once, and a way to run the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.cli import app
+from lowshot_cli.config import Config, load_config
+from lowshot_cli.data import Dataset, load_dataset
+from lowshot_cli.embed import Embedder
+
+TINY = {
+    "classes": 12,
+    "width": 8,
+    "embedding_size": 32,
+    "epochs": 3,
+    "batch_size": 32,
+    "holdout": 50,
+    "lr": 0.1,
+}
+
+RunCommand = Callable[..., Result]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests away from the user's caches and settings."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+    os.environ.pop("LOWSHOT_WORKDIR", None)
+
+
+@pytest.fixture(scope="session")
+def glyphs() -> Dataset:
+    return load_dataset(Config(dataset="glyphs"))
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(json.dumps({"dataset": "glyphs", "train_base": TINY}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_yaml: Path) -> Config:
+    return load_config(tiny_yaml)
+
+
+@pytest.fixture(scope="session")
+def base_path(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> Path:
+    workdir = tmp_path_factory.mktemp("base")
+    arguments = ["train-base", "--config", str(tiny_yaml), "--workdir", str(workdir), "--quiet"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return workdir / "base.safetensors"
+
+
+@pytest.fixture(scope="session")
+def base(base_path: Path) -> Checkpoint:
+    return load(base_path)
+
+
+@pytest.fixture(scope="session")
+def embedder(base: Checkpoint) -> Embedder:
+    return Embedder(base.network())
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, base_path: Path) -> Path:
+    """A work folder of the test's own that holds the trained base model."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(base_path, folder)
+    return folder
+
+
+@pytest.fixture
+def lowshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
+    """Run a command in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, **settings: Any) -> Result:
+        texts = [str(argument) for argument in arguments]
+        return CliRunner().invoke(app, texts, catch_exceptions=False, **settings)
+
+    return run

@@ -1,0 +1,98 @@
+"""The maths of imprinting against calculations by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowshot_cli.imprint import BaseQueries, budget_of, imprint, operating_bias
+
+
+def test_the_proxy_is_the_normalised_mean_of_the_supports() -> None:
+    support = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    half = math.sqrt(0.5)
+    assert torch.allclose(imprint(support), torch.tensor([half, half]))
+
+
+def test_one_shot_is_its_own_proxy() -> None:
+    support = F.normalize(torch.tensor([[3.0, 4.0, 12.0]]), dim=1)
+    assert torch.allclose(imprint(support), support[0])
+
+
+def test_trials_are_imprinted_independently() -> None:
+    support = F.normalize(
+        torch.randn(6, 2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    together = imprint(support)
+    assert together.shape == (6, 2, 8)
+    assert torch.equal(together[3, 1], imprint(support[3, 1]))
+
+
+def _four_queries() -> BaseQueries:
+    """Base rows e1 and e2; queries on the arc between them, one of them wrong."""
+    degrees = torch.tensor([0.0, 10.0, 20.0, 80.0]) * math.pi / 180
+    embeddings = torch.stack([degrees.cos(), degrees.sin(), torch.zeros(4)], 1)
+    labels = torch.tensor([0, 0, 0, 0])
+    return BaseQueries.of(torch.eye(3)[:2], embeddings, labels)
+
+
+def test_wrong_base_queries_bear_on_nothing_but_the_total() -> None:
+    queries = _four_queries()
+    assert queries.total == 4
+    assert len(queries.embeddings) == 3
+
+
+def test_the_operating_bias_is_the_largest_that_keeps_the_budget() -> None:
+    queries = _four_queries()
+    row = torch.tensor([[[0.0, 0.0, 1.0]]])
+    # The novel row is orthogonal to all queries, so margins are their best base cosines.
+    margins = sorted(math.cos(math.radians(angle)) for angle in (0, 10, 20))
+    for budget, expected in ((0, margins[0]), (25, margins[1]), (50, margins[2])):
+        bias = operating_bias(row, queries, budget)
+        assert bias.item() == pytest.approx(expected, abs=1e-5)
+        assert bias.item() < expected
+        kept = queries.accuracy(queries.margins(row), bias).item()
+        assert kept == 75 - budget
+
+
+def test_queries_already_lost_count_against_the_budget() -> None:
+    embeddings = F.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    proxies = torch.eye(8)
+    labels = (embeddings @ proxies.T).argmax(1)
+    changed = F.normalize(
+        proxies + 0.2 * torch.randn(8, 8, generator=torch.Generator().manual_seed(2)), dim=1
+    )
+    row = F.normalize(torch.ones(1, 1, 8), dim=-1)
+    pristine = torch.ones(200, dtype=torch.bool)
+    queries = BaseQueries.of(changed, embeddings, labels, pristine)
+    lost = int((~queries.right_now).sum())
+    assert 0 < lost < 100
+    points = 100 * (lost + 10) / 200
+    bias = operating_bias(row, queries, points)
+    right = (queries.margins(row)[0] > bias) & queries.right_now
+    assert int(right.sum()) == 200 - lost - 10
+
+
+def test_a_budget_below_the_loss_leaves_no_bias_that_keeps_it() -> None:
+    queries = BaseQueries.of(
+        torch.eye(2), torch.eye(2), torch.tensor([1, 0]), torch.tensor([True, True])
+    )
+    assert operating_bias(torch.tensor([[[1.0, 0.0]]]), queries, 0).item() == 0
+
+
+def test_several_novel_rows_share_the_bias_of_the_nearest() -> None:
+    queries = _four_queries()
+    near, far = torch.tensor([0.6, 0.0, 0.8]), torch.tensor([0.0, 0.0, 1.0])
+    both = queries.margins(torch.stack([far, near])[None])
+    assert torch.allclose(both, queries.margins(near[None, None]))
+
+
+def test_the_papers_methods_have_no_bias_unless_asked() -> None:
+    assert budget_of("imprint", None) is None
+    assert budget_of("random", None) is None
+    assert budget_of("finetune", None) == 2
+    assert budget_of("imprint", 3.5) == 3.5
+    assert budget_of("finetune", "none") is None
