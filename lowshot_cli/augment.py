@@ -19,13 +19,26 @@ def crop_and_flip(pixels: Tensor, crop: int, flip: bool, generator: torch.Genera
     Returns:
         `(B, 3, H, W)` uint8.
     """
-    batch, _, height, width = pixels.shape
-    shifts = torch.randint(-crop, crop + 1, (2, batch), generator=generator)
-    rows = _reflect(shifts[0][:, None] + torch.arange(height), height)
-    columns = _reflect(shifts[1][:, None] + torch.arange(width), width)
+    batch = len(pixels)
+    shifts = torch.randint(-crop, crop + 1, (batch, 2), generator=generator)
+    mirrored = torch.zeros(batch, dtype=torch.bool)
     if flip:
         mirrored = torch.rand(batch, generator=generator) < 0.5
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return shift_and_mirror(pixels, shifts, mirrored)
+
+
+def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+    """Move each image and mirror some; what lies beyond the edge is the image reflected.
+
+    Args:
+        pixels: `(B, 3, H, W)` uint8.
+        shifts: `(B, 2)` int64, pixels down and to the right.
+        mirrored: `(B,)` bool.
+    """
+    batch, _, height, width = pixels.shape
+    rows = _reflect(shifts[:, :1] + torch.arange(height), height)
+    columns = _reflect(shifts[:, 1:] + torch.arange(width), width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = (rows * width)[:, :, None] + columns[:, None, :]
     flat = pixels.reshape(batch, 3, height * width)
     gathered = flat.gather(2, index.view(batch, 1, -1).expand(batch, 3, height * width))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from lowshot_cli.augment import crop_and_flip
+from lowshot_cli.augment import shift_and_mirror
 from lowshot_cli.data import Images
 from lowshot_cli.files import read_tensors, write_tensors
 from lowshot_cli.model import EmbeddingNetwork
@@ -57,14 +57,22 @@ def embed(
         if views is None:
             chunks.append(_forward(network, batch, dtype))
             continue
-        generator = torch.Generator().manual_seed(views.seed)
         total = torch.zeros(())
-        for _ in range(views.count):
-            view = crop_and_flip(batch, max(1, batch.shape[-1] // 8), views.flip, generator)
+        for view in _make_views(batch, views):
             total = total + _forward(network, view, dtype)
         chunks.append(total / views.count)
     network.train(training)
     return torch.cat(chunks) if chunks else torch.empty(0, 0)
+
+
+def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:
+    """The same shift and mirroring for every image, so that an embedding is the image's alone."""
+    generator = torch.Generator().manual_seed(views.seed)
+    reach = max(1, pixels.shape[-1] // 8)
+    shifts = torch.randint(-reach, reach + 1, (views.count, 1, 2), generator=generator)
+    for number, shift in enumerate(shifts):
+        mirrored = torch.full((len(pixels),), views.flip and number % 2 == 1)
+        yield shift_and_mirror(pixels, shift.expand(len(pixels), 2), mirrored)
 
 
 def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -109,6 +109,14 @@ def operating_bias(rows: Tensor, holdout: BaseQueries, max_forgetting: float) ->
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
 
 
+def class_statistics(embeddings: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean over class means `(D,)` and covariance within classes `(D, D)` of `(N, D)`."""
+    sums = torch.zeros(n_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    means = sums / torch.bincount(labels, minlength=n_classes).clamp(min=1)[:, None]
+    centred = embeddings - means[labels]
+    return means.mean(0), centred.T @ centred / len(embeddings)
+
+
 def budget_of(method: str, max_forgetting: float | str | None) -> float | None:
     """The forgetting budget in points; None means bias 0.
 

@@ -17,10 +17,9 @@ from lowshot_cli.embed import Views, embed
 from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.evaluate import check_dataset
 from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, finetune_rows
-from lowshot_cli.imprint import budget_of, imprint, operating_bias
+from lowshot_cli.imprint import budget_of, class_statistics, imprint, operating_bias
 from lowshot_cli.model import EmbeddingNetwork, relabel
 from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.train import class_statistics
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -11,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lowshot_cli import __version__
 from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, shrink
 from lowshot_cli.backbones import build_backbone, pick_device, pick_dtype
 from lowshot_cli.checkpoint import Checkpoint, Meta
-from lowshot_cli.config import Config, TrainBaseConfig, difference
+from lowshot_cli.config import Config, TrainBaseConfig
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import base_classes, hash_keys, split_holdout
 from lowshot_cli.embed import embed
-from lowshot_cli.errors import CheckpointError, Interrupted, TrainingError
-from lowshot_cli.files import read_tensors, write_tensors
+from lowshot_cli.errors import Interrupted, TrainingError
+from lowshot_cli.imprint import class_statistics
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, relabel
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
+from lowshot_cli.train_state import restore_state, save_state
 
 INITIAL_SCALE = 10.0
 _EPOCH_STREAM, _STEP_STREAM = 21, 22
@@ -273,48 +272,17 @@ class _Run:
 
     def save(self) -> None:
         """Write the training state."""
-        tensors = {f"model.{name}": t for name, t in self.trainee.state_dict().items()}
-        for index, parameter in enumerate(self._parameters()):
-            momentum = self.optimiser.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{index}"] = momentum
         about = {
             "step": self.step,
             "seconds": self.seconds,
             "holdout_accuracy": self.holdout_accuracy,
             "config": self._identity(),
         }
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        try:
-            write_tensors(self.state_path, tensors, {"lowshot_state": json.dumps(about)})
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.state_path}: {error}") from None
+        save_state(self.state_path, self.trainee, self.optimiser, about)
 
     def restore(self) -> None:
         """Go back to the training state on disk."""
-        try:
-            tensors, metadata = read_tensors(self.state_path)
-            about = json.loads(metadata["lowshot_state"])
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"no training to resume at {self.state_path}", "leave out --resume"
-            ) from None
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.state_path} is damaged: {error}") from None
-        changed = difference(about["config"], self._identity())
-        if changed:
-            raise CheckpointError(
-                f"{self.state_path} was made with another config: {'; '.join(changed)}",
-                "resume with the same flags, or start anew without --resume",
-            )
-        self.trainee.load_state_dict(
-            {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        )
-        for index, parameter in enumerate(self._parameters()):
-            if (momentum := tensors.get(f"momentum.{index}")) is not None:
-                restored = momentum.to(parameter.device).clone(memory_format=torch.preserve_format)
-                buffer = torch.empty_like(parameter).copy_(restored)
-                self.optimiser.state[parameter]["momentum_buffer"] = buffer
+        about = restore_state(self.state_path, self.trainee, self.optimiser, self._identity())
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         self.holdout_accuracy = float(about["holdout_accuracy"])
 
@@ -325,9 +293,6 @@ class _Run:
             "seed": self.config.seed,
             "train_base": self.options.model_dump(mode="json"),
         }
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def result(self, dataset: Dataset, on_progress: OnProgress) -> TrainResult:
         """Turn the trained network into a checkpoint, measured on the test images."""
@@ -389,14 +354,6 @@ class _Run:
             version=__version__,
             history=(step,),
         )
-
-
-def class_statistics(embeddings: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean over class means `(D,)` and covariance within classes `(D, D)` of `(N, D)`."""
-    sums = torch.zeros(n_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    means = sums / torch.bincount(labels, minlength=n_classes).clamp(min=1)[:, None]
-    centred = embeddings - means[labels]
-    return means.mean(0), centred.T @ centred / len(embeddings)
 
 
 def _generator(seed: int, stream: int, number: int) -> torch.Generator:

@@ -21,12 +21,13 @@ from lowshot_cli.embed import Embedder
 
 TINY = {
     "classes": 12,
-    "width": 8,
+    "width": 12,
     "embedding_size": 32,
-    "epochs": 3,
+    "epochs": 6,
     "batch_size": 32,
     "holdout": 50,
     "lr": 0.1,
+    "mixup": 0.0,
 }
 
 RunCommand = Callable[..., Result]

@@ -1,0 +1,81 @@
+"""The state of a training under way, on disk: weights, momentum, and where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from lowshot_cli.config import difference
+from lowshot_cli.errors import CheckpointError
+from lowshot_cli.files import read_tensors, write_tensors
+
+_KEY = "lowshot_state"
+
+
+def save_state(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: Mapping[str, Any]
+) -> None:
+    """Write weights, momentum and `about` atomically.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, parameter in enumerate(_parameters(optimiser)):
+        momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{index}"] = momentum
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        write_tensors(path, tensors, {_KEY: json.dumps(about)})
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}", "free some space") from None
+
+
+def restore_state(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Load weights and momentum, and return what was saved about them.
+
+    Args:
+        path: the state.
+        model: of the same shape as the saved one.
+        optimiser: over the model's parameters, in the same order.
+        config: what the saved config must be.
+
+    Raises:
+        CheckpointError: no state, a damaged one, or one of another config.
+    """
+    try:
+        tensors, metadata = read_tensors(path)
+        about: dict[str, Any] = json.loads(metadata[_KEY])
+    except FileNotFoundError:
+        raise CheckpointError(f"no training to resume at {path}", "leave out --resume") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}", "leave out --resume") from None
+    changed = difference(about["config"], config)
+    if changed:
+        raise CheckpointError(
+            f"{path} was made with another config: {'; '.join(changed)}",
+            "resume with the same flags, or start anew without --resume",
+        )
+    prefix = "model."
+    model.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    )
+    for index, parameter in enumerate(_parameters(optimiser)):
+        if (momentum := tensors.get(f"momentum.{index}")) is not None:
+            # Kernels may round differently in another memory layout, so it is the parameter's.
+            buffer = torch.empty_like(parameter).copy_(momentum)
+            optimiser.state[parameter]["momentum_buffer"] = buffer
+    return about
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -1,0 +1,62 @@
+"""Augmentation acts on each image of a batch on its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, shrink
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _ramp(batch: int = 64, side: int = 12) -> torch.Tensor:
+    image = torch.arange(3 * side * side, dtype=torch.int64) % 251
+    return image.to(torch.uint8).view(1, 3, side, side).repeat(batch, 1, 1, 1)
+
+
+def test_every_crop_is_a_window_of_the_reflected_image() -> None:
+    images = _ramp()
+    padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    windows = {
+        padded[0, :, top : top + 12, left : left + 12].numpy().tobytes()
+        for top in range(5)
+        for left in range(5)
+    }
+    found = {image.numpy().tobytes() for image in crop_and_flip(images, 2, False, _generator())}
+    assert found <= windows
+    assert len(found) > 15
+
+
+def test_about_half_of_the_images_are_mirrored() -> None:
+    images = _ramp(400)
+    flipped = crop_and_flip(images, 0, True, _generator())
+    mirrored = sum(torch.equal(image, images[0].flip(2)) for image in flipped)
+    kept = sum(torch.equal(image, images[0]) for image in flipped)
+    assert mirrored + kept == 400
+    assert 150 < mirrored < 250
+
+
+def test_cutout_blanks_at_most_one_square() -> None:
+    images = torch.ones(100, 3, 16, 16)
+    holes = (cut_out(images, 6, _generator()) == 0).sum((1, 2, 3)) // 3
+    assert holes.max() == 36
+    assert holes.min() >= 9
+    assert len(holes.unique()) > 3
+    assert torch.equal(cut_out(images, 0, _generator()), images)
+
+
+def test_mixup_blends_each_image_with_its_partner() -> None:
+    images = torch.randn(10, 3, 4, 4, generator=_generator())
+    blended, partners = mix_up(images, 0.7, _generator(1))
+    assert torch.allclose(blended, 0.7 * images + 0.3 * images[partners], atol=1e-6)
+    assert sorted(partners.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_shrinking_keeps_flat_images_flat(size: int) -> None:
+    small = shrink(torch.full((2, 3, 16, 16), 0.5), size)
+    assert small.shape == (2, 3, size, size)
+    assert torch.allclose(small, torch.tensor(0.5), atol=1e-6)

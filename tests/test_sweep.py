@@ -1,0 +1,257 @@
+"""Sweeps: rows that depend on seed, model and data alone, and equal the one-trial path."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config
+from lowshot_cli.data import Dataset
+from lowshot_cli.embed import Embedder
+from lowshot_cli.errors import Interrupted, UsageError
+from lowshot_cli.evaluate import evaluate
+from lowshot_cli.plan import TILE, make_plan
+from lowshot_cli.results import COLUMNS, Rows, Tally
+from lowshot_cli.sweep import ROWS, SUMMARY, new_run_dir, rebuild, sweep
+from lowshot_cli.teach import finetune, imprint_classes
+
+
+@pytest.fixture(scope="session")
+def novel(base: Checkpoint, glyphs: Dataset) -> tuple[str, ...]:
+    return tuple(name for name in glyphs.class_names if name not in base.meta.classes)[:6]
+
+
+@pytest.fixture
+def config(tiny_config: Config, novel: tuple[str, ...]) -> Config:
+    return _sweeping(
+        tiny_config,
+        trials=3,
+        shots=(1, 5),
+        novel=novel,
+        methods=("imprint", "random", "augmented", "finetune-head"),
+    )
+
+
+def _sweeping(config: Config, **changes: object) -> Config:
+    return config.model_copy(update={"sweep": config.sweep.model_copy(update=changes)})
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["imprint", "random", "augmented", "finetune-head"])
+def test_a_row_equals_the_one_trial_path(
+    base: Checkpoint,
+    glyphs: Dataset,
+    embedder: Embedder,
+    config: Config,
+    novel: tuple[str, ...],
+    tmp_path: Path,
+    method: str,
+) -> None:
+    sweep(base, glyphs, config, embedder, tmp_path)
+    rows = [row for row in _read(tmp_path / ROWS) if row["method"] == method]
+    for name in novel[:3]:
+        (row,) = (
+            r for r in rows if (r["classes"], r["trial"], r["shots"]) == (name, "0", "5")
+        )
+        imprinting = {"classes": (name,), "shots": 5}
+        if method != "finetune-head":
+            imprinting["method"] = method
+        single = config.model_copy(update={"imprint": config.imprint.model_copy(update=imprinting)})
+        taught, _ = imprint_classes(base, glyphs, embedder.network, single)
+        if method == "finetune-head":
+            taught = finetune(taught, single)
+        found = evaluate(taught, glyphs, embedder)
+        assert found.base_accuracy == pytest.approx(float(row["base_accuracy"]), abs=1e-3)
+        assert found.novel_accuracy == pytest.approx(float(row["novel_accuracy"]), abs=1e-3)
+        assert found.global_accuracy == pytest.approx(float(row["global_accuracy"]), abs=1e-3)
+        assert found.harmonic_mean == pytest.approx(float(row["harmonic_mean"]), abs=1e-3)
+        assert found.forgetting == pytest.approx(float(row["forgetting"]), abs=1e-3)
+        assert taught.head.bias == pytest.approx(float(row["bias"]), abs=1e-4)
+
+
+def test_rows_do_not_depend_on_which_other_trials_run(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("few", "many")]
+    for folder, trials in zip(folders, (2, 60), strict=True):
+        folder.mkdir()
+        sweep(base, glyphs, _sweeping(config, trials=trials), embedder, folder)
+    few, many = (_read(folder / ROWS) for folder in folders)
+    assert 60 * 6 > TILE
+    keyed = {tuple(row[key] for key in COLUMNS[:4]): row for row in many}
+    for row in few:
+        assert keyed[tuple(row[key] for key in COLUMNS[:4])] == row
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    contents = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        sweep(base, glyphs, config.model_copy(update={"seed": seed}), embedder, tmp_path / name)
+        contents.append((tmp_path / name / ROWS).read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_methods_run_on_the_same_draws_and_the_tables_follow_the_rows(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    result = sweep(base, glyphs, config, embedder, tmp_path)
+    rows = _read(tmp_path / ROWS)
+    assert len(rows) == result.n_rows == 6 * 3 * 2 * 4
+    summary = json.loads((tmp_path / SUMMARY).read_text())
+    for cell in summary["cells"]:
+        chosen = [
+            row
+            for row in rows
+            if (row["method"], int(row["shots"])) == (cell["method"], cell["shots"])
+        ]
+        assert cell["n_trials"] == len(chosen) == 18
+        means = {
+            name: np.mean([float(row["ncr_at_2"]) for row in chosen if row["classes"] == name])
+            for name in {row["classes"] for row in chosen}
+        }
+        assert cell["ncr_at_2"]["mean"] == pytest.approx(np.mean(list(means.values())))
+        assert cell["n_classes"] == len(means) == 6
+    pair = next(p for p in summary["paired"] if p["methods"] == ["finetune-head", "imprint"])
+    cells = {(c["method"], c["shots"]): c for c in summary["cells"]}
+    expected = (
+        cells["finetune-head", pair["shots"]]["ncr_at_2"]["mean"]
+        - cells["imprint", pair["shots"]]["ncr_at_2"]["mean"]
+    )
+    assert pair["ncr_at_2"]["mean"] == pytest.approx(expected)
+
+
+def test_a_class_row_names_its_best_and_worst_draw(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    summary = sweep(base, glyphs, config, embedder, tmp_path).summary
+    rows = _read(tmp_path / ROWS)
+    for entry in summary["classes"]:
+        chosen = {
+            int(row["trial"]): float(row["ncr_at_2"])
+            for row in rows
+            if (row["method"], int(row["shots"]), row["classes"])
+            == (entry["method"], entry["shots"], entry["class"])
+        }
+        assert chosen[entry["best_trial"]] == max(chosen.values())
+        assert chosen[entry["worst_trial"]] == min(chosen.values())
+        assert entry["swallowed_by"] in base.base_classes
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 900, 2500, 100_000])
+def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path, cut: int
+) -> None:
+    config = _sweeping(config, methods=("imprint", "finetune-head"), trials=50)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    whole.mkdir(), torn.mkdir()
+    expected = sweep(base, glyphs, config, embedder, whole).summary
+    content = (whole / ROWS).read_bytes()
+    header = content.index(b"\n") + 1
+    (torn / ROWS).write_bytes(content[: header + cut])
+    found = sweep(base, glyphs, config, embedder, torn, resume=True).summary
+    assert (torn / ROWS).read_bytes() == content
+    for key in ("cells", "paired", "classes"):
+        assert found[key] == expected[key]
+
+
+def test_a_stopped_sweep_keeps_its_rows(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted, match="18 of 144 trials") as caught:
+        sweep(base, glyphs, config, embedder, tmp_path, should_stop=lambda: True)
+    assert f"--resume {tmp_path}" in str(caught.value.hint)
+    assert len(_read(tmp_path / ROWS)) == 18
+    sweep(base, glyphs, config, embedder, tmp_path, resume=True)
+    assert len(_read(tmp_path / ROWS)) == 144
+
+
+def test_several_classes_are_added_at_once(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, ways=3, methods=("imprint", "finetune-head"))
+    plan = make_plan(base, glyphs, config)
+    assert len(plan.groups) == 2
+    assert len({label for group in plan.groups for label in group}) == 6
+    sweep(base, glyphs, config, embedder, tmp_path, save_models=True)
+    rows = _read(tmp_path / ROWS)
+    for trial in (0, 7, len(rows) - 1):
+        rebuilt = rebuild(base, glyphs, tmp_path, trial)
+        assert len(rebuilt.novel_classes) == 3
+        found = evaluate(rebuilt, glyphs, embedder)
+        assert found.novel_accuracy == pytest.approx(float(rows[trial]["novel_accuracy"]), abs=1e-3)
+        assert found.base_accuracy == pytest.approx(float(rows[trial]["base_accuracy"]), abs=1e-3)
+
+
+def test_whole_network_fine_tuning_is_a_method_like_the_others(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("imprint", "finetune-full"), shots=(5,), trials=1, novel=2)
+    config = config.model_copy(
+        update={"finetune": config.finetune.model_copy(update={"epochs": 1})}
+    )
+    sweep(base, glyphs, config, embedder, tmp_path)
+    rows = [row for row in _read(tmp_path / ROWS) if row["method"] == "finetune-full"]
+    assert len(rows) == 2
+    assert len({row["base_accuracy"] for row in rows} | {row["bias"] for row in rows}) > 2
+
+
+def test_supports_never_meet_queries(base: Checkpoint, glyphs: Dataset) -> None:
+    train = {image.numpy().tobytes() for image in glyphs.train.pixels}
+    test = {image.numpy().tobytes() for image in glyphs.test.pixels}
+    assert len(train) == len(glyphs.train.pixels)
+    assert not train & test
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"shots": (1, 151)}, "150 training images"),
+        ({"novel": 200}, "122 novel classes"),
+        ({"ways": 7}, "6 novel classes"),
+    ],
+)
+def test_an_impossible_plan_is_refused(
+    base: Checkpoint,
+    glyphs: Dataset,
+    config: Config,
+    changes: dict[str, object],
+    complaint: str,
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        make_plan(base, glyphs, _sweeping(config, **changes))
+
+
+def test_a_base_class_is_no_novel_class(base: Checkpoint, glyphs: Dataset, config: Config) -> None:
+    with pytest.raises(UsageError, match="is a base class"):
+        make_plan(base, glyphs, _sweeping(config, novel=(base.base_classes[0],)))
+
+
+def test_run_folders_never_collide(tmp_path: Path) -> None:
+    assert len({new_run_dir(tmp_path) for _ in range(5)}) == 5
+
+
+def test_memory_of_the_tally_does_not_grow_with_the_trials() -> None:
+    import pickle
+
+    def tally_of(batches: int) -> int:
+        tally = Tally(["a", "b"], ["x"])
+        ones = np.ones(TILE)
+        for number in range(batches):
+            metrics = dict.fromkeys(COLUMNS[4:11], ones)
+            zeros = np.zeros(TILE, dtype=np.int64)
+            tally.add(Rows("imprint", 1, zeros, zeros + number, metrics, ones, zeros, ones))
+        return len(pickle.dumps(tally))
+
+    assert tally_of(200) <= tally_of(2) + 16
