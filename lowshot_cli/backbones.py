@@ -65,7 +65,7 @@ class ResNet9(nn.Sequential):
 
 
 def resnet18(embedding_size: int, image_size: int) -> nn.Module:
-    """ResNet-18 (He et al., CVPR 2016); up to 64 pixels with a 3x3 stem and no pooling before it."""
+    """ResNet-18 (He et al., CVPR 2016); up to 64 pixels its stem is one 3x3 convolution."""
     from torchvision.models import resnet18 as torchvision_resnet18
 
     network = torchvision_resnet18(weights=None, num_classes=embedding_size)

@@ -27,6 +27,7 @@ Split = Literal["seeded", "alphabetical"]
 BackboneName = Literal["resnet9", "resnet18"]
 ImprintMethod = Literal["imprint", "random", "augmented"]
 SweepMethod = Literal["imprint", "random", "augmented", "finetune-head", "finetune-full"]
+Optimiser = Literal["muon", "sgd"]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
@@ -94,7 +95,9 @@ class TrainBaseConfig(Section):
     embedding_size: Count = 256
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
+    optimiser: Optimiser = "muon"
     lr: Rate = 0.2
+    muon_lr: Rate = 0.015
     weight_decay: Amount = 5e-4
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     mixup: Amount = 0.2

@@ -137,6 +137,10 @@ Epochs = Annotated[
 BatchSize = Annotated[
     Optional[int], Option("--batch-size", help="Images per step.", show_default="128")
 ]
+OptimiserName = Annotated[
+    Optional[c.Optimiser],
+    Option("--optimiser", help="Of the convolutions.", show_default="muon"),
+]
 LearningRate = Annotated[
     Optional[float], Option("--lr", help="Peak learning rate.", show_default="0.2")
 ]

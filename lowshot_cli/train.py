@@ -23,6 +23,7 @@ from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError
 from lowshot_cli.imprint import class_statistics
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, relabel
+from lowshot_cli.muon import Muon
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
 
@@ -147,12 +148,32 @@ def _prepare(options: TrainBaseConfig, dataset: Dataset) -> _Task:
     )
 
 
-def one_cycle(step: int, total: int, warmup: float, peak: float) -> float:
-    """Learning rate of a step: linear from near 0 to `peak`, then linear down (Smith 2018)."""
+def _optimisers(trainee: _Trainee, options: TrainBaseConfig) -> list[torch.optim.Optimizer]:
+    """SGD for everything, but Muon for the convolutions behind the first where it is wanted."""
+    weights = [p for p in trainee.network.parameters() if p.ndim > 1]
+    convolutions = []
+    if options.optimiser == "muon":
+        convolutions = [p for p in weights if p.ndim == 4 and p.shape[1] > 3]
+        weights = [p for p in weights if p.ndim != 4 or p.shape[1] <= 3]
+    others = [p for p in trainee.network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": [*others, trainee.proxies, trainee.scale], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True)
+    ]
+    if convolutions:
+        found.append(Muon(convolutions, options.muon_lr))
+    return found
+
+
+def one_cycle(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018)."""
     turn = max(1.0, warmup * total)
     if step < turn:
-        return peak * (step + 1) / (turn + 1)
-    return peak * max((total - step) / (total - turn), _FINAL_LR_SHARE)
+        return (step + 1) / (turn + 1)
+    return max((total - step) / (total - turn), _FINAL_LR_SHARE)
 
 
 def side_length(epoch: int, epochs: int, full: int, progressive: bool) -> int:
@@ -178,13 +199,7 @@ class _Run:
         self.step, self.seconds, self.holdout_accuracy = 0, 0.0, 0.0
         self.device = trainee.network.device
         self.dtype = pick_dtype(self.options.precision, self.device)
-        matrices = [p for p in trainee.network.parameters() if p.ndim > 1]
-        others = [p for p in trainee.network.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.options.weight_decay},
-            {"params": [*others, trainee.proxies, trainee.scale], "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+        self.optimisers = _optimisers(trainee, self.options)
 
     def fit(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         """Make the steps that are left."""
@@ -243,8 +258,6 @@ class _Run:
             weight = float(beta.beta(options.mixup, options.mixup))
             images, order = mix_up(images, weight, generator)
             partners = labels[order.to(self.device)]
-        for group in self.optimiser.param_groups:
-            group["lr"] = one_cycle(self.step, self.total_steps, options.warmup, options.lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits = self.trainee(images).float()
         smoothing = options.label_smoothing
@@ -258,9 +271,13 @@ class _Run:
                 f"the loss is not finite in epoch {epoch + 1}",
                 f"try a smaller --lr than {options.lr:g}; --resume goes on from the last epoch",
             )
-        self.optimiser.zero_grad()
+        self.trainee.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        share = one_cycle(self.step, self.total_steps, options.warmup)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = share * optimiser.defaults["lr"]
+            optimiser.step()
         return value
 
     @torch.no_grad()
@@ -278,11 +295,11 @@ class _Run:
             "holdout_accuracy": self.holdout_accuracy,
             "config": self._identity(),
         }
-        save_state(self.state_path, self.trainee, self.optimiser, about)
+        save_state(self.state_path, self.trainee, self.optimisers, about)
 
     def restore(self) -> None:
         """Go back to the training state on disk."""
-        about = restore_state(self.state_path, self.trainee, self.optimiser, self._identity())
+        about = restore_state(self.state_path, self.trainee, self.optimisers, self._identity())
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         self.holdout_accuracy = float(about["holdout_accuracy"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ _KEY = "lowshot_state"
 
 
 def save_state(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, about: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    about: Mapping[str, Any],
 ) -> None:
     """Write weights, momentum and `about` atomically.
 
@@ -27,7 +30,7 @@ def save_state(
         CheckpointError: the file cannot be written.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, parameter in enumerate(_parameters(optimiser)):
+    for index, (optimiser, parameter) in enumerate(_parameters(optimisers)):
         momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{index}"] = momentum
@@ -39,14 +42,17 @@ def save_state(
 
 
 def restore_state(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, config: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Load weights and momentum, and return what was saved about them.
 
     Args:
         path: the state.
         model: of the same shape as the saved one.
-        optimiser: over the model's parameters, in the same order.
+        optimisers: over the model's parameters, in the same order.
         config: what the saved config must be.
 
     Raises:
@@ -69,7 +75,7 @@ def restore_state(
     model.load_state_dict(
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     )
-    for index, parameter in enumerate(_parameters(optimiser)):
+    for index, (optimiser, parameter) in enumerate(_parameters(optimisers)):
         if (momentum := tensors.get(f"momentum.{index}")) is not None:
             # Kernels may round differently in another memory layout, so it is the parameter's.
             buffer = torch.empty_like(parameter).copy_(momentum)
@@ -77,5 +83,12 @@ def restore_state(
     return about
 
 
-def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def _parameters(
+    optimisers: Sequence[torch.optim.Optimizer],
+) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
+    return [
+        (optimiser, parameter)
+        for optimiser in optimisers
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    ]

@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny base model on glyphs, trained once, and a way to run the command line."""
+"""Shared fixtures: one tiny base model on glyphs, trained once, and a way to run commands."""
 
 from __future__ import annotations
 

@@ -59,9 +59,7 @@ def test_a_row_equals_the_one_trial_path(
     sweep(base, glyphs, config, embedder, tmp_path)
     rows = [row for row in _read(tmp_path / ROWS) if row["method"] == method]
     for name in novel[:3]:
-        (row,) = (
-            r for r in rows if (r["classes"], r["trial"], r["shots"]) == (name, "0", "5")
-        )
+        (row,) = (r for r in rows if (r["classes"], r["trial"], r["shots"]) == (name, "0", "5"))
         imprinting = {"classes": (name,), "shots": 5}
         if method != "finetune-head":
             imprinting["method"] = method
@@ -86,7 +84,7 @@ def test_rows_do_not_depend_on_which_other_trials_run(
         folder.mkdir()
         sweep(base, glyphs, _sweeping(config, trials=trials), embedder, folder)
     few, many = (_read(folder / ROWS) for folder in folders)
-    assert 60 * 6 > TILE
+    assert TILE < 60 * 6
     keyed = {tuple(row[key] for key in COLUMNS[:4]): row for row in many}
     for row in few:
         assert keyed[tuple(row[key] for key in COLUMNS[:4])] == row

@@ -1,0 +1,331 @@
+"""Benchmarks that compare two sides in one run: `python -m tests.benchmarks --workdir runs`.
+
+Needs CIFAR-100 in LOWSHOT_DATA and a base model in the work folder (`lowshot train-base`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lowshot_cli import __version__
+from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.config import Config
+from lowshot_cli.data import Dataset, load_dataset
+from lowshot_cli.embed import Embedder, EmbeddingCache, embed
+from lowshot_cli.finetune import class_weights
+from lowshot_cli.imprint import imprint
+from lowshot_cli.sweep import sweep
+
+
+def main() -> None:
+    """Run what is asked for and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs"))
+    parser.add_argument("--only", default="embedding,imprint,finetune,loop,episodes,growth,warm")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    base_path = arguments.workdir / "base.safetensors"
+    if arguments.child:
+        _sweep_alone(base_path, int(arguments.child))
+        return
+    base, dataset = load(base_path), load_dataset(Config(data_dir=_data()))
+    rows: list[tuple[str, str]] = []
+    seconds: dict[str, float] = {}
+    for name in arguments.only.split(","):
+        print(f"... {name}", file=sys.stderr)
+        _BENCHMARKS[name](base, dataset, base_path, rows, seconds)
+    table = Table("measured", "result", title=_about())
+    for left, right in rows:
+        table.add_row(left, right)
+    Console(width=100).print(table)
+
+
+def _data() -> Path:
+    return Path(os.environ["LOWSHOT_DATA"])
+
+
+def _about() -> str:
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return (
+        f"lowshot {__version__}, PyTorch {torch.__version__}, NumPy {np.__version__}, "
+        f"{torch.get_num_threads()} threads, {model}"
+    )
+
+
+def _time(work: Callable[[], object], repeats: int = 1) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - started) / repeats
+
+
+def _matrix_rate(dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product."""
+    left, right = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    left @ right
+    return 2 * 2048**3 / _time(lambda: left @ right, 5)
+
+
+def _operations(base: Checkpoint) -> float:
+    """Multiply-adds times two of one image through the backbone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = base.network()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    return float(counter.get_total_flops())
+
+
+def _embedding(
+    base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
+) -> None:
+    pixels = torch.cat([dataset.train.pixels, dataset.test.pixels])
+    network, each = base.network(), _operations(base)
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        took = _time(lambda dtype=dtype: embed(network, pixels, dtype))
+        rate, share = each * len(pixels) / took, _matrix_rate(dtype)
+        seconds[f"embed {name}"] = took
+        rows.append(
+            (
+                f"embedding {len(pixels):,} images, {name}",
+                f"{took:.1f} s, {len(pixels) / took:,.0f} images/s, "
+                f"{100 * rate / share:.0f} % of the {share / 1e9:.0f} GFLOP/s of a matrix product",
+            )
+        )
+
+
+def _run_sweep(base: Checkpoint, dataset: Dataset, trials: int, methods: tuple[str, ...]) -> dict:
+    config = Config(data_dir=_data())
+    options = config.sweep.model_copy(update={"trials": trials, "methods": methods})
+    config = config.model_copy(update={"sweep": options})
+    embedder = Embedder(base.network(), cache=EmbeddingCache.default())
+    with tempfile.TemporaryDirectory() as folder:
+        return sweep(base, dataset, config, embedder, Path(folder)).summary
+
+
+def _imprint(
+    base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
+) -> None:
+    _run_sweep(base, dataset, 1, ("imprint",))
+    summary = _run_sweep(base, dataset, 417, ("imprint",))
+    count = sum(cell["n_trials"] for cell in summary["cells"])
+    took = summary["timing"]["trials_seconds"]
+    seconds["imprint trial"] = took / count
+    seconds["embed"] = summary["timing"]["embed_seconds"]
+    rows.append(
+        (f"{count:,} imprint trials, all metrics, rows on disk", f"{took:.2f} s, {count / took:,.0f}/s")
+    )
+
+
+def _finetune(
+    base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
+) -> None:
+    summary = _run_sweep(base, dataset, 42, ("finetune-head",))
+    count = sum(cell["n_trials"] for cell in summary["cells"])
+    took = summary["timing"]["trials_seconds"]
+    seconds["finetune trial"] = took / count
+    rows.append(
+        (f"{count:,} head fine-tunings of 100 steps", f"{took:.1f} s, {count / took:,.0f}/s")
+    )
+
+
+def _plain_loop(base: Checkpoint, dataset: Dataset, steps: int, trials: int) -> float:
+    """Seconds per trial as a reader of the paper would write it: forward passes in every trial."""
+    network, head = base.network(), base.head
+    base_labels = [dataset.label(name) for name in base.base_classes]
+    novel = next(i for i, name in enumerate(dataset.class_names) if name not in base.base_classes)
+    labels = [*base_labels, novel]
+    test = torch.cat([dataset.test.of_class(label) for label in labels])
+    truth = torch.tensor([labels.index(int(label)) for label in dataset.test.labels[test]])
+    images = network.normalisation.apply(dataset.test.pixels[test], torch.device("cpu"))
+    loader = DataLoader(TensorDataset(images, truth), batch_size=100)
+    members = dataset.train.of_class(novel)
+    fit = torch.cat([dataset.train.of_class(label)[:50] for label in base_labels])
+    fit_labels = torch.arange(len(base_labels)).repeat_interleave(50)
+    fit_images = network.normalisation.apply(dataset.train.pixels[fit], torch.device("cpu"))
+
+    def trial(number: int) -> float:
+        chosen = members[torch.randperm(500, generator=torch.Generator().manual_seed(number))[:5]]
+        support = network.normalisation.apply(dataset.train.pixels[chosen], torch.device("cpu"))
+        with torch.no_grad():
+            row = imprint(network(support))[None]
+        weight = torch.cat([head.proxies, row])
+        if steps:
+            weight = _plain_finetune(network, weight, support, fit_images, fit_labels, steps)
+        right = 0
+        with torch.no_grad():
+            for batch, target in loader:
+                right += int(((network(batch) @ weight.T).argmax(1) == target).sum())
+        return right / len(truth)
+
+    trial(0)
+    return _time(lambda: trial(1), trials)
+
+
+def _plain_finetune(
+    network: torch.nn.Module,
+    weight: Tensor,
+    support: Tensor,
+    fit: Tensor,
+    labels: Tensor,
+    steps: int,
+) -> Tensor:
+    """Steps of Adam on the novel row, each with forward passes through the frozen network."""
+    row = weight[-1:].clone().requires_grad_()
+    optimiser = torch.optim.Adam([row], lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.tensor([20] * len(weight[:-1]) + [len(support)])
+    weights = class_weights(counts, "adaptive", len(weight) - 1, None)
+    for _ in range(steps):
+        batch = torch.randint(len(fit), (95,), generator=generator)
+        with torch.no_grad():
+            embeddings = network(torch.cat([fit[batch], support]))
+        target = torch.cat([labels[batch], torch.full((len(support),), len(weight) - 1)])
+        logits = 10 * embeddings @ torch.cat([weight[:-1], row]).T
+        loss = F.cross_entropy(logits, target, weights)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            row.copy_(F.normalize(row, dim=1))
+    return torch.cat([weight[:-1], row.detach()])
+
+
+def _loop(
+    base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
+) -> None:
+    embedding = seconds.get("embed fp32", 0.0)
+    for name, steps, trials in (("imprint", 0, 3), ("finetune", 100, 1)):
+        loop, ours = _plain_loop(base, dataset, steps, trials), seconds[f"{name} trial"]
+        count = 100_000 if name == "imprint" else 10_000
+        with_embedding = loop * count / (ours * count + embedding)
+        rows.append(
+            (
+                f"per-trial loop, {name}",
+                f"{loop:.2f} s a trial: {loop / ours:,.0f} times ours; {with_embedding:,.0f} times "
+                f"with embedding 60,000 images once for {count:,} trials",
+            )
+        )
+
+
+def _episodes(
+    base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
+) -> None:
+    """easyfsl on its own ground: prototypical 5-way 5-shot episodes on cached features."""
+    from easyfsl.methods import PrototypicalNetworks
+
+    novel = [i for i, name in enumerate(dataset.class_names) if name not in base.base_classes]
+    embedder = Embedder(base.network(), cache=EmbeddingCache.default())
+    support_of = embedder.classes(dataset.train, novel)
+    query_of = embedder.classes(dataset.test, novel)
+    model = PrototypicalNetworks(torch.nn.Identity())
+    rng = np.random.default_rng(0)
+
+    def episode() -> None:
+        ways = rng.choice(len(novel), 5, replace=False)
+        support = torch.cat([support_of[w][torch.from_numpy(rng.choice(500, 5))] for w in ways])
+        queries = torch.cat([query_of[w] for w in ways])
+        model.process_support_set(support, torch.arange(5).repeat_interleave(5))
+        with torch.no_grad():
+            model(queries).argmax(1)
+
+    episode()
+    theirs = _time(episode, 300)
+    count = 100_000
+    started = time.perf_counter()
+    batched_episodes(torch.stack(support_of), torch.stack(query_of), count, rng)
+    ours = (time.perf_counter() - started) / count
+    rows.append(
+        (
+            "easyfsl, 5-way 5-shot episode on cached features, 500 queries",
+            f"{1e6 * theirs:,.0f} us; ours {1e6 * ours:,.1f} us: {theirs / ours:,.0f} times",
+        )
+    )
+
+
+def batched_episodes(
+    support: Tensor, queries: Tensor, count: int, rng: np.random.Generator
+) -> Tensor:
+    """Accuracy of many prototypical episodes: prototypes as one batch, classes pairwise."""
+    n_classes, _, size = support.shape
+    right = []
+    for start in range(0, count, 256):
+        tile = min(256, count - start)
+        ways = torch.from_numpy(rng.random((tile, n_classes)).argsort(1)[:, :5].copy())
+        shots = torch.from_numpy(rng.integers(0, support.shape[1], (tile, 5, 5)))
+        prototypes = imprint(support[ways[:, :, None], shots])
+        cosines = (prototypes.view(-1, size) @ queries.view(-1, size).T).view(tile, 5, n_classes, -1)
+        own = cosines.gather(2, ways[:, None, :, None].expand(-1, 5, -1, cosines.shape[3]))
+        truth = torch.arange(5)[:, None]
+        right.append((own.argmax(1) == truth).float().mean((1, 2)))
+    return torch.cat(right)
+
+
+def _growth(
+    base: Checkpoint, dataset: Dataset, base_path: Path, rows: list[tuple[str, str]], _: dict
+) -> None:
+    for trials in (42, 417, 4167):
+        command = [sys.executable, "-m", "tests.benchmarks", "--workdir", str(base_path.parent)]
+        done = subprocess.run(
+            [*command, "--child", str(trials)], capture_output=True, text=True, check=True
+        )
+        rows.append((f"{trials * 240:,} imprint trials in a process of its own", done.stdout.strip()))
+
+
+def _sweep_alone(base_path: Path, trials: int) -> None:
+    base, dataset = load(base_path), load_dataset(Config(data_dir=_data()))
+    summary = _run_sweep(base, dataset, trials, ("imprint",))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    print(f"{summary['timing']['trials_seconds']:.1f} s, peak memory {peak:.2f} GiB")
+
+
+def _warm(
+    base: Checkpoint, dataset: Dataset, base_path: Path, rows: list[tuple[str, str]], _: dict
+) -> None:
+    from lowshot_cli.plan import make_plan
+    from lowshot_cli.trials import prepare
+
+    _run_sweep(base, dataset, 1, ("imprint",))
+
+    def start() -> None:
+        config = Config(data_dir=_data())
+        loaded, data = load(base_path), load_dataset(config)
+        embedder = Embedder(loaded.network(), cache=EmbeddingCache.default())
+        prepare(loaded, data, make_plan(loaded, data, config), config, embedder)
+
+    rows.append(("from imports to the first trial, warm cache", f"{_time(start):.2f} s"))
+
+
+_BENCHMARKS: dict[str, Callable[..., None]] = {
+    "embedding": _embedding,
+    "imprint": _imprint,
+    "finetune": _finetune,
+    "loop": _loop,
+    "episodes": _episodes,
+    "growth": _growth,
+    "warm": _warm,
+}
+
+if __name__ == "__main__":
+    main()
