@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -83,13 +82,3 @@ def mix_up(images: Tensor, weight: float, generator: torch.Generator) -> tuple[T
     """
     partners = torch.randperm(len(images), generator=generator)
     return torch.lerp(images[partners.to(images.device)], images, weight), partners
-
-
-def shrink(images: Tensor, size: int) -> Tensor:
-    """Resize square images `(B, 3, H, H)` to `size` pixels, without aliasing."""
-    if size >= images.shape[-1]:
-        return images
-    small = F.interpolate(
-        images, size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return small.contiguous(memory_format=torch.channels_last)

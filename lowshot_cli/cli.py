@@ -90,7 +90,6 @@ def train_base(
     embedding_size: o.EmbeddingSize = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
-    optimiser: o.OptimiserName = None,
     lr: o.LearningRate = None,
     precision: o.PrecisionName = None,
     resume: o.ResumeTraining = False,

@@ -27,7 +27,6 @@ Split = Literal["seeded", "alphabetical"]
 BackboneName = Literal["resnet9", "resnet18"]
 ImprintMethod = Literal["imprint", "random", "augmented"]
 SweepMethod = Literal["imprint", "random", "augmented", "finetune-head", "finetune-full"]
-Optimiser = Literal["muon", "sgd"]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
@@ -93,16 +92,13 @@ class TrainBaseConfig(Section):
     backbone: BackboneName = "resnet9"
     width: Count = 32
     embedding_size: Count = 256
-    epochs: Count = 20
+    epochs: Count = 18
     batch_size: Annotated[int, Field(ge=2)] = 128
-    optimiser: Optimiser = "muon"
     lr: Rate = 0.2
-    muon_lr: Rate = 0.015
     weight_decay: Amount = 5e-4
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     mixup: Amount = 0.2
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    progressive: bool = True
     crop: Annotated[int, Field(ge=0)] = 3
     flip: bool | None = None
     cutout: Annotated[int, Field(ge=0)] = 8

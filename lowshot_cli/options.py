@@ -132,14 +132,10 @@ EmbeddingSize = Annotated[
     Option("--embedding-size", help="Dimensions of the embedding.", show_default="256"),
 ]
 Epochs = Annotated[
-    Optional[int], Option("--epochs", help="Passes over the fit images.", show_default="20")
+    Optional[int], Option("--epochs", help="Passes over the fit images.", show_default="18")
 ]
 BatchSize = Annotated[
     Optional[int], Option("--batch-size", help="Images per step.", show_default="128")
-]
-OptimiserName = Annotated[
-    Optional[c.Optimiser],
-    Option("--optimiser", help="Of the convolutions.", show_default="muon"),
 ]
 LearningRate = Annotated[
     Optional[float], Option("--lr", help="Peak learning rate.", show_default="0.2")

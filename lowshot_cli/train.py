@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot_cli import __version__
-from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, shrink
+from lowshot_cli.augment import crop_and_flip, cut_out, mix_up
 from lowshot_cli.backbones import build_backbone, pick_device, pick_dtype
 from lowshot_cli.checkpoint import Checkpoint, Meta
 from lowshot_cli.config import Config, TrainBaseConfig
@@ -23,15 +23,12 @@ from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError
 from lowshot_cli.imprint import class_statistics
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, relabel
-from lowshot_cli.muon import Muon
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
 
 INITIAL_SCALE = 10.0
 _EPOCH_STREAM, _STEP_STREAM = 21, 22
 _FINAL_LR_SHARE = 0.01
-# Share of the epochs up to which images are shrunk, and to which share of their side.
-_PROGRESSION = ((0.5, 0.75), (0.75, 0.875))
 
 
 @dataclass(frozen=True)
@@ -148,41 +145,12 @@ def _prepare(options: TrainBaseConfig, dataset: Dataset) -> _Task:
     )
 
 
-def _optimisers(trainee: _Trainee, options: TrainBaseConfig) -> list[torch.optim.Optimizer]:
-    """SGD for everything, but Muon for the convolutions behind the first where it is wanted."""
-    weights = [p for p in trainee.network.parameters() if p.ndim > 1]
-    convolutions = []
-    if options.optimiser == "muon":
-        convolutions = [p for p in weights if p.ndim == 4 and p.shape[1] > 3]
-        weights = [p for p in weights if p.ndim != 4 or p.shape[1] <= 3]
-    others = [p for p in trainee.network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": options.weight_decay},
-        {"params": [*others, trainee.proxies, trainee.scale], "weight_decay": 0.0},
-    ]
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True)
-    ]
-    if convolutions:
-        found.append(Muon(convolutions, options.muon_lr))
-    return found
-
-
 def one_cycle(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018)."""
     turn = max(1.0, warmup * total)
     if step < turn:
         return (step + 1) / (turn + 1)
     return max((total - step) / (total - turn), _FINAL_LR_SHARE)
-
-
-def side_length(epoch: int, epochs: int, full: int, progressive: bool) -> int:
-    """Side in pixels of the training images of an epoch: small first, which is faster."""
-    if progressive:
-        for until, share in _PROGRESSION:
-            if epoch < until * epochs:
-                return max(8, 4 * round(full * share / 4))
-    return full
 
 
 class _Run:
@@ -199,7 +167,13 @@ class _Run:
         self.step, self.seconds, self.holdout_accuracy = 0, 0.0, 0.0
         self.device = trainee.network.device
         self.dtype = pick_dtype(self.options.precision, self.device)
-        self.optimisers = _optimisers(trainee, self.options)
+        matrices = [p for p in trainee.network.parameters() if p.ndim > 1]
+        others = [p for p in trainee.network.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.options.weight_decay},
+            {"params": [*others, trainee.proxies, trainee.scale], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
 
     def fit(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         """Make the steps that are left."""
@@ -249,8 +223,6 @@ class _Run:
         generator = _generator(self.config.seed, _STEP_STREAM, self.step)
         pixels = crop_and_flip(task.fit[batch], options.crop, task.flip, generator)
         images = cut_out(task.normalisation.apply(pixels, self.device), options.cutout, generator)
-        size = side_length(epoch, options.epochs, images.shape[-1], options.progressive)
-        images = shrink(images, size)
         labels = task.fit_labels[batch].to(self.device)
         weight, partners = 1.0, labels
         if options.mixup:
@@ -271,13 +243,11 @@ class _Run:
                 f"the loss is not finite in epoch {epoch + 1}",
                 f"try a smaller --lr than {options.lr:g}; --resume goes on from the last epoch",
             )
-        self.trainee.zero_grad()
+        self.optimiser.zero_grad()
         loss.backward()
-        share = one_cycle(self.step, self.total_steps, options.warmup)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = share * optimiser.defaults["lr"]
-            optimiser.step()
+        for group in self.optimiser.param_groups:
+            group["lr"] = options.lr * one_cycle(self.step, self.total_steps, options.warmup)
+        self.optimiser.step()
         return value
 
     @torch.no_grad()
@@ -295,11 +265,11 @@ class _Run:
             "holdout_accuracy": self.holdout_accuracy,
             "config": self._identity(),
         }
-        save_state(self.state_path, self.trainee, self.optimisers, about)
+        save_state(self.state_path, self.trainee, self.optimiser, about)
 
     def restore(self) -> None:
         """Go back to the training state on disk."""
-        about = restore_state(self.state_path, self.trainee, self.optimisers, self._identity())
+        about = restore_state(self.state_path, self.trainee, self.optimiser, self._identity())
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         self.holdout_accuracy = float(about["holdout_accuracy"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _KEY = "lowshot_state"
 def save_state(
     path: Path,
     model: nn.Module,
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     about: Mapping[str, Any],
 ) -> None:
     """Write weights, momentum and `about` atomically.
@@ -30,7 +30,7 @@ def save_state(
         CheckpointError: the file cannot be written.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, (optimiser, parameter) in enumerate(_parameters(optimisers)):
+    for index, parameter in enumerate(_parameters(optimiser)):
         momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{index}"] = momentum
@@ -44,7 +44,7 @@ def save_state(
 def restore_state(
     path: Path,
     model: nn.Module,
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Load weights and momentum, and return what was saved about them.
@@ -52,7 +52,7 @@ def restore_state(
     Args:
         path: the state.
         model: of the same shape as the saved one.
-        optimisers: over the model's parameters, in the same order.
+        optimiser: over the model's parameters, in the same order.
         config: what the saved config must be.
 
     Raises:
@@ -75,7 +75,7 @@ def restore_state(
     model.load_state_dict(
         {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     )
-    for index, (optimiser, parameter) in enumerate(_parameters(optimisers)):
+    for index, parameter in enumerate(_parameters(optimiser)):
         if (momentum := tensors.get(f"momentum.{index}")) is not None:
             # Kernels may round differently in another memory layout, so it is the parameter's.
             buffer = torch.empty_like(parameter).copy_(momentum)
@@ -83,12 +83,5 @@ def restore_state(
     return about
 
 
-def _parameters(
-    optimisers: Sequence[torch.optim.Optimizer],
-) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
-    return [
-        (optimiser, parameter)
-        for optimiser in optimisers
-        for group in optimiser.param_groups
-        for parameter in group["params"]
-    ]
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

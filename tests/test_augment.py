@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, shrink
+from lowshot_cli.augment import crop_and_flip, cut_out, mix_up
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -53,10 +52,3 @@ def test_mixup_blends_each_image_with_its_partner() -> None:
     blended, partners = mix_up(images, 0.7, _generator(1))
     assert torch.allclose(blended, 0.7 * images + 0.3 * images[partners], atol=1e-6)
     assert sorted(partners.tolist()) == list(range(10))
-
-
-@pytest.mark.parametrize("size", [8, 12])
-def test_shrinking_keeps_flat_images_flat(size: int) -> None:
-    small = shrink(torch.full((2, 3, 16, 16), 0.5), size)
-    assert small.shape == (2, 3, size, size)
-    assert torch.allclose(small, torch.tensor(0.5), atol=1e-6)

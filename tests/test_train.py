@@ -12,9 +12,8 @@ from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import CheckpointError, Interrupted, TrainingError
-from lowshot_cli.muon import Muon, orthogonalise
 from lowshot_cli.progress import Progress
-from lowshot_cli.train import one_cycle, side_length, train_base
+from lowshot_cli.train import one_cycle, train_base
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -115,36 +114,3 @@ def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[-1] < 0.03
-
-
-def test_images_grow_to_their_full_size() -> None:
-    sides = [side_length(epoch, 20, 32, progressive=True) for epoch in range(20)]
-    assert sides == [24] * 10 + [28] * 5 + [32] * 5
-    assert side_length(0, 20, 32, progressive=False) == 32
-
-
-def test_orthogonalising_keeps_directions_and_evens_lengths() -> None:
-    matrix = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
-    left, before, right = torch.linalg.svd(matrix, full_matrices=False)
-    after = left.T @ orthogonalise(matrix) @ right.T
-    lengths = after.diagonal()
-    assert (after - torch.diag(lengths)).abs().max() < 1e-4
-    assert (lengths.max() / lengths.min()) < 0.5 * (before.max() / before.min())
-    assert torch.allclose(orthogonalise(matrix.T), orthogonalise(matrix).T, atol=1e-5)
-
-
-def test_muon_steps_downhill_at_a_fixed_length() -> None:
-    weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)))
-    target = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
-    optimiser = Muon([weight], lr=0.02)
-
-    def loss() -> torch.Tensor:
-        return -torch.nn.functional.cosine_similarity(weight.flatten(), target.flatten(), dim=0)
-
-    before = loss().item()
-    for _ in range(20):
-        optimiser.zero_grad()
-        loss().backward()
-        optimiser.step()
-    assert loss().item() < before - 0.2
-    assert weight.norm().item() == pytest.approx(8**0.5, rel=0.1)

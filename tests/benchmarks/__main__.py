@@ -134,7 +134,10 @@ def _imprint(
     seconds["imprint trial"] = took / count
     seconds["embed"] = summary["timing"]["embed_seconds"]
     rows.append(
-        (f"{count:,} imprint trials, all metrics, rows on disk", f"{took:.2f} s, {count / took:,.0f}/s")
+        (
+            f"{count:,} imprint trials, all metrics, rows on disk",
+            f"{took:.2f} s, {count / took:,.0f}/s",
+        )
     )
 
 
@@ -275,7 +278,9 @@ def batched_episodes(
         ways = torch.from_numpy(rng.random((tile, n_classes)).argsort(1)[:, :5].copy())
         shots = torch.from_numpy(rng.integers(0, support.shape[1], (tile, 5, 5)))
         prototypes = imprint(support[ways[:, :, None], shots])
-        cosines = (prototypes.view(-1, size) @ queries.view(-1, size).T).view(tile, 5, n_classes, -1)
+        cosines = (prototypes.view(-1, size) @ queries.view(-1, size).T).view(
+            tile, 5, n_classes, -1
+        )
         own = cosines.gather(2, ways[:, None, :, None].expand(-1, 5, -1, cosines.shape[3]))
         truth = torch.arange(5)[:, None]
         right.append((own.argmax(1) == truth).float().mean((1, 2)))
@@ -290,7 +295,9 @@ def _growth(
         done = subprocess.run(
             [*command, "--child", str(trials)], capture_output=True, text=True, check=True
         )
-        rows.append((f"{trials * 240:,} imprint trials in a process of its own", done.stdout.strip()))
+        rows.append(
+            (f"{trials * 240:,} imprint trials in a process of its own", done.stdout.strip())
+        )
 
 
 def _sweep_alone(base_path: Path, trials: int) -> None:
