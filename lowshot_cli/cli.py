@@ -75,6 +75,7 @@ _NOT_CONFIG = (
     "from_run",
     "trial",
     "save_models",
+    "clear",
 )
 
 
@@ -242,10 +243,54 @@ def sweep(
 
     Example: lowshot sweep --trials 20
     """
+    if resume is not None and config is None:
+        ctx.params["config"] = resume / "config.yaml"
     settings, output = _begin(ctx, "sweep")
     from lowshot_cli import commands
 
     commands.sweep(settings, output, checkpoint, resume, save_models)
+
+
+data = typer.Typer(no_args_is_help=True, help="Look at datasets and at the cache.")
+app.add_typer(data, name="data")
+
+
+@data.command("classes")
+def data_classes(
+    ctx: typer.Context,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List a dataset's classes.
+
+    Example: lowshot data classes --dataset glyphs
+    """
+    settings, output = _begin(ctx, None)
+    from lowshot_cli import commands
+
+    commands.data_classes(settings, output)
+
+
+@data.command("cache")
+def data_cache(
+    ctx: typer.Context,
+    clear: o.Clear = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show the embedding cache, or empty it.
+
+    Example: lowshot data cache --clear
+    """
+    _, output = _begin(ctx, None)
+    from lowshot_cli import commands
+
+    commands.data_cache(output, clear)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from lowshot_cli import teach
 from lowshot_cli import train as training
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config, difference
+from lowshot_cli.config import Config, difference, load_config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder, EmbeddingCache
 from lowshot_cli.errors import CheckpointError, UsageError
@@ -103,12 +103,15 @@ def _embedder(
     return Embedder(network, cache=EmbeddingCache.default(), on_progress=on_progress)
 
 
+def _named(config: Config, checkpoint: Checkpoint) -> Config:
+    """The config with the checkpoint's dataset, which need not be named again."""
+    if "dataset" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"dataset": checkpoint.meta.dataset})
+
+
 def _dataset_of(checkpoint: Checkpoint, config: Config) -> Dataset:
-    """The dataset of the checkpoint, which need not be named again unless it lies in a folder."""
-    if "dataset" not in config.model_fields_set:
-        name = checkpoint.meta.dataset
-        config = Config.model_validate({**config.model_dump(exclude_unset=True), "dataset": name})
-    return load_dataset(config, checkpoint.meta.image_size)
+    return load_dataset(_named(config, checkpoint), checkpoint.meta.image_size)
 
 
 def imprint(
@@ -319,6 +322,9 @@ def sweep(
     if base.novel_classes:
         raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
     _check_split(base, base_path, config)
+    config = _named(config, base)
+    if resume is not None:
+        _check_resumed(resume, config)
     dataset = _dataset_of(base, config)
     run_dir = resume or sweeping.new_run_dir(config.workdir)
     with stopping() as should_stop, output.progress() as on_progress:
@@ -353,6 +359,16 @@ def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
         )
 
 
+def _check_resumed(run_dir: Path, config: Config) -> None:
+    before = load_config(run_dir / sweeping.CONFIG).portable()
+    changed = difference(before, config.portable())
+    if changed:
+        raise UsageError(
+            f"{run_dir} was run with another config: {'; '.join(changed)}",
+            "resume with no other flags, or start a new sweep without --resume",
+        )
+
+
 def _show_sweep(output: Output, summary: dict[str, Any]) -> None:
     rows = [
         [
@@ -376,3 +392,25 @@ def _show_sweep(output: Output, summary: dict[str, Any]) -> None:
 
 def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
     return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])
+
+
+def data_classes(config: Config, output: Output) -> None:
+    """List the classes of a dataset with their numbers of images."""
+    dataset = load_dataset(config)
+    rows = [
+        (name, len(dataset.train.of_class(label)), len(dataset.test.of_class(label)))
+        for label, name in enumerate(dataset.class_names)
+    ]
+    output.data([{"class": name, "train": train, "test": test} for name, train, test in rows])
+    output.table(["class", "training images", "test images"], rows, title=dataset.name)
+
+
+def data_cache(output: Output, clear: bool) -> None:
+    """Show how much the embedding cache holds, or empty it."""
+    cache = EmbeddingCache.default()
+    if clear:
+        cache.clear()
+    entries = cache.entries()
+    size = sum(bytes_ for _, bytes_, _ in entries)
+    output.data({"folder": str(cache.folder), "files": len(entries), "bytes": size})
+    output.line(f"{cache.folder}: {len(entries):,} files, {size / 1024**2:.1f} MiB")

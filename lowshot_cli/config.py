@@ -25,8 +25,10 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["seeded", "alphabetical"]
 BackboneName = Literal["resnet9", "resnet18"]
-ImprintMethod = Literal["imprint", "random", "augmented"]
-SweepMethod = Literal["imprint", "random", "augmented", "finetune-head", "finetune-full"]
+ImprintMethod = Literal["imprint", "random", "augmented", "whitened"]
+SweepMethod = Literal[
+    "imprint", "random", "augmented", "whitened", "finetune-head", "finetune-full"
+]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
@@ -147,7 +149,7 @@ class SweepConfig(Section):
     trials: Count = 20
     shots: Shots = (1, 5, 10, 20)
     novel: Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)] = "all"
-    methods: Methods = ("imprint", "random", "finetune-head")
+    methods: Methods = ("imprint", "random", "whitened", "finetune-head")
     ways: Count = 1
     max_forgetting: MaxForgetting | None = None
 
@@ -176,8 +178,13 @@ class Config(Section):
         return self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
 
     def to_yaml(self) -> str:
-        """The resolved config as YAML that `--config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved config as YAML that `--config` reads back.
+
+        `train_base` stands in it only where it was given, because a sweep trains where it stands.
+        """
+        left_out = set() if "train_base" in self.model_fields_set else {"train_base"}
+        values = self.model_dump(mode="json", exclude=left_out)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load_config(
@@ -195,9 +202,10 @@ def load_config(
     top = {name: value for name, value in given.items() if name in Config.model_fields}
     rest = {name: value for name, value in given.items() if name not in top}
     values = {**values, **top}
-    if section and rest:
-        inner = values.get(section)
-        values[section] = {**(inner if isinstance(inner, dict) else {}), **rest}
+    if section and not isinstance(values.get(section, {}), dict):
+        raise ConfigError(f"{path}: {section} must hold `key: value` lines")
+    if section:
+        values[section] = {**values.get(section, {}), **rest}
     try:
         return Config.model_validate(values)
     except ValidationError as error:

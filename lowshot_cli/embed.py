@@ -140,6 +140,11 @@ class EmbeddingCache:
             path.unlink(missing_ok=True)
             excess -= size
 
+    def clear(self) -> None:
+        """Delete every file."""
+        for path, _, _ in self.entries():
+            path.unlink(missing_ok=True)
+
     def entries(self) -> list[tuple[Path, int, float]]:
         """Path, size in bytes and time of last use of every file."""
         found = []

@@ -16,6 +16,7 @@ from lowshot_cli.metrics import allowed_losses, margins_of, turning_points
 
 UNCALIBRATED_METHODS = frozenset({"imprint", "random"})
 DEFAULT_MAX_FORGETTING = 2.0
+SHRINKAGE = 0.5
 # A bias this far below a turning point stays below it when the cosines are summed in another order.
 _CLEARANCE = 1e-6
 
@@ -30,6 +31,36 @@ def imprint(support: Tensor) -> Tensor:
         `(..., D)` unit rows.
     """
     return F.normalize(support.mean(-2), dim=-1)
+
+
+def shrunk_precision(within: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+    """Inverse `(D, D)` of a covariance `(D, D)` with a multiple of its mean variance added.
+
+    Args:
+        within: within-class covariance of base embeddings.
+        shrinkage: the multiple; more of it brings `whitened` closer to `imprint`.
+    """
+    size = len(within)
+    ridge = shrinkage * within.trace() / size * torch.eye(size)
+    return torch.linalg.inv(within + ridge)
+
+
+def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """The direction that best tells a class from all others if all spread alike.
+
+    w = normalise((m - mu) P), the linear discriminant of Fisher (1936) with shared statistics as in
+    Hariharan, Malik, Ramanan: "Discriminative decorrelation", ECCV 2012, eq. 5. Directions in which
+    base classes vary within themselves count less than in the plain mean.
+
+    Args:
+        support: `(..., k, D)` unit embeddings.
+        mean: `(D,)` mean over base classes, mu.
+        precision: `(D, D)` from `shrunk_precision`, P.
+
+    Returns:
+        `(..., D)` unit rows.
+    """
+    return F.normalize((support.mean(-2) - mean) @ precision, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ Methods = Annotated[
     Option(
         "--method",
         help="Methods, with commas between.",
-        show_default="imprint,random,finetune-head",
+        show_default="imprint,random,whitened,finetune-head",
     ),
 ]
 Ways = Annotated[
@@ -245,6 +245,7 @@ ResumeSweep = Annotated[
     Optional[Path],
     Option("--resume", help="Go on with this run folder.", show_default=False),
 ]
+Clear = Annotated[bool, Option("--clear", help="Delete all cached embeddings.")]
 Version = Annotated[bool, Option("--version", help="Print the version and stop.", is_eager=True)]
 
 __all__ = [name for name in dir() if name[0].isupper() and name not in ("Literal", "Path")]

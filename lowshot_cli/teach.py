@@ -17,7 +17,14 @@ from lowshot_cli.embed import Views, embed
 from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.evaluate import check_dataset
 from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, finetune_rows
-from lowshot_cli.imprint import budget_of, class_statistics, imprint, operating_bias
+from lowshot_cli.imprint import (
+    budget_of,
+    class_statistics,
+    imprint,
+    operating_bias,
+    shrunk_precision,
+    whitened,
+)
 from lowshot_cli.model import EmbeddingNetwork, relabel
 from lowshot_cli.progress import OnProgress, silent
 
@@ -70,7 +77,7 @@ def imprint_classes(
         members = dataset.train.of_class(label)
         chosen = draw_supports(config.seed, label, [0], options.shots, len(members))[0]
         indices = members[torch.from_numpy(chosen)]
-        row, support = _imprint_one(network, dataset, indices, label, config)
+        row, support = _imprint_one(checkpoint, network, dataset, indices, label, config)
         record = support_record(dataset.train, indices, options.method)
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
@@ -79,7 +86,12 @@ def imprint_classes(
 
 
 def _imprint_one(
-    network: EmbeddingNetwork, dataset: Dataset, indices: Tensor, label: int, config: Config
+    checkpoint: Checkpoint,
+    network: EmbeddingNetwork,
+    dataset: Dataset,
+    indices: Tensor,
+    label: int,
+    config: Config,
 ) -> tuple[Tensor, Tensor]:
     pixels, options = dataset.train.pixels[indices], config.imprint
     support = embed(network, pixels)
@@ -87,6 +99,9 @@ def _imprint_one(
         return draw_directions(config.seed, label, [0], support.shape[1])[0], support
     if options.method == "augmented":
         return imprint(embed(network, pixels, views=augmented_views(options, dataset))), support
+    if options.method == "whitened":
+        precision = shrunk_precision(checkpoint.within)
+        return whitened(support, checkpoint.mean, precision), support
     return imprint(support), support
 
 

@@ -22,7 +22,14 @@ from lowshot_cli.data.splits import draw_directions, draw_supports, hash_keys, s
 from lowshot_cli.embed import Embedder, embed
 from lowshot_cli.evaluate import NovelQueries, Scores, score_trials
 from lowshot_cli.finetune import BaseSamples, finetune_full, finetune_rows
-from lowshot_cli.imprint import BaseQueries, budget_of, imprint, operating_bias
+from lowshot_cli.imprint import (
+    BaseQueries,
+    budget_of,
+    imprint,
+    operating_bias,
+    shrunk_precision,
+    whitened,
+)
 from lowshot_cli.plan import TILE, IntArray, Piece, Plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.results import Rows
@@ -43,6 +50,7 @@ class Materials:
         shaping: base hold-out samples that fine-tuning may use.
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
+        precision: `(D, D)` for the method `whitened`.
         augmented: the same averaged over augmented views, where a method asks for it.
     """
 
@@ -55,6 +63,7 @@ class Materials:
     shaping: BaseSamples
     novel: dict[int, NovelQueries]
     train: dict[int, Tensor]
+    precision: Tensor
     augmented: dict[int, Tensor]
 
     @cached_property
@@ -94,6 +103,7 @@ def prepare(
             for label, embeddings in zip(labels, test[n_base:], strict=True)
         },
         train=dict(zip(labels, train, strict=True)),
+        precision=shrunk_precision(checkpoint.within),
         augmented=dict(zip(labels, augmented, strict=False)),
     )
 
@@ -241,6 +251,8 @@ def _novel_rows(
     if method == "augmented":
         return imprint(_gather(materials.augmented, units, drawn))
     support = _gather(materials.train, units, drawn)
+    if method == "whitened":
+        return whitened(support, materials.checkpoint.mean, materials.precision)
     rows = imprint(support)
     if method == "finetune-head":
         ways, shots = drawn.shape[1:]

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lowshot_cli.imprint import BaseQueries, budget_of, imprint, operating_bias
+from lowshot_cli.imprint import (
+    BaseQueries,
+    budget_of,
+    class_statistics,
+    imprint,
+    operating_bias,
+    shrunk_precision,
+    whitened,
+)
 
 
 def test_the_proxy_is_the_normalised_mean_of_the_supports() -> None:
@@ -20,6 +29,31 @@ def test_the_proxy_is_the_normalised_mean_of_the_supports() -> None:
 def test_one_shot_is_its_own_proxy() -> None:
     support = F.normalize(torch.tensor([[3.0, 4.0, 12.0]]), dim=1)
     assert torch.allclose(imprint(support), support[0])
+
+
+def test_whitening_is_fishers_discriminant() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(6, 6, generator=generator)
+    within, mean = spread @ spread.T, torch.randn(6, generator=generator)
+    support = torch.randn(3, 6, generator=generator)
+    ridge = 0.5 * np.trace(within.numpy()) / 6 * np.eye(6)
+    direction = np.linalg.solve(within.numpy() + ridge, (support.mean(0) - mean).numpy())
+    expected = direction / np.linalg.norm(direction)
+    found = whitened(support, mean, shrunk_precision(within, 0.5))
+    assert found.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_strong_shrinkage_leaves_the_centred_mean() -> None:
+    support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = whitened(support, torch.zeros(5), shrunk_precision(torch.eye(5), 1e6))
+    assert torch.allclose(found, imprint(support), atol=1e-5)
+
+
+def test_class_statistics_are_taken_within_classes() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 4.0], [10.0, 8.0]])
+    mean, within = class_statistics(embeddings, torch.tensor([0, 0, 1, 1]), 2)
+    assert mean.tolist() == [6, 3]
+    assert within.tolist() == [[0.5, 0], [0, 2]]
 
 
 def test_trials_are_imprinted_independently() -> None:

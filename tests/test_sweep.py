@@ -21,6 +21,9 @@ from lowshot_cli.sweep import ROWS, SUMMARY, new_run_dir, rebuild, sweep
 from lowshot_cli.teach import finetune, imprint_classes
 
 
+METHODS = ("imprint", "random", "augmented", "whitened", "finetune-head")
+
+
 @pytest.fixture(scope="session")
 def novel(base: Checkpoint, glyphs: Dataset) -> tuple[str, ...]:
     return tuple(name for name in glyphs.class_names if name not in base.meta.classes)[:6]
@@ -33,7 +36,7 @@ def config(tiny_config: Config, novel: tuple[str, ...]) -> Config:
         trials=3,
         shots=(1, 5),
         novel=novel,
-        methods=("imprint", "random", "augmented", "finetune-head"),
+        methods=METHODS,
     )
 
 
@@ -46,7 +49,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("method", ["imprint", "random", "augmented", "finetune-head"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_row_equals_the_one_trial_path(
     base: Checkpoint,
     glyphs: Dataset,
@@ -106,7 +109,7 @@ def test_methods_run_on_the_same_draws_and_the_tables_follow_the_rows(
 ) -> None:
     result = sweep(base, glyphs, config, embedder, tmp_path)
     rows = _read(tmp_path / ROWS)
-    assert len(rows) == result.n_rows == 6 * 3 * 2 * 4
+    assert len(rows) == result.n_rows == 6 * 3 * 2 * 5
     summary = json.loads((tmp_path / SUMMARY).read_text())
     for cell in summary["cells"]:
         chosen = [
@@ -167,12 +170,12 @@ def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
 def test_a_stopped_sweep_keeps_its_rows(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(Interrupted, match="18 of 144 trials") as caught:
+    with pytest.raises(Interrupted, match="18 of 180 trials") as caught:
         sweep(base, glyphs, config, embedder, tmp_path, should_stop=lambda: True)
     assert f"--resume {tmp_path}" in str(caught.value.hint)
     assert len(_read(tmp_path / ROWS)) == 18
     sweep(base, glyphs, config, embedder, tmp_path, resume=True)
-    assert len(_read(tmp_path / ROWS)) == 144
+    assert len(_read(tmp_path / ROWS)) == 180
 
 
 def test_several_classes_are_added_at_once(
