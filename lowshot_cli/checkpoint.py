@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
 
-CHAIN = ("base", "imprinted", "finetuned")
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 _UNIT_TOLERANCE = 1e-3
 _Item = TypeVar("_Item")
@@ -114,6 +114,14 @@ class Checkpoint:
         """Base test accuracy of the pristine base model, percent, over today's base classes."""
         right, total = (sum(column) for column in zip(*self.meta.base_counts, strict=True))
         return 100 * right / total if total else 0.0
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the weights: backbone, head and scale."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (*self.backbone.values(), self.head.proxies, torch.tensor(self.head.scale)):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode."""
@@ -264,22 +272,28 @@ def load(path: Path) -> Checkpoint:
     try:
         tensors, metadata = read_tensors(path)
     except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}", _how_to_make(path)) from None
+        raise CheckpointError(f"no checkpoint at {path}", how_to_make(path)) from None
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from None
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: {reason}", how_to_make(path)
+        ) from None
     if "lowshot" not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but not one of lowshot's")
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of lowshot's", how_to_make(path)
+        )
     try:
         meta = Meta.model_validate_json(metadata["lowshot"])
         return _assemble(meta, tensors)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "metadata"
-        raise CheckpointError(f"{path} has broken metadata: {where}: {first['msg']}") from None
+        raise CheckpointError(
+            f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
+        ) from None
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is inconsistent: {reason}") from None
+        raise CheckpointError(f"{path} is inconsistent: {reason}", how_to_make(path)) from None
 
 
 def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
@@ -330,35 +344,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     return checkpoint
 
 
-def chain_path(workdir: Path, stage: str) -> Path:
-    """Where a stage of the chain lies in a work folder."""
-    return workdir / f"{stage}.safetensors"
-
-
-def _how_to_make(path: Path) -> str:
+def how_to_make(path: Path) -> str:
+    """The command that makes a checkpoint of this name, as a hint."""
     maker = _MAKERS.get(path.stem)
     return f"`lowshot {maker}` makes it" if maker else "check the path after --checkpoint"
-
-
-def load_fresh(workdir: Path, stage: str) -> Checkpoint:
-    """Load a stage of the chain, unless the file it was made from has changed since.
-
-    Raises:
-        CheckpointError: as `load`, or stale.
-    """
-    path = chain_path(workdir, stage)
-    checkpoint = load(path)
-    stale_because = staleness(workdir, stage, checkpoint)
-    if stale_because:
-        raise CheckpointError(f"{path} is stale: {stale_because}", _how_to_make(path))
-    return checkpoint
-
-
-def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint of the chain no longer belongs to its predecessor, or None."""
-    if checkpoint.meta.parent is None:
-        return None
-    previous = chain_path(workdir, CHAIN[CHAIN.index(stage) - 1])
-    if previous.is_file() and file_hash(previous) != checkpoint.meta.parent:
-        return f"{previous} has changed since it was made"
-    return None

@@ -30,6 +30,13 @@ class _Commands(TyperGroup):
             # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.DONE) from None
+        except OSError as error:
+            place = error.filename or "a file"
+            problem = LowshotError(
+                f"{place}: {error.strerror or error}", "check the space and your rights there"
+            )
+            show_error(problem)
+            raise typer.Exit(problem.exit_code) from None
 
 
 app = typer.Typer(
@@ -53,7 +60,8 @@ def _root(version: o.Version = False) -> None:
 
 def _begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     """Resolve the config from the flags whose names are config fields; open the output."""
-    flags = dict(ctx.params)
+    # An option that may be repeated and was not typed is an empty tuple.
+    flags = {name: value for name, value in ctx.params.items() if value != ()}
     control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}
     for name in _NOT_CONFIG:
         flags.pop(name, None)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lowshot_cli import chain, tables, teach
 from lowshot_cli import checkpoint as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import sweep as sweeping
-from lowshot_cli import teach
 from lowshot_cli import train as training
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
@@ -21,8 +20,8 @@ from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder, EmbeddingCache
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, ensure_writable, file_hash
-from lowshot_cli.output import Output, percent, with_interval
-from lowshot_cli.report import caption, plot_accuracy
+from lowshot_cli.output import Output
+from lowshot_cli.report import plot_accuracy
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def train_base(
     config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
 ) -> None:
     """Train the base model and write `base.safetensors`."""
-    path = out or ckpt.chain_path(config.workdir, "base")
+    path = out or chain.chain_path(config.workdir, "base")
     _train_base(config, output, path, resume, overwrite, report=True)
 
 
@@ -62,31 +61,8 @@ def _train_base(
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
     ckpt.save(result.checkpoint, path, overwrite=True)
     if report:
-        output.data(
-            {
-                "checkpoint": str(path),
-                "base_accuracy": result.base_accuracy,
-                "holdout_accuracy": result.holdout_accuracy,
-                "epochs": result.epochs,
-                "train_seconds": result.train_seconds,
-                "images_per_second": result.images_per_second,
-                "n_classes": result.checkpoint.meta.n_base,
-            }
-        )
-        output.table(
-            ["base classes", "test accuracy %", "hold-out %", "epochs", "seconds", "images/s"],
-            [
-                [
-                    result.checkpoint.meta.n_base,
-                    percent(result.base_accuracy),
-                    percent(result.holdout_accuracy),
-                    result.epochs,
-                    f"{result.train_seconds:.0f}",
-                    f"{result.images_per_second:.0f}",
-                ]
-            ],
-            title="base model",
-        )
+        output.data(tables.training_json(path, result))
+        tables.show_training(output, result)
     novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
     then = f"lowshot imprint --class {_quoted(novel[0])} --shots 5" if novel and report else None
     output.finish([path], then)
@@ -111,7 +87,13 @@ def _named(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def _dataset_of(checkpoint: Checkpoint, config: Config) -> Dataset:
-    return load_dataset(_named(config, checkpoint), checkpoint.meta.image_size)
+    named, wanted = _named(config, checkpoint), checkpoint.meta.dataset
+    if named.dataset != wanted:
+        raise CheckpointError(
+            f"the checkpoint was trained on {wanted}, not on {named.dataset}",
+            f"say --dataset {wanted}, or name another --workdir or --checkpoint",
+        )
+    return load_dataset(named, checkpoint.meta.image_size)
 
 
 def imprint(
@@ -128,8 +110,8 @@ def imprint(
         raise UsageError("no class to imprint", "name one with --class")
     path = _target(config, "imprinted", out, overwrite)
     stage = "imprinted" if add else "base"
-    parent_path = source or ckpt.chain_path(config.workdir, stage)
-    parent = ckpt.load(source) if source else ckpt.load_fresh(config.workdir, stage)
+    parent_path = source or chain.chain_path(config.workdir, stage)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
     dataset = _dataset_of(parent, config)
     with output.progress() as on_progress:
         embedder = _embedder(parent, config, on_progress)
@@ -155,29 +137,18 @@ def imprint(
     )
     for d in drawn:
         output.line(f"{d.name}: learnt from {', '.join(d.described)}")
-    _show_change(output, before, after, f"{config.imprint.method}, bias {taught.head.bias:+.3f}")
+    tables.show_change(
+        output, before, after, f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
+    )
     output.finish([path], "lowshot finetune")
 
 
 def _target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
     """Where a derived checkpoint goes; the chain's own files cost nothing and are replaced."""
-    path = out or ckpt.chain_path(config.workdir, stage)
+    path = out or chain.chain_path(config.workdir, stage)
     ensure_writable(path.parent)
     ensure_free(path, overwrite or out is None)
     return path
-
-
-def _show_change(
-    output: Output, before: evaluation.Evaluation, after: evaluation.Evaluation, title: str
-) -> None:
-    columns = ["test images of", "before %", "after %", "change"]
-    rows = []
-    for name in ("base", "novel", "global"):
-        old, new = getattr(before, f"{name}_accuracy"), getattr(after, f"{name}_accuracy")
-        change = "–" if old is None or new is None else f"{new - old:+.1f}"
-        label = "all classes" if name == "global" else f"{name} classes"
-        rows.append([label, percent(old), percent(new), change])
-    output.table(columns, rows, title=title)
 
 
 def imprint_from_run(
@@ -191,17 +162,17 @@ def imprint_from_run(
 ) -> None:
     """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
     if run_dir is None or trial is None:
-        raise UsageError("--from-run and --trial go together")
+        raise UsageError("--from-run and --trial go together", "give both")
     path = _target(config, "imprinted", out, overwrite)
-    parent_path = source or ckpt.chain_path(config.workdir, "base")
+    parent_path = source or chain.chain_path(config.workdir, "base")
     base = ckpt.load(parent_path)
     dataset = _dataset_of(base, config)
     rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
     with output.progress() as on_progress:
         found = evaluation.evaluate(rebuilt, dataset, _embedder(base, config, on_progress))
     ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
-    output.data(_evaluation_json(path, found))
-    _show_evaluations(output, [(path.name, found)])
+    output.data(tables.evaluation_json(path, found))
+    tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], "lowshot evaluate")
 
 
@@ -210,8 +181,8 @@ def finetune(
 ) -> None:
     """Fine-tune the imprinted model and write `finetuned.safetensors`."""
     path = _target(config, "finetuned", out, overwrite)
-    parent_path = source or ckpt.chain_path(config.workdir, "imprinted")
-    parent = ckpt.load(source) if source else ckpt.load_fresh(config.workdir, "imprinted")
+    parent_path = source or chain.chain_path(config.workdir, "imprinted")
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
     dataset = _dataset_of(parent, config)
     evaluation.check_dataset(parent, dataset)
     with output.progress() as on_progress:
@@ -224,20 +195,20 @@ def finetune(
             "checkpoint": str(path),
             "scope": config.finetune.scope,
             "bias": tuned.head.bias,
-            "before": _evaluation_json(parent_path, before),
-            "after": _evaluation_json(path, after),
+            "before": tables.evaluation_json(parent_path, before),
+            "after": tables.evaluation_json(path, after),
         }
     )
     title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
-    _show_change(output, before, after, title)
+    tables.show_change(output, before, after, title)
     output.finish([path], "lowshot evaluate")
 
 
 def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
     """Measure checkpoints side by side."""
     if not paths:
-        chain = [ckpt.chain_path(config.workdir, stage) for stage in ckpt.CHAIN]
-        paths = [path for path in chain if path.is_file()]
+        paths = [chain.chain_path(config.workdir, stage) for stage in chain.CHAIN]
+        paths = [path for path in paths if path.is_file()]
     if not paths:
         raise CheckpointError(
             f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
@@ -245,8 +216,8 @@ def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
     found: list[tuple[Path, evaluation.Evaluation]] = []
     for path in paths:
         checkpoint = ckpt.load(path)
-        if path.parent == config.workdir and path.stem in ckpt.CHAIN:
-            stale = ckpt.staleness(config.workdir, path.stem, checkpoint)
+        if path.parent == config.workdir and path.stem in chain.CHAIN:
+            stale = chain.staleness(config.workdir, path.stem, checkpoint)
             if stale:
                 output.note(f"{path} is left out: {stale}")
                 continue
@@ -254,54 +225,11 @@ def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
         with output.progress() as on_progress:
             embedder = _embedder(checkpoint, config, on_progress)
             found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
-    output.data([_evaluation_json(path, one) for path, one in found])
-    _show_evaluations(output, [(path.stem, one) for path, one in found])
-    _show_details(output, found[-1][1], found[-1][0].stem)
-
-
-def _evaluation_json(path: Path, found: evaluation.Evaluation) -> dict[str, Any]:
-    values = asdict(found)
-    per_class = [
-        {"class": row.name, "accuracy": row.accuracy, "n": row.n} for row in found.per_class
-    ]
-    keys = ("n_base", "n_novel", "base_accuracy", "novel_accuracy", "global_accuracy")
-    return {
-        "checkpoint": str(path),
-        **{key: values[key] for key in (*keys, "harmonic_mean", "forgetting")},
-        "per_class": per_class,
-    }
-
-
-def _show_evaluations(output: Output, found: Sequence[tuple[str, evaluation.Evaluation]]) -> None:
-    output.table(
-        ["checkpoint", "base %", "novel %", "all %", "harmonic", "forgetting", "classes"],
-        [
-            [
-                name,
-                percent(one.base_accuracy),
-                percent(one.novel_accuracy),
-                percent(one.global_accuracy),
-                percent(one.harmonic_mean),
-                f"{one.forgetting:.1f}",
-                f"{one.n_base} + {one.n_novel}",
-            ]
-            for name, one in found
-        ],
-        title="accuracy on test images",
-    )
-
-
-def _show_details(output: Output, found: evaluation.Evaluation, name: str) -> None:
-    rows = [
-        [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
-        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy))
-    ]
-    output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
-    output.table(
-        ["images of", "taken for", "n"],
-        [[c.truth, c.taken_for, c.n] for c in found.confusions],
-        title=f"{name}, worst confusions",
-    )
+    if not found:
+        raise CheckpointError("every checkpoint named is stale", "make them again, base first")
+    output.data([tables.evaluation_json(path, one) for path, one in found])
+    tables.show_evaluations(output, [(path.stem, one) for path, one in found])
+    tables.show_details(output, found[-1][1], found[-1][0].stem)
 
 
 def sweep(
@@ -314,7 +242,7 @@ def sweep(
     """Run a sweep and write its run folder; train the base model first if the config says how."""
     if resume is not None and save_models:
         raise UsageError("--save-models keeps the models of whole runs, not of resumed ones")
-    base_path = source or ckpt.chain_path(config.workdir, "base")
+    base_path = source or chain.chain_path(config.workdir, "base")
     if not base_path.exists() and "train_base" in config.model_fields_set:
         output.note(f"no base model at {base_path}, training it first")
         _train_base(config, output, base_path, resume=False, overwrite=False, report=False)
@@ -326,7 +254,8 @@ def sweep(
     if resume is not None:
         _check_resumed(resume, config)
     dataset = _dataset_of(base, config)
-    run_dir = resume or sweeping.new_run_dir(config.workdir)
+    ensure_writable(config.workdir)
+    run_dir = resume or sweeping.free_run_dir(config.workdir)
     with stopping() as should_stop, output.progress() as on_progress:
         result = sweeping.sweep(
             base,
@@ -342,7 +271,7 @@ def sweep(
     plot = run_dir / "accuracy.png"
     plot_accuracy(result.summary, plot)
     output.data(result.summary)
-    _show_sweep(output, result.summary)
+    tables.show_sweep(output, result.summary)
     output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
 
 
@@ -367,31 +296,6 @@ def _check_resumed(run_dir: Path, config: Config) -> None:
             f"{run_dir} was run with another config: {'; '.join(changed)}",
             "resume with no other flags, or start a new sweep without --resume",
         )
-
-
-def _show_sweep(output: Output, summary: dict[str, Any]) -> None:
-    rows = [
-        [
-            cell["method"],
-            cell["shots"],
-            with_interval(cell["novel_accuracy"]),
-            with_interval(cell["ncr_at_2"]),
-            percent(cell["base_accuracy"]["mean"]),
-            percent(cell["harmonic_mean"]["mean"]),
-            f"{cell['forgetting']['mean']:.1f}",
-        ]
-        for cell in sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
-    ]
-    output.table(
-        ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
-        rows,
-        title="accuracy on test images, mean over novel classes",
-        caption=caption(summary),
-    )
-
-
-def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
-    return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])
 
 
 def data_classes(config: Config, output: Output) -> None:

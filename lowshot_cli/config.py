@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from lowshot_cli.errors import ConfigError, nearest
+from lowshot_cli.errors import ConfigError, UsageError, nearest
 
 DatasetName = Literal["cifar100", "folder", "glyphs"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -195,22 +195,24 @@ def load_config(
     A flag whose name is a top-level field goes there, any other into `section`.
 
     Raises:
-        ConfigError: unreadable YAML, an unknown key, a value out of range.
+        ConfigError: unreadable YAML, or an unknown key or a value out of range in it.
+        UsageError: a flag out of range.
     """
     values = _read_yaml(path) if path else {}
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path)), "see configs/ for examples") from None
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     top = {name: value for name, value in given.items() if name in Config.model_fields}
     rest = {name: value for name, value in given.items() if name not in top}
     values = {**values, **top}
-    if section and not isinstance(values.get(section, {}), dict):
-        raise ConfigError(f"{path}: {section} must hold `key: value` lines")
     if section:
         values[section] = {**values.get(section, {}), **rest}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        source = str(path) if path else "the command line"
-        raise ConfigError(_explain(error, source)) from None
+        raise UsageError(_explain(error, "the command line"), "--help says what fits") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -219,9 +221,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}", "check the path after --config") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}") from None
+        raise ConfigError(
+            f"cannot read the config {path}: {error}", "name a text file in --config"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{path} is not valid YAML: {reason}", "correct it there") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowshot_cli.errors import LowshotError, UsageError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the same folder, then put it in `path`'s place.
 
     Raises:
@@ -96,7 +96,7 @@ def ensure_free(path: Path, overwrite: bool) -> None:
         UsageError: `path` exists and `overwrite` is not set, or it is a folder.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, a file is to be written there")
+        raise UsageError(f"{path} is a folder, a file is to be written there", "name a file")
     if path.exists() and not overwrite:
         raise UsageError(
             f"{path} exists", "add --overwrite to replace it, or name another --workdir"

@@ -127,7 +127,10 @@ def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[
 
 def _group(labels: list[int], ways: int, seed: int) -> tuple[tuple[int, ...], ...]:
     if ways > len(labels):
-        raise UsageError(f"--ways {ways}: there are {len(labels)} novel classes")
+        raise UsageError(
+            f"--ways {ways}: there are {len(labels)} novel classes",
+            f"give a number up to {len(labels)}",
+        )
     if ways > 1:
         keys = hash_keys(seed, _GROUP_STREAM, np.array(labels))
         labels = [labels[i] for i in np.argsort(keys, kind="stable")]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli import __version__
@@ -26,7 +27,8 @@ from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
 from lowshot_cli.trials import draw_tile, prepare, run
 
-ROWS, SUMMARY, CONFIG, MODELS = "results.csv", "results.json", "config.yaml", "models.safetensors"
+ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.safetensors"
+CONFIG, ABOUT = "config.yaml", "run.json"
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,11 @@ class SweepResult:
     n_rows: int
 
 
-def new_run_dir(workdir: Path) -> Path:
-    """Make a time-stamped folder for one sweep."""
+def free_run_dir(workdir: Path) -> Path:
+    """A time-stamped folder for one sweep that does not exist yet."""
     stamp = time.strftime("sweep-%Y%m%d-%H%M%S")
-    for suffix in ["", *(f"-{number}" for number in range(2, 1000))]:
-        folder = workdir / (stamp + suffix)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise DataError(f"{workdir} holds a thousand sweeps of this second")
+    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
+    return next(workdir / name for name in names if not (workdir / name).exists())
 
 
 def sweep(
@@ -85,11 +81,18 @@ def sweep(
     """
     plan = make_plan(checkpoint, dataset, config)
     if save_models and "finetune-full" in plan.methods:
-        raise UsageError("--save-models keeps rows, and finetune-full changes the backbone too")
+        raise UsageError(
+            "--save-models keeps rows, and finetune-full changes the backbone too",
+            "leave finetune-full out of --method",
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if resume:
+        _check_base(run_dir, checkpoint)
     tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
     sizes = (piece.stop - piece.start for piece in plan.pieces())
     skip = count_in(path, tally, sizes) if resume else 0
-    write_atomically(run_dir / CONFIG, lambda p: _write_text(p, config.to_yaml()))
+    _write_text(run_dir / CONFIG, config.to_yaml())
+    _write_text(run_dir / ABOUT, json.dumps({"base": checkpoint.digest, "versions": versions()}))
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
@@ -123,7 +126,7 @@ def sweep(
         "versions": versions(),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
-    write_atomically(run_dir / SUMMARY, lambda p: _write_text(p, text))
+    _write_text(run_dir / SUMMARY, text)
     return SweepResult(summary, tally.n_rows)
 
 
@@ -138,7 +141,22 @@ def versions() -> dict[str, str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _check_base(run_dir: Path, base: Checkpoint) -> None:
+    """Refuse a base model other than the one that a run started from."""
+    try:
+        about = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
+        same = about["base"] == base.digest
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{run_dir} holds no sweep", "name a run folder of `lowshot sweep`"
+        ) from None
+    if not same:
+        raise DataError(
+            f"{run_dir} was run on another base model", "name that one with --checkpoint"
+        )
 
 
 class _Models:
@@ -183,6 +201,9 @@ def rebuild(
         raise DataError(
             f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
         ) from None
+    except SafetensorError as error:
+        raise DataError(f"{run_dir / MODELS} is damaged: {error}", "run the sweep again") from None
+    _check_base(run_dir, base)
     config = load_config(run_dir / CONFIG)
     plan = make_plan(base, dataset, config)
     if not 0 <= trial < len(tensors["rows"]) or len(tensors["rows"]) != plan.n_rows:

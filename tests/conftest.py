@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -39,6 +40,8 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("home")
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     os.environ.pop("LOWSHOT_WORKDIR", None)
+    # Spinning threads of one process slow every other one down on a machine with few cores.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

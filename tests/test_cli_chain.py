@@ -97,6 +97,7 @@ def test_the_chain_runs_with_no_path_typed(lowshot: RunCommand, tmp_path: Path) 
         "config.yaml",
         "results.csv",
         "results.json",
+        "run.json",
         "accuracy.png",
     }
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}

@@ -17,9 +17,8 @@ from lowshot_cli.errors import Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
 from lowshot_cli.results import COLUMNS, Rows, Tally
-from lowshot_cli.sweep import ROWS, SUMMARY, new_run_dir, rebuild, sweep
+from lowshot_cli.sweep import ABOUT, ROWS, SUMMARY, free_run_dir, rebuild, sweep
 from lowshot_cli.teach import finetune, imprint_classes
-
 
 METHODS = ("imprint", "random", "augmented", "whitened", "finetune-head")
 
@@ -161,6 +160,7 @@ def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
     content = (whole / ROWS).read_bytes()
     header = content.index(b"\n") + 1
     (torn / ROWS).write_bytes(content[: header + cut])
+    (torn / ABOUT).write_bytes((whole / ABOUT).read_bytes())
     found = sweep(base, glyphs, config, embedder, torn, resume=True).summary
     assert (torn / ROWS).read_bytes() == content
     for key in ("cells", "paired", "classes"):
@@ -240,7 +240,9 @@ def test_a_base_class_is_no_novel_class(base: Checkpoint, glyphs: Dataset, confi
 
 
 def test_run_folders_never_collide(tmp_path: Path) -> None:
-    assert len({new_run_dir(tmp_path) for _ in range(5)}) == 5
+    for _ in range(5):
+        free_run_dir(tmp_path).mkdir()
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_memory_of_the_tally_does_not_grow_with_the_trials() -> None:

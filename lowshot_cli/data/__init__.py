@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from lowshot_cli.config import Config
@@ -72,12 +72,10 @@ class Dataset:
         """Label of a class.
 
         Raises:
-            DataError: no such class; the hint names the nearest.
+            UsageError: no such class; the hint names the nearest.
         """
-        from lowshot_cli.errors import did_you_mean
-
         if class_name not in self.class_names:
-            raise DataError(
+            raise UsageError(
                 f"the {self.name} dataset has no class {class_name!r}",
                 did_you_mean(class_name, self.class_names, "`lowshot data classes` lists them"),
             )

@@ -1,0 +1,43 @@
+"""The chain of checkpoints in a work folder: each command reads its predecessor's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowshot_cli.checkpoint import Checkpoint, how_to_make, load
+from lowshot_cli.errors import CheckpointError
+from lowshot_cli.files import file_hash
+
+CHAIN = ("base", "imprinted", "finetuned")
+
+
+def chain_path(workdir: Path, stage: str) -> Path:
+    """Where a stage of the chain lies in a work folder."""
+    return workdir / f"{stage}.safetensors"
+
+
+def load_fresh(workdir: Path, stage: str) -> Checkpoint:
+    """Load a stage of the chain, unless the file it was made from has changed since.
+
+    Raises:
+        CheckpointError: as `load`, or stale.
+    """
+    path = chain_path(workdir, stage)
+    checkpoint = load(path)
+    stale_because = staleness(workdir, stage, checkpoint)
+    if stale_because:
+        raise CheckpointError(f"{path} is stale: {stale_because}", how_to_make(path))
+    return checkpoint
+
+
+def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint of the chain no longer belongs to its predecessors, or None."""
+    if checkpoint.meta.parent is None:
+        return None
+    before = CHAIN[CHAIN.index(stage) - 1]
+    previous = chain_path(workdir, before)
+    if not previous.is_file():
+        return None
+    if file_hash(previous) != checkpoint.meta.parent:
+        return f"{previous} has changed since it was made"
+    return staleness(workdir, before, load(previous))

@@ -1,0 +1,126 @@
+"""Results as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lowshot_cli.evaluate import Evaluation
+from lowshot_cli.output import Output, percent, with_interval
+from lowshot_cli.report import caption
+from lowshot_cli.train import TrainResult
+
+
+def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
+    """A training as in the `--json` contract."""
+    return {
+        "checkpoint": str(path),
+        "base_accuracy": result.base_accuracy,
+        "holdout_accuracy": result.holdout_accuracy,
+        "epochs": result.epochs,
+        "train_seconds": result.train_seconds,
+        "images_per_second": result.images_per_second,
+        "n_classes": result.checkpoint.meta.n_base,
+    }
+
+
+def show_training(output: Output, result: TrainResult) -> None:
+    """One row about a trained base model."""
+    row = [
+        result.checkpoint.meta.n_base,
+        percent(result.base_accuracy),
+        percent(result.holdout_accuracy),
+        result.epochs,
+        f"{result.train_seconds:.0f}",
+        f"{result.images_per_second:.0f}",
+    ]
+    columns = ["base classes", "test accuracy %", "hold-out %", "epochs", "seconds", "images/s"]
+    output.table(columns, [row], title="base model")
+
+
+def evaluation_json(path: Path, found: Evaluation) -> dict[str, Any]:
+    """An evaluation as in the `--json` contract."""
+    values = asdict(found)
+    per_class = [
+        {"class": row.name, "accuracy": row.accuracy, "n": row.n} for row in found.per_class
+    ]
+    keys = ("n_base", "n_novel", "base_accuracy", "novel_accuracy", "global_accuracy")
+    return {
+        "checkpoint": str(path),
+        **{key: values[key] for key in (*keys, "harmonic_mean", "forgetting")},
+        "per_class": per_class,
+    }
+
+
+def show_change(output: Output, before: Evaluation, after: Evaluation, title: str) -> None:
+    """Accuracies before and after."""
+    columns = ["test images of", "before %", "after %", "change"]
+    rows = []
+    for name in ("base", "novel", "global"):
+        old, new = getattr(before, f"{name}_accuracy"), getattr(after, f"{name}_accuracy")
+        change = "–" if old is None or new is None else f"{new - old:+.1f}"
+        label = "all classes" if name == "global" else f"{name} classes"
+        rows.append([label, percent(old), percent(new), change])
+    output.table(columns, rows, title=title)
+
+
+def show_evaluations(output: Output, found: Sequence[tuple[str, Evaluation]]) -> None:
+    """One row per checkpoint."""
+    output.table(
+        ["checkpoint", "base %", "novel %", "all %", "harmonic", "forgetting", "classes"],
+        [
+            [
+                name,
+                percent(one.base_accuracy),
+                percent(one.novel_accuracy),
+                percent(one.global_accuracy),
+                percent(one.harmonic_mean),
+                f"{one.forgetting:.1f}",
+                f"{one.n_base} + {one.n_novel}",
+            ]
+            for name, one in found
+        ],
+        title="accuracy on test images",
+    )
+
+
+def show_details(output: Output, found: Evaluation, name: str) -> None:
+    """Accuracy by class, worst first, and the worst confusions."""
+    rows = [
+        [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
+        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy))
+    ]
+    output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
+    output.table(
+        ["images of", "taken for", "n"],
+        [[c.truth, c.taken_for, c.n] for c in found.confusions],
+        title=f"{name}, worst confusions",
+    )
+
+
+def show_sweep(output: Output, summary: dict[str, Any]) -> None:
+    """One row per method and number of shots."""
+    rows = [
+        [
+            cell["method"],
+            cell["shots"],
+            with_interval(cell["novel_accuracy"]),
+            with_interval(cell["ncr_at_2"]),
+            percent(cell["base_accuracy"]["mean"]),
+            percent(cell["harmonic_mean"]["mean"]),
+            f"{cell['forgetting']['mean']:.1f}",
+        ]
+        for cell in sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
+    ]
+    output.table(
+        ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
+        rows,
+        title="accuracy on test images, mean over novel classes",
+        caption=caption(summary),
+    )
+
+
+def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
+    return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])

@@ -1,0 +1,150 @@
+"""Datasets: glyphs from fonts, folders of images, CIFAR-100's own files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lowshot_cli.backbones import build_backbone
+from lowshot_cli.config import Config
+from lowshot_cli.data import Dataset, cifar, folder, glyphs, load_dataset
+from lowshot_cli.errors import DataError
+
+needs_cifar = pytest.mark.skipif("LOWSHOT_DATA" not in os.environ, reason="LOWSHOT_DATA is not set")
+
+
+def test_glyphs_are_many_even_and_repeatable(glyphs: Dataset) -> None:
+    assert len(set(glyphs.class_names)) == len(glyphs.class_names) > 100
+    assert {"omega", "A", "seven"} <= set(glyphs.class_names)
+    assert torch.bincount(glyphs.train.labels).unique().tolist() == [150]
+    assert torch.bincount(glyphs.test.labels).unique().tolist() == [50]
+    again = _fresh_glyphs()
+    assert torch.equal(again.train.pixels, glyphs.train.pixels)
+    assert again.content_hash == glyphs.content_hash
+
+
+def _fresh_glyphs() -> Dataset:
+    return glyphs.make.__wrapped__(glyphs.IMAGE_SIZE)
+
+
+def test_test_glyphs_come_from_typefaces_that_training_never_saw() -> None:
+    train, test = (set(glyphs._STYLES[split]) for split in ("train", "test"))
+    assert len(train) == 12
+    assert len(test) == 4
+    families = {name.split("-")[0].removesuffix(".ttf") for name in train}
+    assert not any(name.startswith(family) for name in test for family in families - {"DejaVuSans"})
+    assert not train & test
+
+
+def _write(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_a_folder_with_train_and_test(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for name, colour in (("my mug", (200, 0, 0)), ("Äpfel [rot]", (0, 200, 0))):
+            for number in range(count):
+                _write(tmp_path / split / name / f"{number}.png", colour)
+    (tmp_path / "train" / "my mug" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "my mug" / "Thumbs.db").write_bytes(b"")
+    data = load_dataset(Config(dataset="folder", data_dir=tmp_path, image_size=16))
+    assert data.class_names == ("my mug", "Äpfel [rot]")
+    assert data.train.pixels.shape == (6, 3, 16, 16)
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.train.describe(0) == str(Path("train") / "my mug" / "0.png")
+    assert data.train.pixels[0, :, 8, 8].tolist() == [200, 0, 0]
+
+
+def test_one_level_of_folders_keeps_a_fifth_for_testing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(10):
+            _write(tmp_path / name / f"{number}.png", (number, 0, 0))
+    data = folder.load(tmp_path, 16)
+    assert torch.bincount(data.test.labels).tolist() == [2, 2]
+    assert torch.bincount(data.train.labels).tolist() == [8, 8]
+    assert not set(data.train.files or ()) & set(data.test.files or ())
+    assert folder.load(tmp_path, 16).test.files == data.test.files
+
+
+def test_photos_are_turned_upright_and_cropped_to_the_middle(tmp_path: Path) -> None:
+    wide = np.zeros((20, 60, 3), dtype=np.uint8)
+    wide[:, 20:40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
+    pixels = folder.decode(tmp_path / "turned.png", 20)
+    assert pixels.shape == (3, 20, 20)
+    assert pixels.float().mean() > 250
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (20, 20), (250, 250, 250)).convert(mode).save(tmp_path / f"x.{suffix}")
+    assert folder.decode(tmp_path / f"x.{suffix}", 16).float().mean() > 240
+
+
+def test_broken_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder"):
+        folder.load(tmp_path / "absent", 16)
+    with pytest.raises(DataError, match="no class folders"):
+        folder.load(tmp_path, 16)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        folder.load(tmp_path, 16)
+    (tmp_path / "a" / "x.png").write_bytes(b"no image")
+    (tmp_path / "a" / "y.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cannot read the image .*\.png"):
+        folder.load(tmp_path, 16)
+
+
+class _Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_strangers_pickle_does_not_run(tmp_path: Path) -> None:
+    home = tmp_path / cifar.FOLDER
+    home.mkdir()
+    marker = tmp_path / "payload-ran"
+    for name in ("train", "test", "meta"):
+        (home / name).write_bytes(pickle.dumps(_Payload(marker)))
+    with pytest.raises(DataError, match=r"meta is damaged: it names posix\.system"):
+        cifar.load(tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("name", ["resnet9", "resnet18"])
+def test_backbones_take_small_and_large_images(name: str, side: int) -> None:
+    network = build_backbone(name, 8, 24, side).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, side, side)).shape == (2, 24)
+
+
+def test_resnet18_keeps_small_images_whole() -> None:
+    small, large = (build_backbone("resnet18", 8, 24, side) for side in (32, 128))
+    assert small.conv1.stride == (1, 1)
+    assert large.conv1.stride == (2, 2)
+
+
+@pytest.mark.cifar
+@needs_cifar
+def test_real_cifar_is_read_and_ordered_as_the_field_does() -> None:
+    data = load_dataset(Config(data_dir=Path(os.environ["LOWSHOT_DATA"])))
+    assert data.train.pixels.shape == (50_000, 3, 32, 32)
+    assert torch.bincount(data.train.labels).unique().tolist() == [500]
+    assert torch.bincount(data.test.labels).unique().tolist() == [100]
+    from lowshot_cli.data.splits import base_classes
+
+    assert "apple" not in base_classes(data, 40, "seeded", 1993)
