@@ -60,6 +60,7 @@ def _train_base(
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
     ckpt.save(result.checkpoint, path, overwrite=True)
+    state.unlink(missing_ok=True)
     if report:
         output.data(tables.training_json(path, result))
         tables.show_training(output, result)

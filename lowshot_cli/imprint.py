@@ -42,7 +42,8 @@ def shrunk_precision(within: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     """
     size = len(within)
     ridge = shrinkage * within.trace() / size * torch.eye(size)
-    return torch.linalg.inv(within + ridge)
+    precision: Tensor = torch.linalg.inv(within + ridge)
+    return precision
 
 
 def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:

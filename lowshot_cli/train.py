@@ -99,7 +99,7 @@ def train_base(
     Args:
         config: common part and `train_base`.
         dataset: where images come from.
-        state_path: training state, deleted at the end.
+        state_path: training state; the caller deletes it once the checkpoint is safe.
         resume: go on from the state.
         on_progress: told after each step.
         should_stop: asked after each step.
@@ -123,9 +123,7 @@ def train_base(
     if resume:
         run.restore()
     run.fit(on_progress, should_stop)
-    result = run.result(dataset, on_progress)
-    state_path.unlink(missing_ok=True)
-    return result
+    return run.result(dataset, on_progress)
 
 
 def _prepare(options: TrainBaseConfig, dataset: Dataset) -> _Task:

@@ -93,6 +93,7 @@ def workdir(tmp_path: Path, base_path: Path) -> Path:
 def lowshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Run a command in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOWSHOT_DATA", raising=False)
 
     def run(*arguments: object, **settings: Any) -> Result:
         texts = [str(argument) for argument in arguments]
