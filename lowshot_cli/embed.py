@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import platformdirs
 import torch
 from torch import Tensor
+from torch.fx.experimental.optimization import fuse
 
 from lowshot_cli.augment import shift_and_mirror
 from lowshot_cli.data import Images
@@ -41,7 +43,7 @@ def embed(
     """Embed images in evaluation mode.
 
     Args:
-        network: left in the mode it was in.
+        network: is not changed, nor the mode it is in.
         pixels: `(N, 3, H, W)` uint8.
         dtype: fp32, or bf16 for autocast.
         views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
@@ -49,8 +51,7 @@ def embed(
     Returns:
         `(N, D)` fp32; unit rows, or means of unit rows where `views` is given.
     """
-    training = network.training
-    network.eval()
+    network = fused(network)
     chunks = []
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
@@ -61,8 +62,13 @@ def embed(
         for view in _make_views(batch, views):
             total = total + _forward(network, view, dtype)
         chunks.append(total / views.count)
-    network.train(training)
     return torch.cat(chunks) if chunks else torch.empty(0, 0)
+
+
+def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
+    """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them."""
+    backbone = copy.deepcopy(network.backbone).eval()
+    return EmbeddingNetwork(fuse(backbone), network.normalisation).eval()
 
 
 def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:

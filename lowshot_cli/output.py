@@ -134,6 +134,8 @@ class Output:
         started = self._started.setdefault(report.stage, time.perf_counter())
         if report.milestone:
             elapsed = time.perf_counter() - started
+            if report.done == report.total:
+                del self._started[report.stage]
             parts = [f"{report.stage} {report.done:,}/{report.total:,} {report.unit}"]
             parts += [facts] if (facts := _facts(report)) else []
             self.note(", ".join([*parts, f"{elapsed:.0f} s"]))

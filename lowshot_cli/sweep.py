@@ -18,6 +18,7 @@ from lowshot_cli import __version__
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, load_config
 from lowshot_cli.data import Dataset
+from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.files import read_tensors, write_atomically, write_tensors
@@ -122,12 +123,30 @@ def sweep(
         },
         "run_dir": str(run_dir),
         "paired": tally.paired(),
-        "classes": tally.groups(),
+        "classes": [_with_supports(entry, plan, dataset) for entry in tally.groups()],
         "versions": versions(),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     _write_text(run_dir / SUMMARY, text)
     return SweepResult(summary, tally.n_rows)
+
+
+def _with_supports(entry: dict[str, Any], plan: Plan, dataset: Dataset) -> dict[str, Any]:
+    """Add the training indices of the supports that did best and worst, per class of the group."""
+    labels = plan.groups[plan.names.index(entry["class"])]
+    members = [dataset.train.of_class(label) for label in labels]
+    found = {}
+    for which in ("best", "worst"):
+        trial = [entry[f"{which}_trial"]]
+        found[f"{which}_support"] = [
+            index[
+                torch.from_numpy(
+                    draw_supports(plan.seed, label, trial, entry["shots"], len(index))[0]
+                )
+            ].tolist()
+            for label, index in zip(labels, members, strict=True)
+        ]
+    return {**entry, **found}
 
 
 def versions() -> dict[str, str]:

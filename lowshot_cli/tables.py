@@ -121,6 +121,42 @@ def show_sweep(output: Output, summary: dict[str, Any]) -> None:
         caption=caption(summary),
     )
 
+    _show_paired(output, summary)
+    _show_hardest(output, summary)
+
+
+def _show_paired(output: Output, summary: dict[str, Any]) -> None:
+    """What each method gains over the first one on the same draws."""
+    first = summary["cells"][0]["method"]
+    rows = [
+        [pair["methods"][0], pair["shots"], *(with_interval(pair[name]) for name in _PAIRED)]
+        for pair in sorted(summary["paired"], key=lambda p: (p["methods"][0], p["shots"]))
+        if pair["methods"][1] == first
+    ]
+    if rows:
+        columns = ["method", "shots", "novel", "NCR@2", "base"]
+        output.table(columns, rows, title=f"points gained over {first} on the same draws")
+
+
+_PAIRED = ("novel_accuracy", "ncr_at_2", "base_accuracy")
+
+
+def _show_hardest(output: Output, summary: dict[str, Any], most: int = 5) -> None:
+    """The novel classes that the last method learns worst, and what takes their images."""
+    last = summary["cells"][-1]
+    chosen = [
+        entry
+        for entry in summary["classes"]
+        if (entry["method"], entry["shots"]) == (last["method"], last["shots"])
+    ]
+    hardest = sorted(chosen, key=lambda entry: entry["ncr_at_2"])[:most]
+    rows = [
+        [e["class"], percent(e["ncr_at_2"]), e["swallowed_by"], percent(e["swallowed"])]
+        for e in hardest
+    ]
+    title = f"hardest classes for {last['method']} with {last['shots']} shots"
+    output.table(["class", "NCR@2", "swallowed most by", "% of its images"], rows, title=title)
+
 
 def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
     return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])

@@ -177,3 +177,16 @@ def test_a_summary_from_sums_equals_one_from_all_values() -> None:
     assert summary.std_between == pytest.approx(means.std(ddof=1))
     assert summary.std_within == pytest.approx(np.sqrt(np.mean([v.var(ddof=1) for v in values])))
     assert summary.ci95 == pytest.approx(t_interval(means))
+
+
+@pytest.mark.slow
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """2,000 sweeps whose trials are correlated within a class, as real ones are."""
+    rng, truth, covered = np.random.default_rng(0), 60.0, 0
+    for _ in range(2000):
+        difficulty = rng.normal(truth, 15, 30)
+        values = difficulty[:, None] + rng.normal(0, 8, (30, 20))
+        found = summarise(np.full(30, 20.0), values.sum(1), (values**2).sum(1)).ci95
+        assert found is not None
+        covered += found[0] <= truth <= found[1]
+    assert 93 <= 100 * covered / 2000 <= 97

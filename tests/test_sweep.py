@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
+from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
@@ -147,6 +149,11 @@ def test_a_class_row_names_its_best_and_worst_draw(
         assert chosen[entry["best_trial"]] == max(chosen.values())
         assert chosen[entry["worst_trial"]] == min(chosen.values())
         assert entry["swallowed_by"] in base.base_classes
+        label = glyphs.label(entry["class"])
+        trials = [entry["best_trial"], entry["worst_trial"]]
+        drawn = draw_supports(config.seed, label, trials, entry["shots"], 150)
+        indices = glyphs.train.of_class(label)[torch.from_numpy(drawn)].tolist()
+        assert entry["best_support"] + entry["worst_support"] == indices
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 900, 2500, 100_000])
