@@ -22,7 +22,7 @@ from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.files import read_tensors, write_atomically, write_tensors
-from lowshot_cli.plan import make_plan
+from lowshot_cli.plan import Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
@@ -135,18 +135,13 @@ def _with_supports(entry: dict[str, Any], plan: Plan, dataset: Dataset) -> dict[
     """Add the training indices of the supports that did best and worst, per class of the group."""
     labels = plan.groups[plan.names.index(entry["class"])]
     members = [dataset.train.of_class(label) for label in labels]
-    found = {}
-    for which in ("best", "worst"):
-        trial = [entry[f"{which}_trial"]]
-        found[f"{which}_support"] = [
-            index[
-                torch.from_numpy(
-                    draw_supports(plan.seed, label, trial, entry["shots"], len(index))[0]
-                )
-            ].tolist()
-            for label, index in zip(labels, members, strict=True)
-        ]
-    return {**entry, **found}
+    supports: dict[str, list[list[int]]] = {"best_support": [], "worst_support": []}
+    trials = [entry["best_trial"], entry["worst_trial"]]
+    for label, index in zip(labels, members, strict=True):
+        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index))
+        for found, chosen in zip(supports.values(), drawn, strict=True):
+            found.append(index[torch.from_numpy(chosen)].tolist())
+    return {**entry, **supports}
 
 
 def versions() -> dict[str, str]:
