@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
@@ -34,11 +33,16 @@ _FACTS = {
     "holdout_accuracy": "hold-out {:.1f} %",
     "images_per_second": "{:.0f} images/s",
 }
-_BAR_WIDTH = 10
+# A live bar has to fit into 80 columns beside these.
+_SHORT_FACTS = {
+    "loss": "loss {:.2f}",
+    "holdout_accuracy": "hold-out {:.1f} %",
+    "images_per_second": "{:.0f}/s",
+}
 
 
 class _FactsColumn(ProgressColumn):
-    """The numbers of the latest report; rate and epoch first to go when the terminal is narrow."""
+    """The numbers of the latest report."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("facts", ""), no_wrap=True, overflow="ellipsis")
@@ -123,7 +127,7 @@ class Output:
                         tasks[report.stage],
                         completed=report.done,
                         total=report.total,
-                        facts=_facts(report),
+                        facts=_facts(report, _SHORT_FACTS, "  "),
                     )
 
                 yield show
@@ -148,7 +152,7 @@ def _console(file: Any) -> Console:
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         _FactsColumn(),
@@ -156,19 +160,14 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _facts(report: Report) -> str:
-    return ", ".join(
-        _FACTS[name].format(value) for name, value in report.facts.items() if name in _FACTS
+def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
+    return separator.join(
+        formats[name].format(value) for name, value in report.facts.items() if name in formats
     )
 
 
 def _is_number(cell: object) -> bool:
     return str(cell)[:1] in set("0123456789+-−–") or str(cell) == ""
-
-
-def percent_bar(percent: float) -> Bar:
-    """A small bar for a table."""
-    return Bar(100, 0, percent, width=_BAR_WIDTH)
 
 
 def show_error(error: LowshotError) -> None:

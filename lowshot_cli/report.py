@@ -56,7 +56,8 @@ def plot_accuracy(summary: dict[str, Any], path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("percent of novel test images")
-    panels[1].legend(frameon=False, loc="lower right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4)
     figure.supxlabel(caption(summary), fontsize=8, color="#555555")
     figure.savefig(path, dpi=144, format="png", metadata={"Software": None})
 

@@ -22,11 +22,12 @@ from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.files import read_tensors, write_atomically, write_tensors
-from lowshot_cli.plan import Plan, make_plan
+from lowshot_cli.materials import make_tile, prepare
+from lowshot_cli.plan import Piece, Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
-from lowshot_cli.trials import draw_tile, prepare, run
+from lowshot_cli.trials import run
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.safetensors"
 CONFIG, ABOUT = "config.yaml", "run.json"
@@ -227,14 +228,11 @@ def rebuild(
         if trial < first + piece.stop - piece.start:
             break
         first += piece.stop - piece.start
-    groups, numbers = plan.locate(piece)
     offset = trial - first
-    labels = plan.groups[groups[offset]]
+    only = Piece(piece.method, piece.shots, piece.start + offset, piece.start + offset + 1)
+    labels = plan.groups[int(plan.locate(only)[0][0])]
     members = {label: dataset.train.of_class(label) for label in labels}
-    sizes = {label: len(indices) for label, indices in members.items()}
-    drawn = draw_tile(
-        plan.seed, np.array([labels]), numbers[offset : offset + 1], piece.shots, sizes
-    )[0]
+    tile = make_tile(only, plan, {label: len(members[label]) for label in labels}, 1)
     return from_trial(
         base,
         dataset,
@@ -244,7 +242,7 @@ def rebuild(
         tensors["bias"][trial].item(),
         [
             members[label][torch.from_numpy(positions)]
-            for label, positions in zip(labels, drawn, strict=True)
+            for label, positions in zip(labels, tile.drawn[0], strict=True)
         ],
         piece.method,
     )

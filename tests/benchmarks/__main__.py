@@ -270,21 +270,33 @@ def _episodes(
 def batched_episodes(
     support: Tensor, queries: Tensor, count: int, rng: np.random.Generator
 ) -> Tensor:
-    """Accuracy of many prototypical episodes: prototypes as one batch, classes pairwise."""
-    n_classes, _, size = support.shape
-    right = []
-    for start in range(0, count, 256):
-        tile = min(256, count - start)
-        ways = torch.from_numpy(rng.random((tile, n_classes)).argsort(1)[:, :5].copy())
-        shots = torch.from_numpy(rng.integers(0, support.shape[1], (tile, 5, 5)))
-        prototypes = imprint(support[ways[:, :, None], shots])
-        cosines = (prototypes.view(-1, size) @ queries.view(-1, size).T).view(
-            tile, 5, n_classes, -1
-        )
-        own = cosines.gather(2, ways[:, None, :, None].expand(-1, 5, -1, cosines.shape[3]))
-        truth = torch.arange(5)[:, None]
-        right.append((own.argmax(1) == truth).float().mean((1, 2)))
-    return torch.cat(right)
+    """Accuracy `(count,)` of 5-way 5-shot episodes: one matrix product per class and tile.
+
+    Args:
+        support: `(C, n, D)` unit embeddings to draw supports from.
+        queries: `(C, Q, D)` unit embeddings.
+        count: number of episodes.
+        rng: source of the draws.
+    """
+    n_classes, n_support, size = support.shape
+    found = []
+    for start in range(0, count, 4096):
+        tile = min(4096, count - start)
+        keys = rng.random((tile, n_classes), dtype=np.float32)
+        ways = torch.from_numpy(np.argpartition(keys, 5, axis=1)[:, :5].copy())
+        shots = torch.from_numpy(rng.integers(0, n_support, (tile, 5, 5)))
+        rows = (ways[:, :, None] * n_support + shots).view(-1, 5)
+        flat = support.view(-1, size)
+        prototypes = F.embedding_bag(rows, flat, mode="mean").view(tile, 5, size)
+        prototypes = F.normalize(prototypes, dim=2)
+        right = torch.zeros(tile)
+        for label in range(n_classes):
+            episodes, place = (ways == label).nonzero(as_tuple=True)
+            cosines = prototypes[episodes].view(-1, size) @ queries[label].T
+            nearest = cosines.view(len(episodes), 5, -1).argmax(1)
+            right.index_add_(0, episodes, (nearest == place[:, None]).float().mean(1))
+        found.append(right / 5)
+    return torch.cat(found)
 
 
 def _growth(
@@ -310,8 +322,8 @@ def _sweep_alone(base_path: Path, trials: int) -> None:
 def _warm(
     base: Checkpoint, dataset: Dataset, base_path: Path, rows: list[tuple[str, str]], _: dict
 ) -> None:
+    from lowshot_cli.materials import prepare
     from lowshot_cli.plan import make_plan
-    from lowshot_cli.trials import prepare
 
     _run_sweep(base, dataset, 1, ("imprint",))
 

@@ -1,0 +1,153 @@
+"""What the trials of a sweep are made of: embeddings made once, and draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config
+from lowshot_cli.data import Dataset
+from lowshot_cli.data.splits import draw_supports
+from lowshot_cli.embed import Embedder
+from lowshot_cli.evaluate import NovelQueries
+from lowshot_cli.finetune import BaseSamples
+from lowshot_cli.imprint import BaseQueries, shrunk_precision
+from lowshot_cli.plan import IntArray, Piece, Plan
+from lowshot_cli.teach import augmented_views
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What trials are made of, all embedded once.
+
+    Attributes:
+        checkpoint: the pristine base model.
+        dataset: the one it was trained on.
+        base: base test queries.
+        base_truth: `(N,)` int64 base rows of all base test images, in the order of the classes.
+        base_right: `(N,)` bool, which of them the pristine model gets right.
+        calibration: base hold-out queries that set the bias.
+        shaping: base hold-out samples that fine-tuning may use.
+        novel: test queries by label.
+        train: training embeddings `(n, D)` by label, from which supports are drawn.
+        precision: `(D, D)` for the method `whitened`.
+        augmented: the same averaged over augmented views, where a method asks for it.
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    base: BaseQueries
+    base_truth: Tensor
+    base_right: Tensor
+    calibration: BaseQueries
+    shaping: BaseSamples
+    novel: dict[int, NovelQueries]
+    train: dict[int, Tensor]
+    precision: Tensor
+    augmented: dict[int, Tensor]
+
+    @cached_property
+    def available(self) -> dict[int, int]:
+        """Number of training images by label."""
+        return {label: len(embeddings) for label, embeddings in self.train.items()}
+
+    @cached_property
+    def base_accuracy(self) -> float:
+        """Base test accuracy of the pristine base model, percent."""
+        return 100 * int(self.base_right.sum()) / len(self.base_right)
+
+
+def prepare(
+    checkpoint: Checkpoint, dataset: Dataset, plan: Plan, config: Config, embedder: Embedder
+) -> Materials:
+    """Embed what the plan needs."""
+    proxies = checkpoint.head.base.proxies
+    labels = sorted({label for group in plan.groups for label in group})
+    base_labels = [dataset.label(name) for name in checkpoint.base_classes]
+    n_base = len(base_labels)
+    test = embedder.classes(dataset.test, [*base_labels, *labels])
+    train = embedder.classes(dataset.train, labels)
+    augmented = []
+    if "augmented" in plan.methods:
+        augmented = embedder.classes(
+            dataset.train, labels, augmented_views(config.imprint, dataset)
+        )
+    sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])
+    truth = torch.arange(n_base).repeat_interleave(sizes)
+    queries = torch.cat(test[:n_base])
+    return Materials(
+        checkpoint=checkpoint,
+        dataset=dataset,
+        base=BaseQueries.of(proxies, queries, truth),
+        base_truth=truth,
+        base_right=(queries @ proxies.T).argmax(1) == truth,
+        calibration=checkpoint.calibration,
+        shaping=checkpoint.shaping,
+        novel={
+            label: NovelQueries.of(proxies, embeddings)
+            for label, embeddings in zip(labels, test[n_base:], strict=True)
+        },
+        train=dict(zip(labels, train, strict=True)),
+        precision=shrunk_precision(checkpoint.within),
+        augmented=dict(zip(labels, augmented, strict=False)),
+    )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The trials of one piece of work, padded to a fixed number.
+
+    Attributes:
+        method: as in `--method`.
+        shots: k.
+        count: how many of the trials are real; the rest repeat the last one.
+        units: `(T, W)` labels of each trial's novel classes.
+        trials: `(T,)` trial numbers.
+        drawn: `(T, W, k)` positions of the supports among each class's training images.
+    """
+
+    method: str
+    shots: int
+    count: int
+    units: IntArray
+    trials: IntArray
+    drawn: IntArray
+
+
+def make_tile(piece: Piece, plan: Plan, available: Mapping[int, int], size: int) -> Tile:
+    """Draw the supports of a piece of work.
+
+    Args:
+        piece: the work.
+        plan: the sweep it belongs to.
+        available: number of training images by label.
+        size: number of trials to pad to.
+    """
+    groups, trials = plan.locate(piece)
+    padding = (0, max(0, size - len(trials)))
+    numbers = np.pad(trials, padding, mode="edge")
+    units = np.array(plan.groups)[np.pad(groups, padding, mode="edge")]
+    drawn = np.empty((*units.shape, piece.shots), dtype=np.int64)
+    for label in np.unique(units):
+        place = units == label
+        own = np.broadcast_to(numbers[:, None], units.shape)[place]
+        drawn[place] = draw_supports(plan.seed, int(label), own, piece.shots, available[int(label)])
+    return Tile(piece.method, piece.shots, len(trials), units, numbers, drawn)
+
+
+def gather(embeddings: Mapping[int, Tensor], tile: Tile) -> Tensor:
+    """Embeddings `(T, W, k, D)` of a tile's supports, from `(n, D)` by label."""
+    size = next(iter(embeddings.values())).shape[1]
+    result = torch.empty(*tile.drawn.shape, size)
+    for label in np.unique(tile.units):
+        place = tile.units == label
+        result[torch.from_numpy(place)] = embeddings[int(label)][
+            torch.from_numpy(tile.drawn[place])
+        ]
+    return result
