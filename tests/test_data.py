@@ -16,8 +16,6 @@ from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, cifar, folder, glyphs, load_dataset
 from lowshot_cli.errors import DataError
 
-needs_cifar = pytest.mark.skipif("LOWSHOT_DATA" not in os.environ, reason="LOWSHOT_DATA is not set")
-
 
 def test_glyphs_are_many_even_and_repeatable(glyphs: Dataset) -> None:
     assert len(set(glyphs.class_names)) == len(glyphs.class_names) > 100
@@ -136,15 +134,3 @@ def test_resnet18_keeps_small_images_whole() -> None:
     small, large = (build_backbone("resnet18", 8, 24, side) for side in (32, 128))
     assert small.conv1.stride == (1, 1)
     assert large.conv1.stride == (2, 2)
-
-
-@pytest.mark.cifar
-@needs_cifar
-def test_real_cifar_is_read_and_ordered_as_the_field_does() -> None:
-    data = load_dataset(Config(data_dir=Path(os.environ["LOWSHOT_DATA"])))
-    assert data.train.pixels.shape == (50_000, 3, 32, 32)
-    assert torch.bincount(data.train.labels).unique().tolist() == [500]
-    assert torch.bincount(data.test.labels).unique().tolist() == [100]
-    from lowshot_cli.data.splits import base_classes
-
-    assert "apple" not in base_classes(data, 40, "seeded", 1993)
