@@ -1,4 +1,4 @@
-"""Real CIFAR-100: a quickly trained model, and the batched path against the one-trial path on it."""
+"""Real CIFAR-100: batched trials against single ones on a quickly trained model."""
 
 from __future__ import annotations
 
