@@ -83,7 +83,9 @@ def test_absent_data_and_no_network_name_the_folder_and_two_ways_out(
 def test_the_data_folder_of_the_environment_is_the_one_looked_in(
     lowshot: RunCommand, tmp_path: Path
 ) -> None:
-    _refused(lowshot("train-base"), BAD_INPUT, tmp_path / "no data here", "LOWSHOT_DATA")
+    folder = tmp_path / "no data here"
+    result = lowshot("train-base", env={"LOWSHOT_DATA": str(folder)})
+    _refused(result, BAD_INPUT, folder, "LOWSHOT_DATA")
 
 
 class _Payload:
