@@ -82,7 +82,13 @@ def imprint_classes(
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         drawn.append(Drawn(name, record.indices, described))
-    return calibrated(checkpoint, budget_of(options.method, options.max_forgetting)), drawn
+    return calibrated(checkpoint, _shared_budget(checkpoint, options)), drawn
+
+
+def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
+    """All novel classes share one bias, so one that needs it keeps it when others are added."""
+    needs_bias = checkpoint.head.bias != 0
+    return budget_of("calibrated" if needs_bias else options.method, options.max_forgetting)
 
 
 def _imprint_one(

@@ -17,6 +17,7 @@ from lowshot_cli.finetune import (
     finetune_full,
     finetune_rows,
 )
+from lowshot_cli.imprint import operating_bias
 from lowshot_cli.teach import finetune, full_data, imprint_classes
 
 SIZE, N_BASE = 16, 5
@@ -185,3 +186,22 @@ def test_both_scopes_keep_the_pristine_models_verdicts(
         assert torch.equal(tuned.holdout_right, taught.holdout_right)
         assert torch.equal(tuned.holdout, taught.holdout) == (scope == "head")
         assert tuned.supports[0].shape == taught.supports[0].shape
+
+
+def test_adding_a_class_by_the_plain_mean_keeps_the_others_calibrated(
+    base: Checkpoint, glyphs: Dataset, tiny_config: Config
+) -> None:
+    names = [name for name in glyphs.class_names if name not in base.meta.classes]
+
+    def add(checkpoint: Checkpoint, name: str, method: str) -> Checkpoint:
+        options = {"classes": (name,), "method": method}
+        imprinting = tiny_config.imprint.model_copy(update=options)
+        config = tiny_config.model_copy(update={"imprint": imprinting})
+        return imprint_classes(checkpoint, glyphs, base.network(), config)[0]
+
+    assert add(base, names[0], "imprint").head.bias == 0
+    whitened = add(base, names[0], "whitened")
+    both = add(whitened, names[1], "imprint")
+    expected = operating_bias(both.head.proxies[-2:][None], both.calibration, 2.0).item()
+    assert whitened.head.bias != 0
+    assert both.head.bias == pytest.approx(expected) != 0
