@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from lowshot_cli import options as o
-from lowshot_cli.config import Config, load_config
 from lowshot_cli.errors import ExitCode, LowshotError
-from lowshot_cli.output import Output, show_error
+
+if TYPE_CHECKING:
+    from lowshot_cli.config import Config
+    from lowshot_cli.output import Output
 
 
 class _Commands(TyperGroup):
@@ -22,8 +24,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except LowshotError as error:
-            show_error(error)
-            raise typer.Exit(error.exit_code) from None
+            _fail(error)
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:
@@ -35,8 +36,14 @@ class _Commands(TyperGroup):
             problem = LowshotError(
                 f"{place}: {error.strerror or error}", "check the space and your rights there"
             )
-            show_error(problem)
-            raise typer.Exit(problem.exit_code) from None
+            _fail(problem)
+
+
+def _fail(error: LowshotError) -> NoReturn:
+    from lowshot_cli.output import show_error
+
+    show_error(error)
+    raise typer.Exit(error.exit_code) from None
 
 
 app = typer.Typer(
@@ -60,6 +67,9 @@ def _root(version: o.Version = False) -> None:
 
 def _begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     """Resolve the config from the flags whose names are config fields; open the output."""
+    from lowshot_cli.config import load_config
+    from lowshot_cli.output import Output
+
     # An option that may be repeated and was not typed is an empty tuple.
     flags = {name: value for name, value in ctx.params.items() if value != ()}
     control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}

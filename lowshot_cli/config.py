@@ -18,20 +18,19 @@ from pydantic import (
     model_validator,
 )
 
+from lowshot_cli.choices import (
+    BackboneName,
+    DatasetName,
+    Device,
+    FreezeBase,
+    ImprintMethod,
+    Loss,
+    Precision,
+    Scope,
+    Split,
+    SweepMethod,
+)
 from lowshot_cli.errors import ConfigError, UsageError, nearest
-
-DatasetName = Literal["cifar100", "folder", "glyphs"]
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
-Split = Literal["seeded", "alphabetical"]
-BackboneName = Literal["resnet9", "resnet18"]
-ImprintMethod = Literal["imprint", "random", "augmented", "whitened"]
-SweepMethod = Literal[
-    "imprint", "random", "augmented", "whitened", "finetune-head", "finetune-full"
-]
-Scope = Literal["head", "full"]
-Loss = Literal["adaptive", "plain"]
-FreezeBase = Literal["always", "alternate", "never"]
 
 
 def _split_commas(value: object) -> object:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 from typer import Argument, Option
 
-from lowshot_cli import config as c
+from lowshot_cli import choices as c
 
 _COMMON = "Common options"
 
