@@ -229,14 +229,14 @@ def _without(items: tuple[_Item, ...], position: int) -> tuple[_Item, ...]:
     return items[:position] + items[position + 1 :]
 
 
-def save(checkpoint: Checkpoint, path: Path, overwrite: bool = True) -> str:
+def save(checkpoint: Checkpoint, path: Path) -> str:
     """Write a checkpoint atomically and return its hash.
 
     Raises:
-        UsageError: the file exists and `overwrite` is not set.
+        UsageError: `path` is a folder.
         CheckpointError: it cannot be written; the file that was there is untouched.
     """
-    ensure_free(path, overwrite)
+    ensure_free(path, overwrite=True)
     head = checkpoint.head
     tensors = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.items()}
     tensors |= {f"support.{i}": tensor for i, tensor in enumerate(checkpoint.supports)}

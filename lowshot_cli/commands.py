@@ -59,7 +59,7 @@ def _train_base(
     state = path.with_suffix(".state.safetensors")
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
-    ckpt.save(result.checkpoint, path, overwrite=True)
+    ckpt.save(result.checkpoint, path)
     state.unlink(missing_ok=True)
     if report:
         output.data(tables.training_json(path, result))

@@ -51,7 +51,12 @@ def embed(
     Returns:
         `(N, D)` fp32; unit rows, or means of unit rows where `views` is given.
     """
-    network = fused(network)
+    return _embed_fused(fused(network), pixels, dtype, views)
+
+
+def _embed_fused(
+    network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype, views: Views | None
+) -> Tensor:
     chunks = []
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
@@ -211,8 +216,10 @@ class Embedder:
         ]
         todo = [i for i, embeddings in enumerate(found) if embeddings is None]
         total, done = sum(len(pixels[i]) for i in todo), 0
+        network = fused(self.network) if todo else self.network
         for i in todo:
-            made = embed(self.network, pixels[i], self.dtype, views)
+            with torch.inference_mode():
+                made = _embed_fused(network, pixels[i], self.dtype, views)
             found[i] = made
             if self.cache:
                 self.cache.put(keys[i].hexdigest(), made)
