@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.backbones import build_backbone
-from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries
@@ -22,6 +22,8 @@ from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 _UNIT_TOLERANCE = 1e-3
+# What sets the bias must not also shape rows, so the hold-out is halved image by image.
+_SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
 _Item = TypeVar("_Item")
 
 
@@ -135,8 +137,8 @@ class Checkpoint:
     def shaping(self) -> BaseSamples:
         """Half of the hold-out, for methods whose rows need base embeddings."""
         return BaseSamples(
-            self.holdout[::2].float(),
-            self.holdout_labels[::2],
+            self.holdout[_SHAPING].float(),
+            self.holdout_labels[_SHAPING],
             self.head.base.proxies,
             self.head.scale,
         )
@@ -144,11 +146,15 @@ class Checkpoint:
     @property
     def calibration(self) -> BaseQueries:
         """The other half of the hold-out, which sets the bias and shapes no row."""
+        return self.calibration_with(self.head.base.proxies, self.holdout[CALIBRATION].float())
+
+    def calibration_with(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
+        """The same half under changed base rows `(C, D)` and its embeddings `(N, D)` under them."""
         return BaseQueries.of(
-            self.head.base.proxies,
-            self.holdout[1::2].float(),
-            self.holdout_labels[1::2],
-            self.holdout_right[1::2],
+            proxies,
+            embeddings,
+            self.holdout_labels[CALIBRATION],
+            self.holdout_right[CALIBRATION],
         )
 
     def with_class(
@@ -211,18 +217,6 @@ class Checkpoint:
             "history": (*self.meta.history, step),
         }
         return replace(self, meta=self.meta.model_copy(update=update))
-
-    def position(self, name: str) -> int:
-        """Row of a class.
-
-        Raises:
-            UsageError: the model does not know it; the hint names the nearest.
-        """
-        if name not in self.meta.classes:
-            raise UsageError(
-                f"the model knows no class {name!r}", did_you_mean(name, self.meta.classes)
-            )
-        return self.meta.classes.index(name)
 
 
 def _without(items: tuple[_Item, ...], position: int) -> tuple[_Item, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowshot_cli.checkpoint import CALIBRATION
 from lowshot_cli.config import Config
 from lowshot_cli.data.splits import hash_keys, split_holdout
 from lowshot_cli.embed import embed
@@ -52,12 +53,8 @@ def score_full_trial(
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
-        calibration = BaseQueries.of(
-            base_rows,
-            embed(network, dataset.train.pixels[holdout[1::2]]),
-            checkpoint.holdout_labels[1::2],
-            checkpoint.holdout_right[1::2],
-        )
+        pixels = dataset.train.pixels[holdout[CALIBRATION]]
+        calibration = checkpoint.calibration_with(base_rows, embed(network, pixels))
         bias = operating_bias(rows, calibration, budget)
     test = [dataset.test.of_class(label) for label in [*base_labels, *labels]]
     embedded = [embed(network, dataset.test.pixels[index]) for index in test]
