@@ -16,8 +16,8 @@ from lowshot_cli import train as training
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, difference, load_config
-from lowshot_cli.data import Dataset, load_dataset
-from lowshot_cli.embed import Embedder, EmbeddingCache
+from lowshot_cli.data import Dataset, image_cache, load_dataset
+from lowshot_cli.embed import Embedder, user_cache
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, ensure_writable, file_hash
 from lowshot_cli.output import Output
@@ -77,7 +77,7 @@ def _embedder(
     checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
 ) -> Embedder:
     network = checkpoint.network(pick_device(config.device))
-    return Embedder(network, cache=EmbeddingCache.default(), on_progress=on_progress)
+    return Embedder(network, cache=user_cache(), on_progress=on_progress)
 
 
 def _named(config: Config, checkpoint: Checkpoint) -> Config:
@@ -242,7 +242,9 @@ def sweep(
 ) -> None:
     """Run a sweep and write its run folder; train the base model first if the config says how."""
     if resume is not None and save_models:
-        raise UsageError("--save-models keeps the models of whole runs, not of resumed ones")
+        raise UsageError(
+            "--save-models is decided when a sweep begins", "leave it out, the run knows it"
+        )
     base_path = source or chain.chain_path(config.workdir, "base")
     if not base_path.exists() and "train_base" in config.model_fields_set:
         output.note(f"no base model at {base_path}, training it first")
@@ -311,11 +313,23 @@ def data_classes(config: Config, output: Output) -> None:
 
 
 def data_cache(output: Output, clear: bool) -> None:
-    """Show how much the embedding cache holds, or empty it."""
-    cache = EmbeddingCache.default()
+    """Show what the caches hold, or empty them."""
+    caches = {"embeddings": user_cache(), "decoded images": image_cache()}
     if clear:
-        cache.clear()
-    entries = cache.entries()
-    size = sum(bytes_ for _, bytes_, _ in entries)
-    output.data({"folder": str(cache.folder), "files": len(entries), "bytes": size})
-    output.line(f"{cache.folder}: {len(entries):,} files, {size / 1024**2:.1f} MiB")
+        for cache in caches.values():
+            cache.clear()
+    about = []
+    for name, cache in caches.items():
+        entries = cache.entries()
+        size = sum(entry.size for entry in entries)
+        about.append((name, len(entries), size, cache.limit, str(cache.folder)))
+    keys = ("cache", "entries", "bytes", "limit_bytes", "folder")
+    output.data([dict(zip(keys, row, strict=True)) for row in about])
+    rows = [(n, f"{count:,}", _mib(size), _mib(limit)) for n, count, size, limit, _ in about]
+    output.table(["cache", "entries", "MiB", "limit MiB"], rows, title="kept for later runs")
+    for name, *_, folder in about:
+        output.line(f"{name}: {folder}")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:,.1f}"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 
 from lowshot_cli.augment import shift_and_mirror
-from lowshot_cli.data import Images
+from lowshot_cli.cache import DiskCache
+from lowshot_cli.data import Images, digest_of
 from lowshot_cli.files import read_tensors, write_tensors
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -94,82 +92,37 @@ def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> T
     return embeddings.float().cpu()
 
 
-@dataclass(frozen=True)
-class EmbeddingCache:
-    """Embeddings on disk, one file for each network, preprocessing and class of images.
-
-    A file's name is a hash of everything its content depends on, pixels included: what is stale is
-    never found again. Files that have not been used longest go first when the limit is reached.
-
-    Attributes:
-        folder: where the files lie.
-        limit: bytes they may take in all.
-    """
-
-    folder: Path
-    limit: int = CACHE_LIMIT
-
-    @classmethod
-    def default(cls) -> EmbeddingCache:
-        """The cache in the user's cache folder."""
-        folder = Path(platformdirs.user_cache_dir("lowshot", appauthor=False))
-        return cls(folder / "embeddings")
-
-    def get(self, key: str) -> Tensor | None:
-        """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
-        path = self.folder / f"{key}.safetensors"
-        try:
-            tensors, metadata = read_tensors(path)
-            embeddings = tensors["embeddings"]
-            if metadata.get("checksum") != _checksum(embeddings):
-                raise ValueError("checksum")
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        except Exception:  # a damaged file is made again, whatever the damage
-            path.unlink(missing_ok=True)
-            return None
-        return embeddings
-
-    def put(self, key: str, embeddings: Tensor) -> None:
-        """Store embeddings; a cache folder that cannot be written to is no error."""
-        metadata = {"checksum": _checksum(embeddings)}
-        path = self.folder / f"{key}.safetensors"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, {"embeddings": embeddings.contiguous()}, metadata)
-        except OSError:
-            return
-
-    def trim(self) -> None:
-        """Delete the longest unused files until the rest fits the limit."""
-        files = self.entries()
-        excess = sum(size for _, size, _ in files) - self.limit
-        for path, size, _ in sorted(files, key=lambda entry: entry[2]):
-            if excess <= 0:
-                break
-            path.unlink(missing_ok=True)
-            excess -= size
-
-    def clear(self) -> None:
-        """Delete every file."""
-        for path, _, _ in self.entries():
-            path.unlink(missing_ok=True)
-
-    def entries(self) -> list[tuple[Path, int, float]]:
-        """Path, size in bytes and time of last use of every file."""
-        found = []
-        for path in self.folder.glob("*.safetensors"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append((path, status.st_size, status.st_mtime))
-        return found
+def user_cache() -> DiskCache:
+    """Where embeddings are kept between runs, in the user's cache folder."""
+    return DiskCache.of_user("embeddings", CACHE_LIMIT)
 
 
-def _checksum(embeddings: Tensor) -> str:
-    return hashlib.blake2b(embeddings.contiguous().numpy().data, digest_size=16).hexdigest()
+def read_cached(cache: DiskCache, key: str) -> Tensor | None:
+    """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
+    path = cache.folder / f"{key}.safetensors"
+    try:
+        tensors, metadata = read_tensors(path)
+        embeddings = tensors["embeddings"]
+        if metadata.get("checksum") != digest_of(embeddings.numpy()):
+            raise ValueError("checksum")
+    except FileNotFoundError:
+        return None
+    except Exception:  # a damaged file is made again, whatever the damage
+        path.unlink(missing_ok=True)
+        return None
+    cache.touch(path)
+    return embeddings
+
+
+def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
+    """Store embeddings; a cache folder that cannot be written to is no error."""
+    metadata = {"checksum": digest_of(embeddings.numpy())}
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        path = cache.folder / f"{key}.safetensors"
+        write_tensors(path, {"embeddings": embeddings.contiguous()}, metadata)
+    except OSError:
+        return
 
 
 def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
@@ -197,7 +150,7 @@ class Embedder:
 
     network: EmbeddingNetwork
     dtype: torch.dtype = torch.float32
-    cache: EmbeddingCache | None = None
+    cache: DiskCache | None = None
     on_progress: OnProgress = silent
 
     def classes(
@@ -205,24 +158,17 @@ class Embedder:
     ) -> list[Tensor]:
         """Embeddings `(n_c, D)` of all images of each class, in the order of `labels`."""
         prefix = fingerprint(self.network, self.dtype, views)
-        indices = [images.of_class(label) for label in labels]
-        pixels = [images.pixels[index] for index in indices]
-        keys = [
-            hashlib.blake2b(chunk.contiguous().numpy().data, digest_size=16, key=prefix.encode())
-            for chunk in pixels
-        ]
-        found: list[Tensor | None] = [
-            self.cache.get(key.hexdigest()) if self.cache else None for key in keys
-        ]
-        todo = [i for i, embeddings in enumerate(found) if embeddings is None]
-        total, done = sum(len(pixels[i]) for i in todo), 0
+        keys = [f"{prefix}-{images.digest(label)}" for label in labels]
+        found = [read_cached(self.cache, key) if self.cache else None for key in keys]
+        todo = {i: images.of_class(labels[i]) for i, made in enumerate(found) if made is None}
+        total, done = sum(len(members) for members in todo.values()), 0
         network = fused(self.network) if todo else self.network
-        for i in todo:
+        for i, members in todo.items():
             with torch.inference_mode():
-                made = _embed_fused(network, pixels[i], self.dtype, views)
+                made = _embed_fused(network, images.pixels[members], self.dtype, views)
             found[i] = made
             if self.cache:
-                self.cache.put(keys[i].hexdigest(), made)
+                write_cached(self.cache, keys[i], made)
             done += len(made)
             self.on_progress(Progress("embedding", done, total, milestone=done == total))
         if self.cache and todo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.metrics import FloatArray, harmonic_mean
 
 NCR_POINTS = (2.0, 5.0)
+_BLOCK = 32
 METRICS = (
     "novel_accuracy",
     "base_accuracy",
@@ -204,14 +205,17 @@ def score_trials(
     swallowed = torch.zeros(len(rows), next(iter(novel.values())).nearest.shape[1])
     n_novel = torch.zeros(len(rows), dtype=torch.float64)
     for label in units.unique().tolist():
-        queries = novel[label]
-        own, margin, nearest = _own_margins(rows, units, label, queries)
-        # Trials without the class have no margin there: infinity, which nothing reaches.
-        right += (margin < bias[:, None]).sum(1)
-        reached += (margin[:, None, :] < shifts[:, :, None]).sum(2)
-        lost = own[:, None] & (nearest >= bias[:, None])
-        swallowed += lost.float() @ queries.nearest
-        n_novel += own * len(queries.best)
+        queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
+        for part, chosen in _blocks(members):
+            own, nearest = _own_margins(rows[chosen], units[chosen] == label, queries)
+            threshold = bias[chosen][:, None]
+            hits = (own < threshold).sum(1)
+            reach = (own[:, None, :] < shifts[chosen][:, :, None]).sum(2)
+            lost = (nearest >= threshold).float() @ queries.nearest
+            right[part] += hits[: len(part)]
+            reached[part] += reach[: len(part)]
+            swallowed[part] += lost[: len(part)]
+        n_novel[members] += len(queries.best)
     novel_accuracy = (100 * right / n_novel).numpy()
     n_all = base.total + n_novel.numpy()
     ncr = (100 * reached / n_novel[:, None]).numpy()
@@ -229,24 +233,32 @@ def score_trials(
     return Scores({name: values.round(4) + 0.0 for name, values in metrics.items()}, share)
 
 
-def _own_margins(
-    rows: Tensor, units: Tensor, label: int, queries: NovelQueries
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How a class's queries fare in each trial.
+def _blocks(members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of trials `(b,)`, and each padded to `_BLOCK` by repeating its last.
+
+    With one shape for all products a row does not depend on how many other trials share its class.
+    """
+    for part in members.split(_BLOCK):
+        yield part, torch.cat([part, part[-1:].expand(_BLOCK - len(part))])
+
+
+def _own_margins(rows: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[Tensor, Tensor]:
+    """How the queries of a class fare in trials that have the class.
+
+    Args:
+        rows: `(b, W, D)` novel rows.
+        is_own: `(b, W)` bool, which of them is the class's.
+        queries: `Q` of them.
 
     Returns:
-        Which trials have the class `(T,)`; margins `(T, Q)` of its queries to the class's own row,
-        infinite where there is none or where another novel row is at least as near; margins
-        `(T, Q)` to the nearest novel row, whichever it is.
+        Margins `(b, Q)` to the class's own row, infinite where another novel row is at least as
+        near; margins `(b, Q)` to the nearest novel row, whichever it is.
     """
     trials, ways, size = rows.shape
     cosines = (rows.reshape(-1, size) @ queries.embeddings.T).view(trials, ways, -1)
-    is_own = units == label
-    own = is_own.any(1)
     nearest = queries.best - cosines.amax(1)
     if ways == 1:
-        return own, nearest.masked_fill(~own[:, None], torch.inf), nearest
+        return nearest, nearest
     mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)
     others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)
-    unreachable = ~own[:, None] | (others >= mine)
-    return own, (queries.best - mine).masked_fill(unreachable, torch.inf), nearest
+    return (queries.best - mine).masked_fill(others >= mine, torch.inf), nearest

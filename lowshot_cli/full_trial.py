@@ -14,11 +14,16 @@ from lowshot_cli.evaluate import NovelQueries, Scores, score_trials
 from lowshot_cli.finetune import finetune_full
 from lowshot_cli.imprint import BaseQueries, imprint, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather
+from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.teach import full_data
 
 
 def score_full_trial(
-    tile: Tile, materials: Materials, config: Config, budget: float | None
+    tile: Tile,
+    materials: Materials,
+    config: Config,
+    budget: float | None,
+    on_progress: OnProgress = silent,
 ) -> tuple[Scores, Tensor]:
     """Fine-tune the whole network from the imprinted model and score it.
 
@@ -27,6 +32,7 @@ def score_full_trial(
         materials: of the sweep.
         config: `seed` and `finetune`.
         budget: forgetting budget in points that sets the bias; None for bias 0.
+        on_progress: told after each step.
 
     Returns:
         Scores and bias of the one trial.
@@ -46,6 +52,7 @@ def score_full_trial(
         full_data(checkpoint, dataset, supports),
         config.finetune.model_copy(update={"scope": "full"}),
         _seed(tile, config),
+        on_progress,
     )
     n_base = checkpoint.meta.n_base
     base_rows, rows = proxies[:n_base], proxies[n_base:][None]

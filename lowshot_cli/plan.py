@@ -56,6 +56,11 @@ class Plan:
         """Rows that the sweep will write."""
         return len(self.groups) * self.trials * len(self.shots) * len(self.methods)
 
+    @property
+    def ways(self) -> int:
+        """Novel classes that a trial adds."""
+        return len(self.groups[0])
+
     def pieces(self) -> Iterator[Piece]:
         """Pieces of work in the order in which their rows stand in `results.csv`."""
         total = len(self.groups) * self.trials

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -208,43 +208,51 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
     """
     if not path.is_file():
         raise DataError(f"{path.parent} holds no sweep to resume", "name a run folder")
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1].decode("utf-8").splitlines(keepends=True)
-    reader = csv.reader(whole)
-    if tuple(next(reader, ())) != COLUMNS:
-        raise DataError(f"{path} does not hold the rows of a sweep")
-    rows, ends = [], [reader.line_num]
-    for row in reader:
-        rows.append(row)
-        ends.append(reader.line_num)
-    finished = total = 0
-    for size in sizes:
-        if total + size > len(rows):
-            break
-        finished, total = finished + 1, total + size
-    for row in rows[:total]:
-        tally.add(_parse(row, tally, path))
-    kept = "".join(whole[: ends[total]]).encode("utf-8")
-    if len(kept) < len(content):
-        os.truncate(path, len(kept))
+    finished = end = consumed = 0
+
+    def whole_lines() -> Iterator[str]:
+        nonlocal consumed
+        for line in file:
+            if line.endswith(b"\n"):
+                consumed += len(line)
+                yield line.decode("utf-8")
+
+    with path.open("rb") as file:
+        reader = csv.reader(whole_lines())
+        try:
+            if tuple(next(reader, ())) != COLUMNS:
+                raise ValueError("the header is another")
+            end = consumed
+            for size in sizes:
+                rows = list(islice(reader, size))
+                if len(rows) < size or len(rows[-1]) < len(COLUMNS):
+                    break
+                tally.add(_parse(rows, tally))
+                finished, end = finished + 1, consumed
+        except (ValueError, csv.Error) as error:
+            raise DataError(
+                f"{path} has rows that this sweep does not write: {error}", "start a new sweep"
+            ) from None
+    if end < path.stat().st_size:
+        os.truncate(path, end)
     return finished
 
 
-def _parse(row: list[str], tally: Tally, path: Path) -> Rows:
-    try:
-        method, shots, name, trial, *numbers, bias, swallower, swallowed = row
-        return Rows(
-            method=method,
-            shots=int(shots),
-            groups=np.array([tally.group_names.index(name)]),
-            trials=np.array([int(trial)]),
-            metrics={
-                metric: np.array([float(number)])
-                for metric, number in zip(METRICS, numbers, strict=True)
-            },
-            bias=np.array([float(bias)]),
-            swallower=np.array([tally.base_names.index(swallower)]),
-            swallowed=np.array([float(swallowed)]),
-        )
-    except ValueError:
-        raise DataError(f"{path} has a row that this sweep does not write: {row}") from None
+def _parse(rows: Sequence[Sequence[str]], tally: Tally) -> Rows:
+    """The rows of one piece of work, which share method and number of shots."""
+    method, shots, names, trials, *numbers, bias, swallowers, swallowed = zip(*rows, strict=True)
+    if len(set(method)) > 1 or len(set(shots)) > 1:
+        raise ValueError("a piece of work with several methods or numbers of shots")
+    return Rows(
+        method=method[0],
+        shots=int(shots[0]),
+        groups=np.array([tally.group_names.index(name) for name in names]),
+        trials=np.array(trials, dtype=np.int64),
+        metrics={
+            metric: np.array(column, dtype=np.float64)
+            for metric, column in zip(METRICS, numbers, strict=True)
+        },
+        bias=np.array(bias, dtype=np.float64),
+        swallower=np.array([tally.base_names.index(name) for name in swallowers]),
+        swallowed=np.array(swallowed, dtype=np.float64),
+    )

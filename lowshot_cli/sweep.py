@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 import time
@@ -11,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from lowshot_cli import __version__
 from lowshot_cli.checkpoint import Checkpoint
@@ -21,16 +20,17 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
-from lowshot_cli.files import read_tensors, write_atomically, write_tensors
+from lowshot_cli.files import write_atomically
 from lowshot_cli.materials import make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
-from lowshot_cli.trials import run
+from lowshot_cli.trials import Outcome, run
 
-ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.safetensors"
+ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
 CONFIG, ABOUT = "config.yaml", "run.json"
+Models = np.memmap[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def sweep(
         config: `seed`, `imprint`, `finetune` and `sweep`.
         embedder: of the checkpoint's network.
         run_dir: gets `config.yaml`, `results.csv`, `results.json`.
-        resume: go on where the rows of `run_dir` end.
-        save_models: keep each trial's rows and bias in `models.safetensors`.
+        resume: go on where the rows of `run_dir` end, keeping models if it began so.
+        save_models: keep each trial's rows and bias in `models.npy`.
         on_progress: told about embedding and trials.
         should_stop: asked after each piece of work.
 
@@ -89,22 +89,24 @@ def sweep(
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
-        _check_base(run_dir, checkpoint)
+        save_models = bool(_about(run_dir, checkpoint).get("models"))
     tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
     sizes = (piece.stop - piece.start for piece in plan.pieces())
     skip = count_in(path, tally, sizes) if resume else 0
     _write_text(run_dir / CONFIG, config.to_yaml())
-    _write_text(run_dir / ABOUT, json.dumps({"base": checkpoint.digest, "versions": versions()}))
+    about = {"base": checkpoint.digest, "models": save_models, "versions": versions()}
+    _write_text(run_dir / ABOUT, json.dumps(about))
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
-    file, kept, new_rows = RowFile(path, tally), _Models(save_models), 0
+    file, before = RowFile(path, tally), tally.n_rows
+    models = _open_models(run_dir, plan, checkpoint.meta.embedding_size) if save_models else None
     try:
         for outcome in run(plan, materials, config, skip, on_progress, should_stop):
+            if models is not None:
+                _keep(models, tally.n_rows, outcome)
             file.append(outcome.rows)
             tally.add(outcome.rows)
-            kept.add(outcome.proxies, outcome.rows.bias)
-            new_rows += len(outcome.rows.trials)
     finally:
         file.close()
     finished = time.perf_counter()
@@ -113,14 +115,13 @@ def sweep(
             f"stopped after {tally.n_rows:,} of {plan.n_rows:,} trials, nothing is lost",
             f"`lowshot sweep --resume {run_dir}` goes on",
         )
-    kept.save(run_dir / MODELS)
     summary = {
         "cells": tally.cells(),
         "base_accuracy_before": materials.base_accuracy,
         "timing": {
             "embed_seconds": embedded - started,
             "trials_seconds": finished - embedded,
-            "trials_per_second": new_rows / max(finished - embedded, 1e-9),
+            "trials_per_second": (tally.n_rows - before) / max(finished - embedded, 1e-9),
         },
         "run_dir": str(run_dir),
         "paired": tally.paired(),
@@ -159,10 +160,14 @@ def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _check_base(run_dir: Path, base: Checkpoint) -> None:
-    """Refuse a base model other than the one that a run started from."""
+def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
+    """What a run folder says of itself.
+
+    Raises:
+        DataError: it is no run folder, or its base model was another one.
+    """
     try:
-        about = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
         same = about["base"] == base.digest
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
@@ -172,25 +177,28 @@ def _check_base(run_dir: Path, base: Checkpoint) -> None:
         raise DataError(
             f"{run_dir} was run on another base model", "name that one with --checkpoint"
         )
+    return about
 
 
-class _Models:
-    """The rows `(W, D)` and bias of every trial, in the order of `results.csv`."""
+def _open_models(run_dir: Path, plan: Plan, size: int) -> Models:
+    """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's rows, then its bias."""
+    path, shape = run_dir / MODELS, (plan.n_rows, plan.ways * size + 1)
+    models: Models
+    if path.exists():
+        models = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if models.shape == shape:
+            return models
+    models = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    return models
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
-        self.rows: list[Tensor] = []
-        self.bias: list[Tensor] = []
 
-    def add(self, proxies: Tensor | None, bias: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-        if self.wanted and proxies is not None:
-            self.rows.append(proxies.clone())
-            self.bias.append(torch.from_numpy(bias))
-
-    def save(self, path: Path) -> None:
-        if self.wanted:
-            tensors = {"rows": torch.cat(self.rows), "bias": torch.cat(self.bias)}
-            write_tensors(path, tensors, {"lowshot_models": __version__})
+def _keep(models: Models, first: int, outcome: Outcome) -> None:
+    """Write a piece's models, before its rows say that it is done."""
+    assert outcome.proxies is not None
+    place = slice(first, first + len(outcome.rows.trials))
+    models[place, :-1] = outcome.proxies.flatten(1).numpy()
+    models[place, -1] = outcome.rows.bias
+    models.flush()
 
 
 def rebuild(
@@ -210,19 +218,23 @@ def rebuild(
     Raises:
         DataError: no models in the folder, or no such row.
     """
+    _about(run_dir, base)
+    path, plan = run_dir / MODELS, make_plan(base, dataset, load_config(run_dir / CONFIG))
     try:
-        tensors, _ = read_tensors(run_dir / MODELS)
+        models = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
             f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
         ) from None
-    except SafetensorError as error:
-        raise DataError(f"{run_dir / MODELS} is damaged: {error}", "run the sweep again") from None
-    _check_base(run_dir, base)
-    config = load_config(run_dir / CONFIG)
-    plan = make_plan(base, dataset, config)
-    if not 0 <= trial < len(tensors["rows"]) or len(tensors["rows"]) != plan.n_rows:
-        raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {plan.n_rows - 1}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None
+    if models.shape != (plan.n_rows, plan.ways * base.meta.embedding_size + 1):
+        raise DataError(f"{path} does not fit the run", "run the sweep again")
+    with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
+        finished = sum(1 for _ in csv.reader(file)) - 1
+    if not 0 <= trial < finished:
+        raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {finished - 1}")
+    model = torch.from_numpy(models[trial].astype(np.float32))
     first = 0
     for piece in plan.pieces():
         if trial < first + piece.stop - piece.start:
@@ -238,8 +250,8 @@ def rebuild(
         dataset,
         base.network(),
         [dataset.class_names[label] for label in labels],
-        tensors["rows"][trial],
-        tensors["bias"][trial].item(),
+        model[:-1].view(plan.ways, -1),
+        model[-1].item(),
         [
             members[label][torch.from_numpy(positions)]
             for label, positions in zip(labels, tile.drawn[0], strict=True)

@@ -62,7 +62,7 @@ def run(
     done = 0
     for number, piece in enumerate(plan.pieces()):
         if number >= skip:
-            yield _run_piece(piece, plan, materials, config)
+            yield _run_piece(piece, plan, materials, config, on_progress)
         done += piece.stop - piece.start
         if number >= skip:
             on_progress(
@@ -72,13 +72,15 @@ def run(
                 return
 
 
-def _run_piece(piece: Piece, plan: Plan, materials: Materials, config: Config) -> Outcome:
+def _run_piece(
+    piece: Piece, plan: Plan, materials: Materials, config: Config, on_progress: OnProgress
+) -> Outcome:
     alone = piece.method == "finetune-full"
     tile = make_tile(piece, plan, materials.available, 1 if alone else TILE)
     budget = budget_of(piece.method, config.sweep.max_forgetting)
     proxies = None
     if alone:
-        scores, bias = score_full_trial(tile, materials, config, budget)
+        scores, bias = score_full_trial(tile, materials, config, budget, on_progress)
     else:
         proxies = novel_rows(tile, materials, config)
         scores, bias = _score(proxies, tile, materials, budget)

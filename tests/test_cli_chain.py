@@ -604,7 +604,7 @@ def _whole_chain(lowshot: RunCommand, workdir: Path, seed: int) -> dict[str, byt
     _done(lowshot("imprint", "--class", "omega", "--shots", 3, *common))
     _done(lowshot("finetune", *common))
     _done(lowshot("sweep", *SMALL_SWEEP, "--save-models", *common))
-    names = ("results.csv", "models.safetensors")
+    names = ("results.csv", "models.npy")
     return {
         **{path.name: path.read_bytes() for path in workdir.glob("*.safetensors")},
         **{name: (_only_run(workdir) / name).read_bytes() for name in names},
@@ -623,7 +623,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
         "imprinted.safetensors",
         "finetuned.safetensors",
         "results.csv",
-        "models.safetensors",
+        "models.npy",
     }
     for name, content in first.items():
         assert again[name] == content, f"{name} differs between two runs of one seed"

@@ -367,7 +367,7 @@ def test_a_run_without_readable_models_is_named(
     run_dir = workdir / "sweep-1"
     run_dir.mkdir()
     if content is not None:
-        (run_dir / "models.safetensors").write_bytes(content)
+        (run_dir / "models.npy").write_bytes(content)
     result = lowshot("imprint", "--from-run", run_dir, "--trial", 0)
     _refused(result, BAD_INPUT, run_dir)
     assert not (workdir / "imprinted.safetensors").exists()

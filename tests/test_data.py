@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lowshot_cli.backbones import build_backbone
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, cifar, folder, glyphs, load_dataset
 from lowshot_cli.errors import DataError
@@ -71,6 +72,67 @@ def test_one_level_of_folders_keeps_a_fifth_for_testing(tmp_path: Path) -> None:
     assert folder.load(tmp_path, 16).test.files == data.test.files
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        for number in range(5):
+            _write(tmp_path / "photos" / name / f"{number}.png", (number, 9, 0))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def image_cache(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache", limit=10**9)
+
+
+def test_files_are_decoded_once(
+    photos: Path, image_cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, first = folder.load(photos, 16), folder.load(photos, 16, image_cache)
+    monkeypatch.setattr(folder.Image, "open", None)
+    again = folder.load(photos, 16, image_cache)
+    for other in (first, again):
+        assert torch.equal(other.train.pixels, fresh.train.pixels)
+        assert torch.equal(other.test.labels, fresh.test.labels)
+        assert other.test.files == fresh.test.files
+        assert other.content_hash == fresh.content_hash
+    assert len(image_cache.entries()) == 1
+
+
+def test_a_changed_file_is_decoded_again(photos: Path, image_cache: DiskCache) -> None:
+    before = folder.load(photos, 16, image_cache)
+    changed = photos / str((before.train.files or ())[0])
+    _write(changed, (200, 200, 200))
+    after = folder.load(photos, 16, image_cache)
+    assert int(after.train.pixels[0].min()) == 200
+    assert torch.equal(after.train.pixels[1:], before.train.pixels[1:])
+    # The mapped images are the process's own: writing to them must not reach the cache.
+    after.train.pixels.zero_()
+    assert int(folder.load(photos, 16, image_cache).train.pixels[0].min()) == 200
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "nonsense"])
+def test_damaged_decoded_images_are_made_again(
+    photos: Path, image_cache: DiskCache, damage: str
+) -> None:
+    expected = folder.load(photos, 16, image_cache).train.pixels.clone()
+    (home,) = (entry.path for entry in image_cache.entries())
+    if damage == "truncated":
+        (home / "train.npy").write_bytes((home / "train.npy").read_bytes()[:300])
+    elif damage == "gone":
+        (home / "test.npy").unlink()
+    else:
+        (home / "about.json").write_text("{")
+    assert torch.equal(folder.load(photos, 16, image_cache).train.pixels, expected)
+    assert sorted(path.name for path in home.iterdir()) == ["about.json", "test.npy", "train.npy"]
+
+
+def test_a_cache_that_cannot_be_written_to_is_done_without(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    data = folder.load(photos, 16, DiskCache(tmp_path / "file" / "cache", 10**9))
+    assert len(data.train.labels) == 8
+
+
 def test_photos_are_turned_upright_and_cropped_to_the_middle(tmp_path: Path) -> None:
     wide = np.zeros((20, 60, 3), dtype=np.uint8)
     wide[:, 20:40] = 255
@@ -79,14 +141,14 @@ def test_photos_are_turned_upright_and_cropped_to_the_middle(tmp_path: Path) -> 
     Image.fromarray(wide).save(tmp_path / "turned.png", exif=exif)
     pixels = folder.decode(tmp_path / "turned.png", 20)
     assert pixels.shape == (3, 20, 20)
-    assert pixels.float().mean() > 250
+    assert pixels.mean() > 250
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
     Image.new("RGB", (20, 20), (250, 250, 250)).convert(mode).save(tmp_path / f"x.{suffix}")
-    assert folder.decode(tmp_path / f"x.{suffix}", 16).float().mean() > 240
+    assert folder.decode(tmp_path / f"x.{suffix}", 16).mean() > 240
 
 
 def test_broken_folders_are_named(tmp_path: Path) -> None:

@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.data import Dataset
-from lowshot_cli.embed import Embedder, EmbeddingCache, Views, embed, fingerprint
+from lowshot_cli.embed import (
+    Embedder,
+    Views,
+    embed,
+    fingerprint,
+    read_cached,
+    write_cached,
+)
 from lowshot_cli.progress import Progress
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EmbeddingCache:
-    return EmbeddingCache(tmp_path / "cache")
+def cache(tmp_path: Path) -> DiskCache:
+    return DiskCache(tmp_path / "cache", limit=10**9)
 
 
 def test_embeddings_are_unit_and_do_not_depend_on_the_batch(
@@ -50,7 +58,7 @@ def test_views_are_averaged_and_repeatable(base: Checkpoint, glyphs: Dataset) ->
 
 
 def test_what_is_cached_is_not_embedded_again(
-    base: Checkpoint, glyphs: Dataset, cache: EmbeddingCache
+    base: Checkpoint, glyphs: Dataset, cache: DiskCache
 ) -> None:
     reports: list[Progress] = []
     embedder = Embedder(base.network(), cache=cache, on_progress=reports.append)
@@ -78,7 +86,7 @@ def test_other_weights_views_or_arithmetic_have_other_keys(base: Checkpoint) -> 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_a_damaged_cache_file_is_made_again(
-    base: Checkpoint, glyphs: Dataset, cache: EmbeddingCache, damage: str
+    base: Checkpoint, glyphs: Dataset, cache: DiskCache, damage: str
 ) -> None:
     embedder = Embedder(base.network(), cache=cache)
     expected = embedder.classes(glyphs.test, [0])[0].clone()
@@ -88,24 +96,37 @@ def test_a_damaged_cache_file_is_made_again(
         content[-100] ^= 255
     path.write_bytes({"truncate": content[:-50], "flip": content, "empty": b""}[damage])
     assert torch.equal(embedder.classes(glyphs.test, [0])[0], expected)
-    assert cache.get(path.stem) is not None
+    assert read_cached(cache, path.stem) is not None
 
 
 def test_the_longest_unused_files_go_first(tmp_path: Path) -> None:
     import os
 
-    cache = EmbeddingCache(tmp_path, limit=3000)
+    cache = DiskCache(tmp_path, limit=3000)
     for age, key in ((30, "old"), (20, "middle"), (10, "new")):
-        cache.put(key, torch.zeros(10, 32))
+        write_cached(cache, key, torch.zeros(10, 32))
         os.utime(tmp_path / f"{key}.safetensors", (1e9 - age, 1e9 - age))
-    assert cache.get("old") is not None
+    assert read_cached(cache, "old") is not None
     cache.trim()
-    assert sorted(path.stem for path, _, _ in cache.entries()) == ["new", "old"]
+    assert sorted(entry.path.stem for entry in cache.entries()) == ["new", "old"]
+
+
+def test_what_a_killed_process_left_behind_is_swept_away_in_time(tmp_path: Path) -> None:
+    import os
+    import time
+
+    cache = DiskCache(tmp_path, limit=10**9)
+    for name, age in ((".young.tmp", 60), (".old.tmp", 2 * 24 * 3600)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert cache.entries() == []
+    cache.trim()
+    assert [path.name for path in tmp_path.iterdir()] == [".young.tmp"]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(
     base: Checkpoint, glyphs: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    embedder = Embedder(base.network(), cache=EmbeddingCache(tmp_path / "file" / "cache"))
+    embedder = Embedder(base.network(), cache=DiskCache(tmp_path / "file" / "cache", 10**9))
     assert embedder.classes(glyphs.test, [0])[0].shape == (50, 32)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.errors import DataError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from lowshot_cli.config import Config
+
+_DECODED_LIMIT = 20 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,23 @@ class Images:
         pixels: `(N, 3, H, W)` uint8.
         labels: `(N,)` int64, index into the dataset's class names.
         files: file name of each image relative to the dataset, or None where there are no files.
+        digests: hex digest of the pixels of each label's images, as far as they are known.
     """
 
     pixels: Tensor
     labels: Tensor
     files: tuple[str, ...] | None = None
+    digests: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def of_class(self, label: int) -> Tensor:
         """Indices `(n,)` int64 of the images of one class, ascending."""
         return (self.labels == label).nonzero().squeeze(1)
+
+    def digest(self, label: int) -> str:
+        """Hex digest of the pixels of one class's images, hashed once."""
+        if label not in self.digests:
+            self.digests[label] = digest_of(self.pixels[self.of_class(label)].numpy())
+        return self.digests[label]
 
     def describe(self, index: int) -> str:
         """How an image is named to people: its file where it has one, else its index."""
@@ -64,8 +76,10 @@ class Dataset:
         """Hex digest over class names, the labels of both splits and the test pixels."""
         digest = blake2b(digest_size=16)
         digest.update("\0".join(self.class_names).encode())
-        for tensor in (self.train.labels, self.test.labels, self.test.pixels):
-            digest.update(tensor.contiguous().numpy().data)
+        for labels in (self.train.labels, self.test.labels):
+            digest.update(labels.numpy().data)
+        for label in range(len(self.class_names)):
+            digest.update(self.test.digest(label).encode())
         return digest.hexdigest()
 
     def label(self, class_name: str) -> int:
@@ -80,6 +94,11 @@ class Dataset:
                 did_you_mean(class_name, self.class_names, "`lowshot data classes` lists them"),
             )
         return self.class_names.index(class_name)
+
+
+def digest_of(array: npt.NDArray[Any]) -> str:
+    """Hex digest of an array's bytes."""
+    return blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
 def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
@@ -103,9 +122,9 @@ def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
         return glyphs.make(size or glyphs.IMAGE_SIZE)
     if config.data_dir is None:
         raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
-    return folder.load(config.data_dir, size or folder.IMAGE_SIZE)
+    return folder.load(config.data_dir, size or folder.IMAGE_SIZE, image_cache())
 
 
-def stack_pixels(arrays: list[Tensor]) -> Tensor:
-    """Images `(3, H, W)` uint8 of one size as `(N, 3, H, W)`; N may be 0."""
-    return torch.stack(arrays) if arrays else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+def image_cache() -> DiskCache:
+    """Where decoded images are kept between runs, in the user's cache folder."""
+    return DiskCache.of_user("images", _DECODED_LIMIT)

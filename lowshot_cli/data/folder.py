@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from lowshot_cli.data import Dataset, Images, stack_pixels
+from lowshot_cli.cache import DiskCache
+from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import smallest_keys
+from lowshot_cli.data.store import ByteArray, load_or_decode
 from lowshot_cli.errors import DataError
 
 IMAGE_SIZE = 64
@@ -19,10 +18,15 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 TEST_SHARE = 0.2
 
 
-def load(root: Path, image_size: int) -> Dataset:
+def load(root: Path, image_size: int, cache: DiskCache | None = None) -> Dataset:
     """Load a folder of class folders.
 
     Without `train/` and `test/`, a fifth of each class (one image at least) is kept for testing.
+
+    Args:
+        root: the folder.
+        image_size: side in pixels.
+        cache: where decoded images are kept for the next time.
 
     Raises:
         DataError: no such folder, no classes, a class without images, an unreadable image.
@@ -38,11 +42,14 @@ def load(root: Path, image_size: int) -> Dataset:
     strangers = sorted(set(test_files) - set(names))
     if strangers:
         raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(strangers)}")
-    train, test = (
-        _decode_all(root, [files.get(name, []) for name in names], image_size)
-        for files in (train_files, test_files)
+    splits = {
+        split: [files.get(name, []) for name in names]
+        for split, files in (("train", train_files), ("test", test_files))
+    }
+    images = load_or_decode(root, splits, image_size, decode, cache)
+    return Dataset(
+        "folder", names, images["train"], images["test"], mirror=True, default_classes=None
     )
-    return Dataset("folder", names, train, test, mirror=True, default_classes=None)
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
@@ -80,19 +87,7 @@ def _hold_out(
     return train, test
 
 
-def _decode_all(root: Path, classes: list[list[Path]], image_size: int) -> Images:
-    files = [file for group in classes for file in group]
-    labels = [label for label, group in enumerate(classes) for _ in group]
-    with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda file: decode(file, image_size), files))
-    return Images(
-        stack_pixels(pixels),
-        torch.tensor(labels, dtype=torch.int64),
-        tuple(str(file.relative_to(root)) for file in files),
-    )
-
-
-def decode(path: Path, image_size: int) -> Tensor:
+def decode(path: Path, image_size: int) -> ByteArray:
     """Read one image file as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
 
     Raises:
@@ -104,4 +99,4 @@ def decode(path: Path, image_size: int) -> Tensor:
             square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the image {path}: {error}") from None
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
