@@ -15,11 +15,11 @@ from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
-from lowshot_cli.errors import Interrupted, UsageError
+from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
 from lowshot_cli.results import COLUMNS, Rows, Tally
-from lowshot_cli.sweep import ABOUT, ROWS, SUMMARY, free_run_dir, rebuild, sweep
+from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, free_run_dir, rebuild, sweep
 from lowshot_cli.teach import finetune, imprint_classes
 
 METHODS = ("imprint", "random", "augmented", "whitened", "finetune-head")
@@ -174,15 +174,28 @@ def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
         assert found[key] == expected[key]
 
 
-def test_a_stopped_sweep_keeps_its_rows(
+def test_a_stopped_sweep_keeps_its_rows_and_models(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    sweep(base, glyphs, config, embedder, whole, save_models=True)
     with pytest.raises(Interrupted, match="18 of 180 trials") as caught:
-        sweep(base, glyphs, config, embedder, tmp_path, should_stop=lambda: True)
-    assert f"--resume {tmp_path}" in str(caught.value.hint)
-    assert len(_read(tmp_path / ROWS)) == 18
-    sweep(base, glyphs, config, embedder, tmp_path, resume=True)
-    assert len(_read(tmp_path / ROWS)) == 180
+        sweep(base, glyphs, config, embedder, stopped, save_models=True, should_stop=lambda: True)
+    assert f"--resume {stopped}" in str(caught.value.hint)
+    assert len(_read(stopped / ROWS)) == 18
+    sweep(base, glyphs, config, embedder, stopped, resume=True)
+    for name in (ROWS, MODELS):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_killed_sweep_offers_the_models_it_finished(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        sweep(base, glyphs, config, embedder, tmp_path, save_models=True, should_stop=lambda: True)
+    assert rebuild(base, glyphs, tmp_path, 17).novel_classes
+    with pytest.raises(DataError, match="no trial 18"):
+        rebuild(base, glyphs, tmp_path, 18)
 
 
 def test_several_classes_are_added_at_once(
