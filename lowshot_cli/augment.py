@@ -69,6 +69,33 @@ def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return images.masked_fill(hole.to(images.device), 0.0)
 
 
+def turn(images: Tensor, labels: Tensor, share: float, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Turn a share of a batch by 90, 180 and 270 degrees and call that classes of their own.
+
+    A network that tells turned images apart sees more in an image than its own classes need, and
+    classes it has not met yet profit from that (Lee, Hwang, Shin: "Self-supervised label
+    augmentation via input transformations", ICML 2020).
+
+    Args:
+        images: `(B, 3, S, S)` fp32.
+        labels: `(B,)` int64 below `n_classes`.
+        share: of the images that are turned, a third of them by each angle.
+        n_classes: C; an image turned by r right angles gets the label r·C + label.
+
+    Returns:
+        Images and labels, the turned ones first.
+    """
+    each = int(share * len(labels)) // 3
+    if each == 0:
+        return images, labels
+    images, labels = images.clone(), labels.clone()
+    for right_angles in (1, 2, 3):
+        part = slice((right_angles - 1) * each, right_angles * each)
+        images[part] = images[part].rot90(right_angles, (2, 3))
+        labels[part] += right_angles * n_classes
+    return images, labels
+
+
 def mix_up(images: Tensor, weight: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Blend every image with another one of the batch (Zhang et al., mixup, ICLR 2018).
 

@@ -9,9 +9,16 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["seeded", "alphabetical"]
 BackboneName = Literal["resnet9", "resnet18"]
-ImprintMethod = Literal["imprint", "random", "augmented", "whitened"]
+ImprintMethod = Literal["imprint", "random", "augmented", "whitened", "calibrated"]
 SweepMethod = Literal[
-    "imprint", "random", "augmented", "whitened", "finetune-head", "finetune-full"
+    "imprint",
+    "random",
+    "augmented",
+    "whitened",
+    "calibrated",
+    "nearest",
+    "finetune-head",
+    "finetune-full",
 ]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]

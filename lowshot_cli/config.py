@@ -84,7 +84,7 @@ class Section(BaseModel):
 
 
 class TrainBaseConfig(Section):
-    """How the base model is trained. `crop` and `cutout` in pixels, `lr` at the peak."""
+    """How the base model is trained. Pixels: `crop`, `cutout`. Share: `rotation`."""
 
     classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = None
     split: Split = "seeded"
@@ -103,6 +103,7 @@ class TrainBaseConfig(Section):
     crop: Annotated[int, Field(ge=0)] = 3
     flip: bool | None = None
     cutout: Annotated[int, Field(ge=0)] = 8
+    rotation: Annotated[float, Field(ge=0, le=1)] = 0.0
     precision: Precision = "auto"
 
 

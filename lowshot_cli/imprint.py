@@ -64,6 +64,29 @@ def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     return F.normalize((support.mean(-2) - mean) @ precision, dim=-1)
 
 
+def calibrated(
+    support: Tensor, proxies: Tensor, sharpness: float = 16.0, share: float = 0.5
+) -> Tensor:
+    """A prototype drawn towards the base classes it resembles.
+
+    From a few shots a novel prototype is biased, and base prototypes like it tell which way (Wang
+    et al., TEEN: "Few-Shot Class-Incremental Learning via Training-Free Prototype Calibration",
+    NeurIPS 2023, eq. 5-7). Base rows stand in for base prototypes.
+
+    Args:
+        support: `(..., k, D)` unit embeddings.
+        proxies: `(C, D)` unit base rows.
+        sharpness: factor on the cosines whose softmax weighs the base rows.
+        share: of the base rows in the result.
+
+    Returns:
+        `(..., D)` unit rows.
+    """
+    prototype = imprint(support)
+    resembled = (sharpness * prototype @ proxies.T).softmax(-1) @ proxies
+    return F.normalize(torch.lerp(prototype, resembled, share), dim=-1)
+
+
 @dataclass(frozen=True)
 class BaseQueries:
     """Base queries, as far as they bear on what novel rows cost.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INITIAL_SCALE = 10.0
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -31,6 +33,27 @@ class Normalisation:
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         floats = pixels.to(device, torch.float32).sub_(mean).div_(std)
         return floats.contiguous(memory_format=torch.channels_last)
+
+
+class CosineClassifier(nn.Module):
+    """Embedding network, proxies and scale, trained together."""
+
+    def __init__(self, network: EmbeddingNetwork, n_rows: int, embedding_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.proxies = nn.Parameter(F.normalize(torch.randn(n_rows, embedding_size), dim=1))
+        self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, C)` of normalised images `(B, 3, H, W)` (Qi et al. 2018, eq. 2)."""
+        result: Tensor = (
+            self.scale * self.network(images) @ F.normalize(self.proxies.float(), dim=1).T
+        )
+        return result
+
+    def rows(self, count: int) -> Tensor:
+        """The first `count` proxies, `(count, D)` unit; rows after them only served training."""
+        return F.normalize(self.proxies.detach().cpu()[:count], dim=1)
 
 
 @dataclass(frozen=True)

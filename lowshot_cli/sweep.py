@@ -82,10 +82,11 @@ def sweep(
         UsageError, CheckpointError, DataError: as `make_plan`.
     """
     plan = make_plan(checkpoint, dataset, config)
-    if save_models and "finetune-full" in plan.methods:
+    apart = [method for method in plan.methods if method in ("finetune-full", "nearest")]
+    if save_models and apart:
         raise UsageError(
-            "--save-models keeps rows, and finetune-full changes the backbone too",
-            "leave finetune-full out of --method",
+            f"--save-models keeps one row a class, which does not make a model of {apart[0]}",
+            f"leave {apart[0]} out of --method",
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:

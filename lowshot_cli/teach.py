@@ -19,6 +19,7 @@ from lowshot_cli.evaluate import check_dataset
 from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, finetune_rows
 from lowshot_cli.imprint import (
     budget_of,
+    calibrated,
     class_statistics,
     imprint,
     operating_bias,
@@ -82,13 +83,13 @@ def imprint_classes(
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         drawn.append(Drawn(name, record.indices, described))
-    return calibrated(checkpoint, _shared_budget(checkpoint, options)), drawn
+    return set_bias(checkpoint, _shared_budget(checkpoint, options)), drawn
 
 
 def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
     """All novel classes share one bias, so one that needs it keeps it when others are added."""
     needs_bias = checkpoint.head.bias != 0
-    return budget_of("calibrated" if needs_bias else options.method, options.max_forgetting)
+    return budget_of("whitened" if needs_bias else options.method, options.max_forgetting)
 
 
 def _imprint_one(
@@ -108,6 +109,8 @@ def _imprint_one(
     if options.method == "whitened":
         precision = shrunk_precision(checkpoint.within)
         return whitened(support, checkpoint.mean, precision), support
+    if options.method == "calibrated":
+        return calibrated(support, checkpoint.head.base.proxies), support
     return imprint(support), support
 
 
@@ -132,7 +135,7 @@ def pixel_hash(pixels: Tensor) -> str:
     return hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=8).hexdigest()
 
 
-def calibrated(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
+def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
     """Set the one bias of all novel classes; None means 0."""
     bias = 0.0
     if max_forgetting is not None and checkpoint.novel_classes:
@@ -170,7 +173,7 @@ def finetune(
         tuned = _finetune_network(checkpoint, dataset, config, on_progress)
     else:
         tuned = _finetune_head(checkpoint, options)
-    return calibrated(tuned, budget_of("finetune", options.max_forgetting))
+    return set_bias(tuned, budget_of("finetune", options.max_forgetting))
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowshot_cli import __version__
-from lowshot_cli.augment import crop_and_flip, cut_out, mix_up
+from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, turn
 from lowshot_cli.backbones import build_backbone, pick_device, pick_dtype
 from lowshot_cli.checkpoint import Checkpoint, Meta
 from lowshot_cli.config import Config, TrainBaseConfig
@@ -22,11 +22,10 @@ from lowshot_cli.data.splits import base_classes, hash_keys, split_holdout
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError
 from lowshot_cli.imprint import class_statistics
-from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, relabel
+from lowshot_cli.model import CosineClassifier, EmbeddingNetwork, Head, Normalisation, relabel
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
 
-INITIAL_SCALE = 10.0
 _EPOCH_STREAM, _STEP_STREAM = 21, 22
 _FINAL_LR_SHARE = 0.01
 
@@ -50,23 +49,6 @@ class TrainResult:
     epochs: int
     train_seconds: float
     images_per_second: float
-
-
-class _Trainee(nn.Module):
-    """Embedding network, base proxies and scale, trained together."""
-
-    def __init__(self, network: EmbeddingNetwork, n_classes: int, embedding_size: int) -> None:
-        super().__init__()
-        self.network = network
-        self.proxies = nn.Parameter(F.normalize(torch.randn(n_classes, embedding_size), dim=1))
-        self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, C)` of normalised images `(B, 3, H, W)` (Qi et al. 2018, eq. 2)."""
-        result: Tensor = (
-            self.scale * self.network(images) @ F.normalize(self.proxies.float(), dim=1).T
-        )
-        return result
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,8 @@ def train_base(
             options.backbone, options.width, options.embedding_size, image_size
         )
         network = EmbeddingNetwork(backbone, task.normalisation)
-        trainee = _Trainee(network, len(task.names), options.embedding_size).to(device)
+        n_rows = len(task.names) * (4 if options.rotation else 1)
+        trainee = CosineClassifier(network, n_rows, options.embedding_size).to(device)
     run = _Run(config, dataset.content_hash, task, trainee, state_path)
     if resume:
         run.restore()
@@ -155,7 +138,12 @@ class _Run:
     """A training under way: what changes from step to step."""
 
     def __init__(
-        self, config: Config, data_hash: str, task: _Task, trainee: _Trainee, state_path: Path
+        self,
+        config: Config,
+        data_hash: str,
+        task: _Task,
+        trainee: CosineClassifier,
+        state_path: Path,
     ) -> None:
         self.config, self.options, self.data_hash = config, config.train_base, data_hash
         self.task, self.trainee, self.state_path = task, trainee, state_path
@@ -222,6 +210,7 @@ class _Run:
         pixels = crop_and_flip(task.fit[batch], options.crop, task.flip, generator)
         images = cut_out(task.normalisation.apply(pixels, self.device), options.cutout, generator)
         labels = task.fit_labels[batch].to(self.device)
+        images, labels = turn(images, labels, options.rotation, len(task.names))
         weight, partners = 1.0, labels
         if options.mixup:
             beta = np.random.default_rng((self.config.seed, self.step))
@@ -251,7 +240,7 @@ class _Run:
     @torch.no_grad()
     def _evaluate_holdout(self) -> float:
         embeddings = embed(self.trainee.network, self.task.holdout, self.dtype)
-        proxies = F.normalize(self.trainee.proxies.detach().cpu(), dim=1)
+        proxies = self.trainee.rows(len(self.task.names))
         right = (embeddings @ proxies.T).argmax(1) == self.task.holdout_labels
         return 100 * right.double().mean().item()
 
@@ -282,7 +271,7 @@ class _Run:
     def result(self, dataset: Dataset, on_progress: OnProgress) -> TrainResult:
         """Turn the trained network into a checkpoint, measured on the test images."""
         task, network = self.task, self.trainee.network
-        proxies = F.normalize(self.trainee.proxies.detach().cpu(), dim=1)
+        proxies = self.trainee.rows(len(self.task.names))
         test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
         parts = (task.holdout, task.fit, dataset.test.pixels[torch.cat(test)])
         total, done, embedded = sum(len(part) for part in parts), 0, []

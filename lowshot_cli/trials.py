@@ -19,7 +19,7 @@ from lowshot_cli.data.splits import draw_directions
 from lowshot_cli.evaluate import Scores, score_trials
 from lowshot_cli.finetune import finetune_rows
 from lowshot_cli.full_trial import score_full_trial
-from lowshot_cli.imprint import budget_of, imprint, operating_bias, whitened
+from lowshot_cli.imprint import budget_of, calibrated, imprint, operating_bias, whitened
 from lowshot_cli.materials import Materials, Tile, gather, make_tile
 from lowshot_cli.plan import TILE, Piece, Plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
@@ -106,12 +106,18 @@ def _score(
     bias = torch.zeros(len(proxies))
     if budget is not None:
         bias = operating_bias(proxies, materials.calibration, budget)
-    units, before = torch.from_numpy(tile.units), materials.base_accuracy
+    rows_each = proxies.shape[1] // tile.units.shape[1]
+    units = torch.from_numpy(tile.units).repeat_interleave(rows_each, 1)
+    before = materials.base_accuracy
     return score_trials(proxies, bias, units, materials.base, materials.novel, before), bias
 
 
 def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
-    """Novel rows `(T, W, D)` by one of the methods that leave the base model as it is."""
+    """Novel rows `(T, R, D)` by one of the methods that leave the base model as it is.
+
+    R is the number of ways; with `nearest`, which keeps every support image as a row and is a bound
+    rather than a model to use, that times the number of shots.
+    """
     if tile.method == "random":
         return _random_rows(tile, materials.checkpoint.meta.embedding_size, config.seed)
     if tile.method == "augmented":
@@ -119,6 +125,10 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     support = gather(materials.train, tile)
     if tile.method == "whitened":
         return whitened(support, materials.checkpoint.mean, materials.precision)
+    if tile.method == "calibrated":
+        return calibrated(support, materials.checkpoint.head.base.proxies)
+    if tile.method == "nearest":
+        return support.flatten(1, 2)
     rows = imprint(support)
     if tile.method == "finetune-head":
         ways, shots = tile.drawn.shape[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lowshot_cli.augment import crop_and_flip, cut_out, mix_up
+from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, turn
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -52,3 +52,14 @@ def test_mixup_blends_each_image_with_its_partner() -> None:
     blended, partners = mix_up(images, 0.7, _generator(1))
     assert torch.allclose(blended, 0.7 * images + 0.3 * images[partners], atol=1e-6)
     assert sorted(partners.tolist()) == list(range(10))
+
+
+def test_turned_images_are_classes_of_their_own() -> None:
+    images, labels = _ramp(20).float(), torch.arange(20) % 4
+    turned, found = turn(images, labels, 0.5, 4)
+    for place in range(20):
+        right_angles = place // 3 + 1 if place < 9 else 0
+        assert torch.equal(turned[place], images[place].rot90(right_angles, (1, 2)))
+        assert found[place] == labels[place] + 4 * right_angles
+    assert torch.equal(images, _ramp(20).float())
+    assert torch.equal(turn(images, labels, 0.0, 4)[0], images)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lowshot_cli.imprint import (
     BaseQueries,
     budget_of,
+    calibrated,
     class_statistics,
     imprint,
     operating_bias,
@@ -47,6 +48,16 @@ def test_strong_shrinkage_leaves_the_centred_mean() -> None:
     support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     found = whitened(support, torch.zeros(5), shrunk_precision(torch.eye(5), 1e6))
     assert torch.allclose(found, imprint(support), atol=1e-5)
+
+
+def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -> None:
+    proxies = torch.eye(4)[:3]
+    support = F.normalize(torch.tensor([[0.8, 0.0, 0.0, 0.6]]), dim=1)
+    weights = np.exp([16 * 0.8, 0, 0]) / np.exp([16 * 0.8, 0, 0]).sum()
+    expected = 0.5 * support[0].numpy() + 0.5 * np.append(weights, 0)
+    found = calibrated(support, proxies)
+    assert found.numpy() == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+    assert torch.allclose(calibrated(support, proxies, share=0), support[0])
 
 
 def test_class_statistics_are_taken_within_classes() -> None:

@@ -22,7 +22,7 @@ from lowshot_cli.results import COLUMNS, Rows, Tally
 from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, free_run_dir, rebuild, sweep
 from lowshot_cli.teach import finetune, imprint_classes
 
-METHODS = ("imprint", "random", "augmented", "whitened", "finetune-head")
+METHODS = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +110,7 @@ def test_methods_run_on_the_same_draws_and_the_tables_follow_the_rows(
 ) -> None:
     result = sweep(base, glyphs, config, embedder, tmp_path)
     rows = _read(tmp_path / ROWS)
-    assert len(rows) == result.n_rows == 6 * 3 * 2 * 5
+    assert len(rows) == result.n_rows == 6 * 3 * 2 * len(METHODS)
     summary = json.loads((tmp_path / SUMMARY).read_text())
     for cell in summary["cells"]:
         chosen = [
@@ -179,13 +179,30 @@ def test_a_stopped_sweep_keeps_its_rows_and_models(
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     sweep(base, glyphs, config, embedder, whole, save_models=True)
-    with pytest.raises(Interrupted, match="18 of 180 trials") as caught:
+    with pytest.raises(Interrupted, match="18 of 216 trials") as caught:
         sweep(base, glyphs, config, embedder, stopped, save_models=True, should_stop=lambda: True)
     assert f"--resume {stopped}" in str(caught.value.hint)
     assert len(_read(stopped / ROWS)) == 18
     sweep(base, glyphs, config, embedder, stopped, resume=True)
     for name in (ROWS, MODELS):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_nearest_neighbour_is_one_shot_imprinting_and_a_bound_beyond(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("imprint", "nearest"), max_forgetting=2.0, ways=2)
+    sweep(base, glyphs, config, embedder, tmp_path)
+    rows = {tuple(row[key] for key in COLUMNS[:4]): row for row in _read(tmp_path / ROWS)}
+    for (method, shots, *draw), row in rows.items():
+        mean = rows["imprint", shots, *draw]
+        if method == "nearest" and shots == "1":
+            for key in ("novel_accuracy", "base_accuracy", "ncr_at_2", "ncr_at_5"):
+                assert float(row[key]) == pytest.approx(float(mean[key]), abs=0.2)
+        elif method == "nearest":
+            assert row["ncr_at_2"] != mean["ncr_at_2"] or row["bias"] != mean["bias"]
+    with pytest.raises(UsageError, match="does not make a model of nearest"):
+        sweep(base, glyphs, config, embedder, tmp_path / "models", save_models=True)
 
 
 def test_a_killed_sweep_offers_the_models_it_finished(

@@ -94,6 +94,17 @@ def test_training_learns_and_reports(short: Config, glyphs: Dataset, tmp_path: P
     assert result.base_accuracy == pytest.approx(100 * right / total)
 
 
+def test_turned_images_train_the_embedding_and_leave_no_rows(
+    short: Config, glyphs: Dataset, tmp_path: Path
+) -> None:
+    state = tmp_path / "state.safetensors"
+    plain, turned = (
+        train_base(_with(short, rotation=share), glyphs, state).checkpoint for share in (0.0, 0.5)
+    )
+    assert turned.head.proxies.shape == plain.head.proxies.shape == (4, 32)
+    assert not torch.allclose(turned.head.proxies, plain.head.proxies)
+
+
 def test_the_checkpoint_holds_the_holdout_embeddings(base: Checkpoint, glyphs: Dataset) -> None:
     from lowshot_cli.data.splits import split_holdout
 
