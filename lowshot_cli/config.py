@@ -112,13 +112,16 @@ class ImprintConfig(Section):
 
     classes: Names | None = None
     shots: Count = 5
-    method: ImprintMethod = "imprint"
+    method: ImprintMethod = "whitened"
     views: Count = 10
     max_forgetting: MaxForgetting | None = None
 
 
 class FinetuneConfig(Section):
-    """How imprinted rows are sharpened. `steps` of the head, `epochs` of the whole network."""
+    """How imprinted rows are sharpened. `steps` of the head, `epochs` of the whole network.
+
+    `prior_shots` says how many shots the row at the start is worth.
+    """
 
     scope: Scope = "head"
     loss: Loss = "adaptive"
@@ -126,6 +129,7 @@ class FinetuneConfig(Section):
     freeze_base: FreezeBase | None = None
     steps: Count = 100
     head_lr: Rate = 0.01
+    prior_shots: Amount = 40.0
     epochs: Count = 2
     lr: Rate = 0.001
     batch_size: Annotated[int, Field(ge=2)] = 128

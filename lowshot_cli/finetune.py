@@ -88,12 +88,13 @@ def finetune_rows(
         support: `(T, n, D)` unit support embeddings of all novel classes of a trial.
         targets: `(n,)` int64 novel class 0..W-1 of each, the same for every trial.
         base: samples and rows of the base classes, the same for every trial.
-        config: `steps`, `head_lr`, `loss` and `novel_weight` are read.
+        config: `steps`, `head_lr`, `prior_shots`, `loss` and `novel_weight` are read.
 
     Returns:
-        `(T, W, D)` unit rows.
+        `(T, W, D)` unit rows, pulled back to where they started.
     """
     trials, ways, size = rows.shape
+    start, shots = rows, torch.bincount(targets, minlength=ways)
     labels = torch.cat([base.labels, targets + len(base.proxies)])
     weights = sample_weights(labels, len(base.proxies), ways, config) / len(labels)
     base_weight, support_weight = weights.split([len(base.labels), len(targets)])
@@ -116,7 +117,28 @@ def finetune_rows(
         bias.grad = push[:, None]
         optimiser.step()
         rows.copy_(F.normalize(rows, dim=-1))
-    return rows
+    return pulled_back(rows, start, shots, config.prior_shots)
+
+
+def pulled_back(rows: Tensor, start: Tensor, counts: Tensor, prior_shots: float) -> Tensor:
+    """Rows between where they started and where their samples drew them.
+
+    What few samples teach is mostly noise, so a row moves by n / (n + prior) of the way, the
+    shrinkage of a posterior mean whose prior is worth `prior_shots` samples.
+
+    Args:
+        rows: `(..., W, D)` trained unit rows.
+        start: `(..., W, D)` unit rows before training.
+        counts: `(W,)` samples of each row's class, n.
+        prior_shots: samples that the start is worth; 0 keeps the trained rows.
+
+    Returns:
+        `(..., W, D)` unit rows.
+    """
+    share = counts / (counts + prior_shots)
+    pulled = F.normalize(torch.lerp(start, rows, share[:, None]), dim=-1)
+    # A row that stood still stays so bit for bit.
+    return torch.where((rows == start).all(-1, keepdim=True), start, pulled)
 
 
 def _novel_softmax(logits: Tensor, base_lse: Tensor) -> Tensor:
@@ -140,8 +162,10 @@ def finetune_all_rows(
         config: as for `finetune_rows`; `freeze_base` is `alternate` or `never`.
 
     Returns:
-        Base rows `(C, D)` and novel rows `(W, D)`, all unit.
+        Base rows `(C, D)` and novel rows `(W, D)`, all unit and pulled back to where they started.
     """
+    start, shots = rows, torch.bincount(targets, minlength=len(rows))
+    held = torch.bincount(base.labels, minlength=len(base.proxies))
     embeddings = torch.cat([base.embeddings, support])
     labels = torch.cat([base.labels, targets + len(base.proxies)])
     weights = sample_weights(labels, len(base.proxies), len(rows), config)
@@ -162,7 +186,10 @@ def finetune_all_rows(
             base_optimiser.step()
             moved.append(base_rows)
         _normalise(moved)
-    return base_rows.detach(), rows.detach()
+    return (
+        pulled_back(base_rows.detach(), base.proxies, held, config.prior_shots),
+        pulled_back(rows.detach(), start, shots, config.prior_shots),
+    )
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ Shots = Annotated[
 ]
 Method = Annotated[
     Optional[c.ImprintMethod],
-    Option("--method", help="How the new row is made.", show_default="imprint"),
+    Option("--method", help="How the new row is made.", show_default="whitened"),
 ]
 Add = Annotated[
     bool, Option("--add", help="Add to imprinted.safetensors instead of starting from the base.")

@@ -177,11 +177,14 @@ def finetune(
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
+    """Fine-tune from the best start that the shots alone give, however they were imprinted."""
     head, n_base = checkpoint.head, checkpoint.meta.n_base
     support = torch.cat(checkpoint.supports)
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
     targets = torch.arange(len(shots)).repeat_interleave(shots)
-    base_rows, rows = head.proxies[:n_base], head.proxies[n_base:]
+    precision = shrunk_precision(checkpoint.within)
+    start = [whitened(part, checkpoint.mean, precision) for part in checkpoint.supports]
+    base_rows, rows = head.proxies[:n_base], torch.stack(start)
     if options.freezing == "always":
         rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
     else:

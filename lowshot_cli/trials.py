@@ -123,13 +123,13 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     if tile.method == "augmented":
         return imprint(gather(materials.augmented, tile))
     support = gather(materials.train, tile)
-    if tile.method == "whitened":
-        return whitened(support, materials.checkpoint.mean, materials.precision)
     if tile.method == "calibrated":
         return calibrated(support, materials.checkpoint.head.base.proxies)
     if tile.method == "nearest":
         return support.flatten(1, 2)
-    rows = imprint(support)
+    if tile.method == "imprint":
+        return imprint(support)
+    rows = whitened(support, materials.checkpoint.mean, materials.precision)
     if tile.method == "finetune-head":
         ways, shots = tile.drawn.shape[1:]
         targets = torch.arange(ways).repeat_interleave(shots)

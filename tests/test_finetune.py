@@ -16,6 +16,7 @@ from lowshot_cli.finetune import (
     finetune_all_rows,
     finetune_full,
     finetune_rows,
+    pulled_back,
 )
 from lowshot_cli.imprint import operating_bias
 from lowshot_cli.teach import finetune, full_data, imprint_classes
@@ -50,7 +51,7 @@ def _loss(
 
 @pytest.mark.parametrize("ways", [1, 3])
 def test_the_batched_step_equals_autograd_on_all_logits(samples: BaseSamples, ways: int) -> None:
-    shots, config = 4, FinetuneConfig(steps=1, head_lr=1e-3)
+    shots, config = 4, FinetuneConfig(steps=1, head_lr=1e-3, prior_shots=0)
     support = _unit(6, ways * shots, SIZE, seed=3)
     targets = torch.arange(ways).repeat_interleave(shots)
     start = _unit(6, ways, SIZE, seed=4)
@@ -82,6 +83,14 @@ def test_fine_tuning_lowers_the_loss_and_keeps_unit_rows(samples: BaseSamples) -
 
     for trial in range(2):
         assert best_loss(tuned, trial) < best_loss(start, trial)
+
+
+def test_few_shots_move_a_row_less_than_many() -> None:
+    start, tuned = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    rows = pulled_back(tuned, start, torch.tensor([10, 40]), prior_shots=40)
+    expected = F.normalize(torch.tensor([[0.8, 0.2], [0.5, 0.5]]), dim=1)
+    assert torch.allclose(rows, expected)
+    assert torch.equal(pulled_back(tuned, start, torch.tensor([1, 1]), prior_shots=0), tuned)
 
 
 def test_a_trial_is_the_same_alone_and_in_a_batch(samples: BaseSamples) -> None:
