@@ -492,7 +492,7 @@ def test_a_model_rebuilt_from_a_sweep_scores_as_its_row(
 def test_trial_0_of_a_sweep_is_what_imprint_makes(lowshot: RunCommand, workdir: Path) -> None:
     sweep = ["--trials=2", "--novel=omega", "--shots=3", "--method=imprint", "--save-models"]
     _done(lowshot("sweep", *sweep))
-    _done(lowshot("imprint", "--class", "omega", "--shots", 3))
+    _done(lowshot("imprint", "--class", "omega", "--shots", 3, "--method", "imprint"))
     imprinted = load(workdir / "imprinted.safetensors")
     _done(lowshot("imprint", "--from-run", _only_run(workdir), "--trial", 0))
     rebuilt = load(workdir / "imprinted.safetensors")
