@@ -108,7 +108,7 @@ def matrix_rate(dtype: torch.dtype, side: int = 768, repeats: int = 7) -> float:
     """Floating-point operations a second of a square matrix product on the processor, at best.
 
     Whether bf16 pays cannot be read off the instruction set: with AVX-512 BF16, one maker's
-    processors run it at half the rate of fp32 and another's at three times that rate.
+    processors run it at half the rate of fp32 and another's at four times that rate.
     """
     left, right = torch.ones(2, side, side, dtype=dtype)
     seconds = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +18,7 @@ from lowshot_cli.backbones import build_backbone
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.finetune import BaseSamples
-from lowshot_cli.imprint import BaseQueries
+from lowshot_cli.imprint import BaseQueries, shrunk_precision
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
@@ -132,6 +133,11 @@ class Checkpoint:
         backbone.load_state_dict(self.backbone)
         network = EmbeddingNetwork(backbone, Normalisation(meta.mean, meta.std))
         return network.eval().to(device or torch.device("cpu"))
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """Inverse `(D, D)` of the shrunk covariance within base classes."""
+        return shrunk_precision(self.within)
 
     @property
     def shaping(self) -> BaseSamples:

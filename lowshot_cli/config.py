@@ -84,7 +84,10 @@ class Section(BaseModel):
 
 
 class TrainBaseConfig(Section):
-    """How the base model is trained. Pixels: `crop`, `cutout`. Share: `rotation`."""
+    """How the base model is trained.
+
+    `crop` and `cutout` in pixels, `lr` at the peak, `rotation` the share of a batch that is turned.
+    """
 
     classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = None
     split: Split = "seeded"

@@ -17,7 +17,7 @@ from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.evaluate import NovelQueries
 from lowshot_cli.finetune import BaseSamples
-from lowshot_cli.imprint import BaseQueries, shrunk_precision
+from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.plan import IntArray, Piece, Plan
 from lowshot_cli.teach import augmented_views
 
@@ -36,7 +36,6 @@ class Materials:
         shaping: base hold-out samples that fine-tuning may use.
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
-        precision: `(D, D)` for the method `whitened`.
         augmented: the same averaged over augmented views, where a method asks for it.
     """
 
@@ -49,7 +48,6 @@ class Materials:
     shaping: BaseSamples
     novel: dict[int, NovelQueries]
     train: dict[int, Tensor]
-    precision: Tensor
     augmented: dict[int, Tensor]
 
     @cached_property
@@ -94,7 +92,6 @@ def prepare(
             for label, embeddings in zip(labels, test[n_base:], strict=True)
         },
         train=dict(zip(labels, train, strict=True)),
-        precision=shrunk_precision(checkpoint.within),
         augmented=dict(zip(labels, augmented, strict=False)),
     )
 

@@ -8,7 +8,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,7 +101,8 @@ def sweep(
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
     file, before = RowFile(path, tally), tally.n_rows
-    models = _open_models(run_dir, plan, checkpoint.meta.embedding_size) if save_models else None
+    size = checkpoint.meta.embedding_size
+    models = _open_models(run_dir, plan, size, "r+" if skip else "w+") if save_models else None
     try:
         for outcome in run(plan, materials, config, skip, on_progress, should_stop):
             if models is not None:
@@ -181,15 +182,27 @@ def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
     return about
 
 
-def _open_models(run_dir: Path, plan: Plan, size: int) -> Models:
-    """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's rows, then its bias."""
+def _open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "w+"]) -> Models:
+    """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's rows, then its bias.
+
+    Raises:
+        DataError: to be read, but absent, damaged or of another run.
+    """
     path, shape = run_dir / MODELS, (plan.n_rows, plan.ways * size + 1)
     models: Models
-    if path.exists():
-        models = np.load(path, mmap_mode="r+", allow_pickle=False)
-        if models.shape == shape:
-            return models
-    models = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if mode == "w+":
+        models = np.lib.format.open_memmap(path, mode, np.float32, shape)
+        return models
+    try:
+        models = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(
+            f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None
+    if models.shape != shape:
+        raise DataError(f"{path} does not fit the run", "run the sweep again")
     return models
 
 
@@ -220,17 +233,8 @@ def rebuild(
         DataError: no models in the folder, or no such row.
     """
     _about(run_dir, base)
-    path, plan = run_dir / MODELS, make_plan(base, dataset, load_config(run_dir / CONFIG))
-    try:
-        models = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(
-            f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None
-    if models.shape != (plan.n_rows, plan.ways * base.meta.embedding_size + 1):
-        raise DataError(f"{path} does not fit the run", "run the sweep again")
+    plan = make_plan(base, dataset, load_config(run_dir / CONFIG))
+    models = _open_models(run_dir, plan, base.meta.embedding_size, "r")
     with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
         finished = sum(1 for _ in csv.reader(file)) - 1
     if not 0 <= trial < finished:

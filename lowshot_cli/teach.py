@@ -23,7 +23,6 @@ from lowshot_cli.imprint import (
     class_statistics,
     imprint,
     operating_bias,
-    shrunk_precision,
     whitened,
 )
 from lowshot_cli.model import EmbeddingNetwork, relabel
@@ -106,12 +105,16 @@ def _imprint_one(
         return draw_directions(config.seed, label, [0], support.shape[1])[0], support
     if options.method == "augmented":
         return imprint(embed(network, pixels, views=augmented_views(options, dataset))), support
-    if options.method == "whitened":
-        precision = shrunk_precision(checkpoint.within)
-        return whitened(support, checkpoint.mean, precision), support
-    if options.method == "calibrated":
-        return calibrated(support, checkpoint.head.base.proxies), support
-    return imprint(support), support
+    return rows_of(options.method, support, checkpoint), support
+
+
+def rows_of(method: str, support: Tensor, checkpoint: Checkpoint) -> Tensor:
+    """Novel rows `(..., D)` that follow from supports `(..., k, D)` and the base model alone."""
+    if method == "imprint":
+        return imprint(support)
+    if method == "calibrated":
+        return calibrated(support, checkpoint.head.base.proxies)
+    return whitened(support, checkpoint.mean, checkpoint.precision)
 
 
 def augmented_views(options: ImprintConfig, dataset: Dataset) -> Views:
@@ -182,8 +185,7 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
     support = torch.cat(checkpoint.supports)
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
     targets = torch.arange(len(shots)).repeat_interleave(shots)
-    precision = shrunk_precision(checkpoint.within)
-    start = [whitened(part, checkpoint.mean, precision) for part in checkpoint.supports]
+    start = [rows_of("whitened", part, checkpoint) for part in checkpoint.supports]
     base_rows, rows = head.proxies[:n_base], torch.stack(start)
     if options.freezing == "always":
         rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]

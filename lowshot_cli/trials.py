@@ -19,11 +19,12 @@ from lowshot_cli.data.splits import draw_directions
 from lowshot_cli.evaluate import Scores, score_trials
 from lowshot_cli.finetune import finetune_rows
 from lowshot_cli.full_trial import score_full_trial
-from lowshot_cli.imprint import budget_of, calibrated, imprint, operating_bias, whitened
+from lowshot_cli.imprint import budget_of, imprint, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather, make_tile
 from lowshot_cli.plan import TILE, Piece, Plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.results import Rows
+from lowshot_cli.teach import rows_of
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,15 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     if tile.method == "augmented":
         return imprint(gather(materials.augmented, tile))
     support = gather(materials.train, tile)
-    if tile.method == "calibrated":
-        return calibrated(support, materials.checkpoint.head.base.proxies)
     if tile.method == "nearest":
         return support.flatten(1, 2)
-    if tile.method == "imprint":
-        return imprint(support)
-    rows = whitened(support, materials.checkpoint.mean, materials.precision)
     if tile.method == "finetune-head":
+        rows = rows_of("whitened", support, materials.checkpoint)
         ways, shots = tile.drawn.shape[1:]
         targets = torch.arange(ways).repeat_interleave(shots)
         flat = support.view(len(support), ways * shots, -1)
-        rows = finetune_rows(rows, flat, targets, materials.shaping, config.finetune)
-    return rows
+        return finetune_rows(rows, flat, targets, materials.shaping, config.finetune)
+    return rows_of(tile.method, support, materials.checkpoint)
 
 
 def _random_rows(tile: Tile, size: int, seed: int) -> Tensor:
