@@ -215,6 +215,17 @@ def test_a_killed_sweep_offers_the_models_it_finished(
         rebuild(base, glyphs, tmp_path, 18)
 
 
+def test_a_sweep_whose_models_are_gone_is_not_resumed_over_blanks(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        sweep(base, glyphs, config, embedder, tmp_path, save_models=True, should_stop=lambda: True)
+    (tmp_path / MODELS).unlink()
+    with pytest.raises(DataError, match=MODELS):
+        sweep(base, glyphs, config, embedder, tmp_path, resume=True)
+    assert len(_read(tmp_path / ROWS)) == 18
+
+
 def test_several_classes_are_added_at_once(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
