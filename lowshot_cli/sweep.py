@@ -100,9 +100,9 @@ def sweep(
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
-    file, before = RowFile(path, tally), tally.n_rows
     size = checkpoint.meta.embedding_size
     models = _open_models(run_dir, plan, size, "r+" if skip else "w+") if save_models else None
+    file, before = RowFile(path, tally), tally.n_rows
     try:
         for outcome in run(plan, materials, config, skip, on_progress, should_stop):
             if models is not None:
