@@ -1,4 +1,8 @@
-"""Names to networks: each maps images `(B, 3, H, W)` to features `(B, D)`, not yet normalised."""
+"""Names to networks.
+
+Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and to what its last two
+stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ def build_backbone(name: str, width: int, embedding_size: int, image_size: int) 
     Args:
         name: `resnet9` or `resnet18`.
         width: channels of the first stage of `resnet9`; `resnet18` has its own.
-        embedding_size: D.
+        embedding_size: E.
         image_size: side of the images in pixels; decides the stem of `resnet18`.
     """
     if name == "resnet18":
-        return resnet18(embedding_size, image_size)
+        return ResNet18(embedding_size, image_size)
     return ResNet9(width, embedding_size)
 
 
@@ -47,37 +51,50 @@ class Residual(nn.Module):
         return result
 
 
-class ResNet9(nn.Sequential):
+class ResNet9(nn.Module):
     """Eight convolutions and one projection, after Page, "How to train your ResNet" (2018)."""
 
     def __init__(self, width: int, embedding_size: int) -> None:
-        super().__init__(
+        super().__init__()
+        self.early = nn.Sequential(
             _conv(3, width),
             _conv(width, 2 * width),
             nn.MaxPool2d(2),
             Residual(2 * width),
             _conv(2 * width, 4 * width),
             nn.MaxPool2d(2),
-            _conv(4 * width, 8 * width),
-            nn.MaxPool2d(2),
-            Residual(8 * width),
-            nn.AdaptiveMaxPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8 * width, embedding_size, bias=False),
         )
+        self.late = nn.Sequential(_conv(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width))
+        self.project = nn.Linear(8 * width, embedding_size, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        early = self.early(images)
+        late = self.late(early)
+        return self.project(late.amax((2, 3))), late.mean((2, 3)), early.mean((2, 3))
 
 
-def resnet18(embedding_size: int, image_size: int) -> nn.Module:
+class ResNet18(nn.Module):
     """ResNet-18 (He et al., CVPR 2016); up to 64 pixels its stem is one 3x3 convolution."""
-    from torchvision.models import resnet18 as torchvision_resnet18
 
-    network = torchvision_resnet18(weights=None, num_classes=embedding_size)
-    if image_size <= SMALL_IMAGE:
-        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        network.maxpool = nn.Identity()
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    result: nn.Module = network
-    return result
+    def __init__(self, embedding_size: int, image_size: int) -> None:
+        from torchvision.models import resnet18
+
+        super().__init__()
+        network = resnet18(weights=None)
+        stem = [network.conv1, network.bn1, network.relu, network.maxpool]
+        if image_size <= SMALL_IMAGE:
+            stem = [nn.Conv2d(3, 64, 3, padding=1, bias=False), network.bn1, network.relu]
+            nn.init.kaiming_normal_(stem[0].weight, mode="fan_out", nonlinearity="relu")
+        self.early = nn.Sequential(*stem, network.layer1, network.layer2, network.layer3)
+        self.late = network.layer4
+        self.project = nn.Linear(512, embedding_size, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        early = self.early(images)
+        late = self.late(early).mean((2, 3))
+        return self.project(late), late, early.mean((2, 3))
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,62 +18,15 @@ from lowshot_cli.backbones import build_backbone
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.finetune import BaseSamples
-from lowshot_cli.imprint import BaseQueries, shrunk_precision
+from lowshot_cli.imprint import BaseQueries, class_statistics, shrunk_precision
+from lowshot_cli.meta import Meta, SupportRecord
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 _UNIT_TOLERANCE = 1e-3
 # What sets the bias must not also shape rows, so the hold-out is halved image by image.
-_SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
+SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
 _Item = TypeVar("_Item")
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SupportRecord(_Record):
-    """Where a novel class's support images came from; `indices` point into its training split."""
-
-    method: str
-    indices: tuple[int, ...]
-    files: tuple[str, ...] | None
-    pixel_hashes: tuple[str, ...]
-
-
-class Meta(_Record):
-    """What a checkpoint says about itself. Counts are (right, total) of the base test images."""
-
-    format: Literal[1] = 1
-    classes: tuple[str, ...]
-    n_base: int = Field(ge=1)
-    backbone: str
-    width: int = Field(ge=1, le=4096)
-    embedding_size: int = Field(ge=1, le=65536)
-    image_size: int = Field(ge=8, le=1024)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    dataset: str
-    dataset_hash: str
-    class_order_seed: int
-    split: str
-    holdout_per_class: int = Field(ge=1)
-    base_counts: tuple[tuple[int, int], ...]
-    parent: str | None = None
-    config: dict[str, Any]
-    version: str
-    history: tuple[dict[str, Any], ...]
-    supports: tuple[SupportRecord, ...] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Meta:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("a class name stands twice")
-        if self.n_base > len(self.classes) or len(self.base_counts) != self.n_base:
-            raise ValueError("base classes and their counts disagree")
-        if len(self.supports) != len(self.classes) - self.n_base:
-            raise ValueError("novel classes and their supports disagree")
-        return self
 
 
 @dataclass(frozen=True)
@@ -87,8 +40,7 @@ class Checkpoint:
         holdout: `(N, D)` fp16 embeddings of the base hold-out images.
         holdout_labels: `(N,)` int64 positions in `meta.classes`.
         holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
-        mean: `(D,)` fp32 mean embedding of the fit images, over class means.
-        within: `(D, D)` fp32 within-class covariance of the fit images' embeddings.
+        centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: per novel class the embeddings `(k, D)` fp32 of its support images.
     """
 
@@ -98,8 +50,7 @@ class Checkpoint:
     holdout: Tensor
     holdout_labels: Tensor
     holdout_right: Tensor
-    mean: Tensor
-    within: Tensor
+    centre: Tensor
     supports: tuple[Tensor, ...] = ()
 
     @property
@@ -122,7 +73,8 @@ class Checkpoint:
     def digest(self) -> str:
         """Hex digest of the weights: backbone, head and scale."""
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (*self.backbone.values(), self.head.proxies, torch.tensor(self.head.scale)):
+        others = (self.head.proxies, torch.tensor(self.head.scale), self.centre)
+        for tensor in (*self.backbone.values(), *others):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -131,20 +83,26 @@ class Checkpoint:
         meta = self.meta
         backbone = build_backbone(meta.backbone, meta.width, meta.embedding_size, meta.image_size)
         backbone.load_state_dict(self.backbone)
-        network = EmbeddingNetwork(backbone, Normalisation(meta.mean, meta.std))
+        normalisation = Normalisation(meta.mean, meta.std)
+        network = EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
         return network.eval().to(device or torch.device("cpu"))
 
     @cached_property
-    def precision(self) -> Tensor:
-        """Inverse `(D, D)` of the shrunk covariance within base classes."""
-        return shrunk_precision(self.within)
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean `(D,)` over base classes and inverse `(D, D)` of the shrunk covariance within them.
+
+        They are taken from images that the backbone was not fitted to, whose embeddings spread as
+        those of new classes do.
+        """
+        mean, within = class_statistics(self.shaping.embeddings, self.shaping.labels)
+        return mean, shrunk_precision(within)
 
     @property
     def shaping(self) -> BaseSamples:
         """Half of the hold-out, for methods whose rows need base embeddings."""
         return BaseSamples(
-            self.holdout[_SHAPING].float(),
-            self.holdout_labels[_SHAPING],
+            self.holdout[SHAPING].float(),
+            self.holdout_labels[SHAPING],
             self.head.base.proxies,
             self.head.scale,
         )
@@ -247,8 +205,7 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         "holdout.embeddings": checkpoint.holdout,
         "holdout.labels": checkpoint.holdout_labels,
         "holdout.right": checkpoint.holdout_right,
-        "stats.mean": checkpoint.mean,
-        "stats.within": checkpoint.within,
+        "stages.centre": checkpoint.centre,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(checkpoint.meta.model_dump(mode="json"), sort_keys=True)
@@ -297,7 +254,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
-    size, n_classes, n_novel = meta.embedding_size, len(meta.classes), len(meta.supports)
+    n_classes, n_novel = len(meta.classes), len(meta.supports)
 
     def take(
         name: str, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
@@ -312,6 +269,8 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
             raise ValueError(f"{name} holds numbers that are not finite")
         return tensor
 
+    centre = take("stages.centre", (None,))
+    size = meta.embedding_size + len(centre)
     proxies = take("head.proxies", (n_classes, size))
     if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
         raise ValueError("head.proxies has rows that are not of length 1")
@@ -336,8 +295,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
         holdout=take("holdout.embeddings", (len(labels), size), torch.float16),
         holdout_labels=labels,
         holdout_right=take("holdout.right", (len(labels),), torch.bool),
-        mean=take("stats.mean", (size,)),
-        within=take("stats.within", (size, size)),
+        centre=centre,
         supports=tuple(take(f"support.{i}", (None, size)) for i in range(n_novel)),
     )
     checkpoint.network()

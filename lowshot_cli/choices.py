@@ -17,6 +17,7 @@ SweepMethod = Literal[
     "whitened",
     "calibrated",
     "nearest",
+    "proxies",
     "finetune-head",
     "finetune-full",
 ]

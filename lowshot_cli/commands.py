@@ -122,11 +122,13 @@ def imprint(
     ancestor = parent.meta.parent if add and not source else file_hash(parent_path)
     ckpt.save(taught.derived(ancestor or "", config.portable(), "imprint"), path)
     accuracies = {row.name: row.accuracy for row in after.per_class}
+    expected = teach.expected_forgetting(taught)
     output.data(
         {
             "checkpoint": str(path),
             "method": config.imprint.method,
             "bias": taught.head.bias,
+            "expected_forgetting": expected,
             "base_accuracy_before": before.base_accuracy,
             "base_accuracy": after.base_accuracy,
             "novel_accuracy": after.novel_accuracy,
@@ -138,10 +140,16 @@ def imprint(
     )
     for d in drawn:
         output.line(f"{d.name}: learnt from {', '.join(d.described)}")
-    tables.show_change(
-        output, before, after, f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
-    )
+    tables.show_change(output, before, after, _operating_point(config.imprint.method, taught))
     output.finish([path], "lowshot finetune")
+
+
+def _operating_point(how: str, checkpoint: Checkpoint) -> str:
+    cost = teach.expected_forgetting(checkpoint)
+    return (
+        f"{how}, bias {checkpoint.head.bias:+.3f}, "
+        f"expected to cost {cost:.1f} points of base accuracy (by the hold-out)"
+    )
 
 
 def _target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
@@ -196,11 +204,12 @@ def finetune(
             "checkpoint": str(path),
             "scope": config.finetune.scope,
             "bias": tuned.head.bias,
+            "expected_forgetting": teach.expected_forgetting(tuned),
             "before": tables.evaluation_json(parent_path, before),
             "after": tables.evaluation_json(path, after),
         }
     )
-    title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
+    title = _operating_point(f"fine-tuned {config.finetune.scope}", tuned)
     tables.show_change(output, before, after, title)
     output.finish([path], "lowshot evaluate")
 
@@ -274,7 +283,8 @@ def sweep(
     plot = run_dir / "accuracy.png"
     plot_accuracy(result.summary, plot)
     output.data(result.summary)
-    tables.show_sweep(output, result.summary)
+    show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
+    show(output, result.summary)
     output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
 
 

@@ -95,8 +95,8 @@ class TrainBaseConfig(Section):
     holdout: Count = 50
     backbone: BackboneName = "resnet9"
     width: Count = 32
-    embedding_size: Count = 256
-    epochs: Count = 18
+    embedding_size: Count = 64
+    epochs: Count = 54
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Rate = 0.2
     weight_decay: Amount = 5e-4
@@ -151,13 +151,17 @@ class FinetuneConfig(Section):
 
 
 class SweepConfig(Section):
-    """Which trials are run: every novel class x shots x trials x methods."""
+    """Which trials are run: every novel class x shots x trials x methods.
+
+    With `sessions`, a trial adds `ways` classes in each of that many sessions, in class order.
+    """
 
     trials: Count = 20
     shots: Shots = (1, 5, 10, 20)
     novel: Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)] = "all"
     methods: Methods = ("imprint", "random", "whitened", "finetune-head")
     ways: Count = 1
+    sessions: Count | None = None
     max_forgetting: MaxForgetting | None = None
 
 

@@ -71,7 +71,18 @@ def _embed_fused(
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them."""
     backbone = copy.deepcopy(network.backbone).eval()
-    return EmbeddingNetwork(fuse(backbone), network.normalisation).eval()
+    return EmbeddingNetwork(
+        fuse(backbone), network.normalisation, network.centre, network.mirror
+    ).eval()
+
+
+@torch.inference_mode()
+def centre_of_stages(network: EmbeddingNetwork, pixels: Tensor) -> Tensor:
+    """Mean `(M,)` of what the network's stages hold of images `(N, 3, H, W)` uint8."""
+    network = fused(network)
+    images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
+    total = torch.stack([network.stages(batch).double().sum(0) for batch in images]).sum(0)
+    return (total / len(pixels)).float().cpu()
 
 
 def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:
@@ -128,10 +139,17 @@ def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
 def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
     """Hash of what decides an embedding besides the pixels: weights, preprocessing, arithmetic."""
     digest = hashlib.blake2b(digest_size=16)
-    about = (network.normalisation, str(dtype), network.device.type, torch.__version__, views)
+    about = (
+        network.normalisation,
+        network.mirror,
+        str(dtype),
+        network.device.type,
+        torch.__version__,
+        views,
+    )
     digest.update(repr(about).encode())
     digest.update(str(network.backbone).encode())
-    for name, tensor in network.backbone.state_dict().items():
+    for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -270,7 +270,7 @@ def finetune_full(
     for step, batch, generator in _batches(len(order), config, seed):
         images = crop_and_flip(_gather(pixels, order[batch]), 3, data.flip, generator)
         inputs = network.normalisation.apply(images, network.device)
-        logits = scale * network(inputs) @ torch.cat([base_rows, novel_rows]).T
+        logits = scale * network.one_view(inputs) @ torch.cat([base_rows, novel_rows]).T
         target = labels[batch]
         losses = F.cross_entropy(logits, target.to(network.device), reduction="none")
         loss = (losses * weights[batch].to(network.device)).mean()

@@ -12,10 +12,10 @@ from lowshot_cli.data.splits import hash_keys, split_holdout
 from lowshot_cli.embed import embed
 from lowshot_cli.evaluate import NovelQueries, Scores, score_trials
 from lowshot_cli.finetune import finetune_full
-from lowshot_cli.imprint import BaseQueries, imprint, operating_bias
+from lowshot_cli.imprint import BaseQueries, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather
 from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.teach import full_data
+from lowshot_cli.teach import full_data, rows_of
 
 
 def score_full_trial(
@@ -44,7 +44,7 @@ def score_full_trial(
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
     network = checkpoint.network()
-    start = imprint(gather(materials.train, tile))[0]
+    start = rows_of("whitened", gather(materials.train, tile), checkpoint)[0]
     proxies = finetune_full(
         network,
         checkpoint.head.with_rows(start).proxies,

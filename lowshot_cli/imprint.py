@@ -17,6 +17,8 @@ from lowshot_cli.metrics import allowed_losses, margins_of, turning_points
 UNCALIBRATED_METHODS = frozenset({"imprint", "random"})
 DEFAULT_MAX_FORGETTING = 2.0
 SHRINKAGE = 0.5
+# Covariances of next to nothing, such as of one image a class, still have an inverse.
+_LEAST_RIDGE = 1e-6
 # A bias this far below a turning point stays below it when the cosines are summed in another order.
 _CLEARANCE = 1e-6
 
@@ -41,7 +43,7 @@ def shrunk_precision(within: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
         shrinkage: the multiple; more of it brings `whitened` closer to `imprint`.
     """
     size = len(within)
-    ridge = shrinkage * within.trace() / size * torch.eye(size)
+    ridge = (shrinkage * within.trace() / size).clamp(min=_LEAST_RIDGE) * torch.eye(size)
     precision: Tensor = torch.linalg.inv(within + ridge)
     return precision
 
@@ -85,6 +87,35 @@ def calibrated(
     prototype = imprint(support)
     resembled = (sharpness * prototype @ proxies.T).softmax(-1) @ proxies
     return F.normalize(torch.lerp(prototype, resembled, share), dim=-1)
+
+
+def cluster_means(support: Tensor, count: int, rounds: int = 10) -> Tensor:
+    """Means of a class's clusters, for several proxies a class (section 3.3.1 of the paper).
+
+    K-means (Lloyd 1982), begun at the first support and at those farthest from the ones begun at.
+
+    Args:
+        support: `(..., k, D)` unit embeddings.
+        count: clusters wanted; there are no more than supports.
+        rounds: of assigning and averaging.
+
+    Returns:
+        `(..., min(count, k), D)`, not normalised.
+    """
+    begun = [support[..., 0, :]]
+    distance = torch.full(support.shape[:-1], torch.inf)
+    for _ in range(min(count, support.shape[-2]) - 1):
+        step = (support - begun[-1].unsqueeze(-2)).square().sum(-1)
+        distance = torch.minimum(distance, step)
+        farthest = distance.argmax(-1)[..., None, None]
+        begun.append(support.take_along_dim(farthest, -2).squeeze(-2))
+    means = torch.stack(begun, -2)
+    for _ in range(rounds):
+        owner = torch.cdist(support, means).argmin(-1)
+        member = F.one_hot(owner, means.shape[-2]).to(support.dtype)
+        counts = member.sum(-2).unsqueeze(-1)
+        means = torch.where(counts > 0, member.mT @ support / counts.clamp(min=1), means)
+    return means
 
 
 @dataclass(frozen=True)
@@ -164,10 +195,11 @@ def operating_bias(rows: Tensor, holdout: BaseQueries, max_forgetting: float) ->
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
 
 
-def class_statistics(embeddings: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+def class_statistics(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over class means `(D,)` and covariance within classes `(D, D)` of `(N, D)`."""
-    sums = torch.zeros(n_classes, embeddings.shape[1]).index_add_(0, labels, embeddings)
-    means = sums / torch.bincount(labels, minlength=n_classes).clamp(min=1)[:, None]
+    _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(counts), embeddings.shape[1]).index_add_(0, labels, embeddings)
+    means = sums / counts[:, None]
     centred = embeddings - means[labels]
     return means.mean(0), centred.T @ centred / len(embeddings)
 

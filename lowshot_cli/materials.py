@@ -129,7 +129,7 @@ def make_tile(piece: Piece, plan: Plan, available: Mapping[int, int], size: int)
     groups, trials = plan.locate(piece)
     padding = (0, max(0, size - len(trials)))
     numbers = np.pad(trials, padding, mode="edge")
-    units = np.array(plan.groups)[np.pad(groups, padding, mode="edge")]
+    units = np.array([plan.groups[group] for group in np.pad(groups, padding, mode="edge")])
     drawn = np.empty((*units.shape, piece.shots), dtype=np.int64)
     for label in np.unique(units):
         place = units == label

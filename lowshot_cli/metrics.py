@@ -66,10 +66,19 @@ def margins_of(queries: Tensor, best_base: Tensor, rows: Tensor) -> Tensor:
 
 def t_interval(values: FloatArray, level: float = 0.95) -> tuple[float, float] | None:
     """Student's t interval of the mean of independent values; None for fewer than two."""
-    if len(values) < 2:
+    return t_interval_of_sums(len(values), values.sum(), (values**2).sum(), level)
+
+
+def t_interval_of_sums(
+    count: float, total: float, squares: float, level: float = 0.95
+) -> tuple[float, float] | None:
+    """The same from the number of values, their sum and the sum of their squares."""
+    if count < 2:
         return None
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
+    mean = float(total / count)
+    variance = max(float(squares - count * mean**2), 0.0) / (count - 1)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * (variance / count) ** 0.5
+    return mean - half, mean + half
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INITIAL_SCALE = 10.0
+# Weights of the last stage and of the one before in an embedding whose trained part weighs 1.
+STAGE_WEIGHTS = (2.0, 1.0)
+_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
+# The root of a mean activation has no slope at 0 without it.
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class CosineClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, C)` of normalised images `(B, 3, H, W)` (Qi et al. 2018, eq. 2)."""
         result: Tensor = (
-            self.scale * self.network(images) @ F.normalize(self.proxies.float(), dim=1).T
+            self.scale * self.network.trained(images) @ F.normalize(self.proxies.float(), dim=1).T
         )
         return result
 
@@ -61,7 +67,8 @@ class Head:
     """The cosine classifier (Qi et al. 2018, eq. 2 and 3) with an offset for novel classes.
 
     Attributes:
-        proxies: `(C, D)` fp32, one unit row a class, base classes first.
+        proxies: `(C, D)` fp32, one unit row a class, base classes first. Base rows are zero
+            wherever embeddings hold more than their trained part.
         scale: the learned factor on the cosines.
         n_base: how many of the rows are base classes.
         bias: added to the cosine of every novel class.
@@ -86,6 +93,22 @@ class Head:
         """Append novel rows `(k, D)`."""
         return replace(self, proxies=torch.cat([self.proxies, rows]))
 
+    @classmethod
+    def of_base(cls, rows: Tensor, scale: float, size: int) -> Head:
+        """The head of a base model for embeddings `(B, D)`; its logits are those of training.
+
+        Args:
+            rows: `(C, E)` unit rows, as trained.
+            scale: the learned factor on the cosines of trained parts.
+            size: D.
+        """
+        return cls(widened(rows, size), scale * _LENGTH, len(rows))
+
+    @property
+    def size(self) -> int:
+        """D, the size of the embeddings that the head reads."""
+        return self.proxies.shape[1]
+
     @property
     def base(self) -> Head:
         """The base classes alone."""
@@ -93,26 +116,84 @@ class Head:
 
 
 class EmbeddingNetwork(nn.Module):
-    """A backbone followed by L2 normalisation (Qi et al. 2018, section 3.1).
+    """A backbone, and what is made of its features: embeddings on the unit sphere.
+
+    The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
+    section 3.1), and base classes are told apart by it alone. The longer a backbone is trained, the
+    less is left in it of what base classes do not need. Earlier stages keep that (hypercolumns,
+    Hariharan et al., CVPR 2015), so beside the trained part an embedding holds the roots of their
+    mean activations, centred, normalised and weighted, for the rows of novel classes to use.
 
     Attributes:
-        backbone: images `(B, 3, H, W)` to features `(B, D)`.
+        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`.
         normalisation: applied to uint8 pixels before the backbone.
+        centre: `(M,)` mean over images of what `stages` returns; None, as in
+            training, leaves the stages out.
+        mirror: whether an image and its mirror image are embedded together.
     """
 
-    def __init__(self, backbone: nn.Module, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        normalisation: Normalisation,
+        centre: Tensor | None = None,
+        mirror: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.normalisation = normalisation
+        self.normalisation, self.mirror = normalisation, mirror
+        self.register_buffer("centre", centre)
+        self.centre: Tensor | None
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device
 
+    def trained(self, images: Tensor) -> Tensor:
+        """The trained part alone, `(B, E)` unit, of normalised images as they are."""
+        return F.normalize(self.backbone(images)[0].float(), dim=1)
+
+    def stages(self, images: Tensor) -> Tensor:
+        """What the stages hold of images and their mirror images, `(B, M)`, not yet centred."""
+        return torch.cat(self._parts(images)[1:], 1)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`."""
-        return F.normalize(self.backbone(images).float(), dim=1)
+        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D = E + M."""
+        return self._join(self._parts(images))
+
+    def one_view(self, images: Tensor) -> Tensor:
+        """Unit embeddings `(B, D)` of images as they are, never of their mirror images."""
+        return self._join(self._view(images))
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        trained, *stages = parts
+        if self.centre is None:
+            return trained
+        centres = self.centre.split([stage.shape[1] for stage in stages])
+        parts = [trained] + [
+            weight * F.normalize(stage - centre, dim=1)
+            for weight, stage, centre in zip(STAGE_WEIGHTS, stages, centres, strict=True)
+        ]
+        return torch.cat(parts, 1) / _LENGTH
+
+    def _parts(self, images: Tensor) -> list[Tensor]:
+        """Trained part and stages, unit, over an image and its mirror image."""
+        parts = self._view(images)
+        if self.mirror:
+            both = zip(parts, self._view(images.flip(3)), strict=True)
+            parts = [F.normalize(one + other, dim=1) for one, other in both]
+        return parts
+
+    def _view(self, images: Tensor) -> list[Tensor]:
+        trained, *stages = self.backbone(images)
+        roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
+        return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
+
+
+def widened(rows: Tensor, size: int) -> Tensor:
+    """Rows `(..., E)` for embeddings of a larger size D, of which they read the trained part."""
+    return F.pad(rows, (0, size - rows.shape[-1]))
 
 
 def relabel(labels: Tensor, classes: Sequence[int]) -> Tensor:

@@ -37,7 +37,9 @@ class Plan:
 
     Attributes:
         groups: labels of the novel classes that a trial adds together; one class each by default.
+            In a sequence of sessions each group holds the one before it.
         names: a name for each group.
+        sequence: whether the groups are sessions of a sequence.
         trials: trials per group.
         shots: numbers of support images.
         methods: as in `--method`.
@@ -50,6 +52,7 @@ class Plan:
     shots: tuple[int, ...]
     methods: tuple[str, ...]
     seed: int
+    sequence: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -58,15 +61,21 @@ class Plan:
 
     @property
     def ways(self) -> int:
-        """Novel classes that a trial adds."""
+        """Novel classes that a trial adds, or each session of a sequence."""
         return len(self.groups[0])
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of work in the order in which their rows stand in `results.csv`."""
         total = len(self.groups) * self.trials
+        # Sessions have different numbers of classes, so no tile holds two of them.
+        span = self.trials if self.sequence else total
+        tiles = [
+            (start, min(start + TILE, first + span))
+            for first in range(0, total, span)
+            for start in range(first, first + span, TILE)
+        ]
         for shots in self.shots:
-            for start in range(0, total, TILE):
-                stop = min(start + TILE, total)
+            for start, stop in tiles:
                 for method in self.methods:
                     if method == "finetune-full":
                         yield from (Piece(method, shots, i, i + 1) for i in range(start, stop))
@@ -102,12 +111,18 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     for name, label in zip(names, labels, strict=True):
         if not len(dataset.test.of_class(label)):
             raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
-    groups = _group(labels, options.ways, config.seed)
+    if options.sessions:
+        groups = _sequence(labels, options.ways, options.sessions)
+        group_names = tuple(f"session {number}" for number in range(1, len(groups) + 1))
+    else:
+        groups = _group(labels, options.ways, config.seed)
+        group_names = tuple(
+            CLASS_SEPARATOR.join(dataset.class_names[label] for label in group) for group in groups
+        )
     return Plan(
         groups=groups,
-        names=tuple(
-            CLASS_SEPARATOR.join(dataset.class_names[label] for label in group) for group in groups
-        ),
+        names=group_names,
+        sequence=options.sessions is not None,
         trials=options.trials,
         shots=options.shots,
         methods=options.methods,
@@ -128,6 +143,15 @@ def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[
             f"give a number up to {len(available)}",
         )
     return list(sample_classes(seed, available, options.novel))
+
+
+def _sequence(labels: list[int], ways: int, sessions: int) -> tuple[tuple[int, ...], ...]:
+    if ways * sessions > len(labels):
+        raise UsageError(
+            f"{sessions} sessions of {ways} classes: there are {len(labels)} novel classes",
+            f"give up to {len(labels) // ways} sessions",
+        )
+    return tuple(tuple(labels[: ways * number]) for number in range(1, sessions + 1))
 
 
 def _group(labels: list[int], ways: int, seed: int) -> tuple[tuple[int, ...], ...]:

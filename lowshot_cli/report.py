@@ -11,7 +11,7 @@ _MARKERS = "osD^vPX*"
 
 
 def plot_accuracy(summary: dict[str, Any], path: Path) -> None:
-    """Novel accuracy and NCR@2 over shots, one line per method, as a PNG.
+    """Two metrics over shots, or over the sessions of a sequence, one line a method, as a PNG.
 
     Args:
         summary: of a sweep, as in the `--json` contract.
@@ -20,53 +20,71 @@ def plot_accuracy(summary: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cells = summary["cells"]
-    methods = list(dict.fromkeys(cell["method"] for cell in cells))
-    shots = sorted({cell["shots"] for cell in cells})
+    if "sessions" in summary:
+        entries, along = summary["sessions"], "session"
+        titles = {"global_accuracy": "accuracy over all classes", "harmonic_mean": "harmonic mean"}
+    else:
+        entries, along = summary["cells"], "shots"
+        titles = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
+    lines = _lines(entries, along)
+    ticks = sorted({entry[along] for entry in entries})
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    titles = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
     for axes, (metric, title) in zip(panels, titles.items(), strict=True):
-        for number, method in enumerate(methods):
-            chosen = sorted((c for c in cells if c["method"] == method), key=lambda c: c["shots"])
-            means = [cell[metric]["mean"] for cell in chosen]
-            intervals = [
-                cell[metric]["ci95"] or (m, m) for cell, m in zip(chosen, means, strict=True)
-            ]
+        for number, (name, chosen) in enumerate(lines.items()):
+            means = [entry[metric]["mean"] for entry in chosen]
+            intervals = [e[metric]["ci95"] or (m, m) for e, m in zip(chosen, means, strict=True)]
+            aside = 0.04 * (number - (len(lines) - 1) / 2)
             axes.errorbar(
-                [
-                    shots.index(cell["shots"]) + 0.04 * (number - (len(methods) - 1) / 2)
-                    for cell in chosen
-                ],
+                [ticks.index(entry[along]) + aside for entry in chosen],
                 means,
                 yerr=[
                     [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
                     [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
                 ],
-                label=method,
+                label=name,
                 color=_COLOURS[number % len(_COLOURS)],
                 marker=_MARKERS[number % len(_MARKERS)],
                 capsize=3,
             )
         axes.set_title(title)
-        axes.set_xticks(range(len(shots)), [str(number) for number in shots])
-        axes.set_xlabel("shots")
+        axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axes.set_xlabel(along)
         axes.set_ylim(0, 100)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("percent of novel test images")
+    panels[0].set_ylabel("percent of test images")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4)
     figure.supxlabel(caption(summary), fontsize=8, color="#555555")
     figure.savefig(path, dpi=144, format="png", metadata={"Software": None})
 
 
+def _lines(entries: list[dict[str, Any]], along: str) -> dict[str, list[dict[str, Any]]]:
+    """Entries by method, and by number of shots where that is not the axis, in order of `along`."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    several = along != "shots" and len({entry["shots"] for entry in entries}) > 1
+    for entry in sorted(entries, key=lambda e: e[along]):
+        name = f"{entry['method']}, {entry['shots']} shots" if several else entry["method"]
+        lines.setdefault(name, []).append(entry)
+    first = list(dict.fromkeys(entry["method"] for entry in entries))
+    return dict(sorted(lines.items(), key=lambda item: first.index(item[1][0]["method"])))
+
+
 def caption(summary: dict[str, Any]) -> str:
     """What the intervals of a sweep are about."""
     cell = summary["cells"][0]
+    about = (
+        "conditional on one base model and its base queries "
+        f"(base accuracy before: {summary['base_accuracy_before']:.1f} %)"
+    )
+    if "sessions" in summary:
+        return (
+            f"{cell['n_trials']:,} draws of supports for the same {cell['n_classes']} classes in "
+            f"{cell['session']} sessions; 95 % intervals over draws,\n{about}"
+        )
     return (
         f"{cell['n_trials']:,} trials a point over {cell['n_classes']} novel classes; "
-        "95 % intervals over class means,\nconditional on one base model and its base queries "
-        f"(base accuracy before: {summary['base_accuracy_before']:.1f} %)"
+        f"95 % intervals over class means,\n{about}"
     )

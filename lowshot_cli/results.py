@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lowshot_cli.errors import DataError
 from lowshot_cli.evaluate import METRICS
-from lowshot_cli.metrics import FloatArray, Summary, summarise, t_interval
+from lowshot_cli.metrics import FloatArray, Summary, summarise, t_interval, t_interval_of_sums
 
 COLUMNS = ("method", "shots", "classes", "trial", *METRICS, "bias", "swallowed_by", "swallowed")
 CLASS_SEPARATOR = " + "
@@ -110,6 +110,34 @@ class Tally:
                     summarise(cell.counts[done], cell.sums[name][done], cell.squares[name][done])
                 )
             entries.append(entry)
+        return entries
+
+    def sessions(self, ways: int) -> list[dict[str, Any]]:
+        """One entry per method, number of shots and session of a sequence.
+
+        Every trial adds the same classes, so intervals are over trials, which differ in supports.
+
+        Args:
+            ways: novel classes that a session adds.
+        """
+        entries = []
+        for (method, shots), cell in self._cells.items():
+            for group in map(int, np.flatnonzero(cell.counts)):
+                count = cell.counts[group]
+                entry: dict[str, Any] = {
+                    "method": method,
+                    "shots": shots,
+                    "session": group + 1,
+                    "n_trials": int(count),
+                    "n_classes": ways * (group + 1),
+                }
+                one = slice(group, group + 1)
+                for name in METRICS:
+                    total, squares = cell.sums[name][one], cell.squares[name][one]
+                    summary = summarise(cell.counts[one], total, squares)
+                    interval = t_interval_of_sums(count, total[0], squares[0])
+                    entry[name] = as_json(replace(summary, ci95=interval))
+                entries.append(entry)
         return entries
 
     def paired(self) -> list[dict[str, Any]]:

@@ -82,12 +82,8 @@ def sweep(
         UsageError, CheckpointError, DataError: as `make_plan`.
     """
     plan = make_plan(checkpoint, dataset, config)
-    apart = [method for method in plan.methods if method in ("finetune-full", "nearest")]
-    if save_models and apart:
-        raise UsageError(
-            f"--save-models keeps one row a class, which does not make a model of {apart[0]}",
-            f"leave {apart[0]} out of --method",
-        )
+    if save_models:
+        _check_saveable(plan)
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
         save_models = bool(_about(run_dir, checkpoint).get("models"))
@@ -100,7 +96,7 @@ def sweep(
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
-    size = checkpoint.meta.embedding_size
+    size = checkpoint.head.size
     models = _open_models(run_dir, plan, size, "r+" if skip else "w+") if save_models else None
     file, before = RowFile(path, tally), tally.n_rows
     try:
@@ -118,7 +114,7 @@ def sweep(
             f"`lowshot sweep --resume {run_dir}` goes on",
         )
     summary = {
-        "cells": tally.cells(),
+        **_summary_of(tally, plan, dataset),
         "base_accuracy_before": materials.base_accuracy,
         "timing": {
             "embed_seconds": embedded - started,
@@ -126,13 +122,32 @@ def sweep(
             "trials_per_second": (tally.n_rows - before) / max(finished - embedded, 1e-9),
         },
         "run_dir": str(run_dir),
-        "paired": tally.paired(),
-        "classes": [_with_supports(entry, plan, dataset) for entry in tally.groups()],
         "versions": versions(),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     _write_text(run_dir / SUMMARY, text)
     return SweepResult(summary, tally.n_rows)
+
+
+def _check_saveable(plan: Plan) -> None:
+    if plan.sequence:
+        raise UsageError("--save-models keeps no sessions", "leave one of the two out")
+    for method in plan.methods:
+        if method in ("finetune-full", "nearest", "proxies"):
+            raise UsageError(
+                f"--save-models keeps one row a class, which does not make a model of {method}",
+                f"leave {method} out of --method",
+            )
+
+
+def _summary_of(tally: Tally, plan: Plan, dataset: Dataset) -> dict[str, Any]:
+    """What the trials add up to; of a sequence, cells describe the model after its last session."""
+    if plan.sequence:
+        sessions = tally.sessions(plan.ways)
+        last = [entry for entry in sessions if entry["session"] == len(plan.groups)]
+        return {"cells": last, "sessions": sessions}
+    classes = [_with_supports(entry, plan, dataset) for entry in tally.groups()]
+    return {"cells": tally.cells(), "paired": tally.paired(), "classes": classes}
 
 
 def _with_supports(entry: dict[str, Any], plan: Plan, dataset: Dataset) -> dict[str, Any]:
@@ -234,7 +249,7 @@ def rebuild(
     """
     _about(run_dir, base)
     plan = make_plan(base, dataset, load_config(run_dir / CONFIG))
-    models = _open_models(run_dir, plan, base.meta.embedding_size, "r")
+    models = _open_models(run_dir, plan, base.head.size, "r")
     with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
         finished = sum(1 for _ in csv.reader(file)) - 1
     if not 0 <= trial < finished:

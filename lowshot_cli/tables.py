@@ -100,6 +100,28 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
     )
 
 
+def show_sessions(output: Output, summary: dict[str, Any]) -> None:
+    """Accuracy over all classes after each session, and what it is made of after the last."""
+    cells = sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
+    steps: dict[tuple[str, int], list[str]] = {}
+    for entry in summary["sessions"]:
+        found = steps.setdefault((entry["method"], entry["shots"]), [])
+        found.append(percent(entry["global_accuracy"]["mean"]))
+    before = percent(summary["base_accuracy_before"])
+    numbers = [str(number) for number in range(1, cells[0]["session"] + 1)]
+    rows = [[c["method"], c["shots"], before, *steps[c["method"], c["shots"]]] for c in cells]
+    title = "accuracy over all classes after each session, %"
+    output.table(["method", "shots", "base", *numbers], rows, title=title)
+    metrics = ("global_accuracy", "base_accuracy", "novel_accuracy", "harmonic_mean", "forgetting")
+    rows = [[c["method"], c["shots"], *(with_interval(c[name]) for name in metrics)] for c in cells]
+    output.table(
+        ["method", "shots", "all %", "base %", "novel %", "harmonic", "forgetting"],
+        rows,
+        title="after the last session",
+        caption=caption(summary),
+    )
+
+
 def show_sweep(output: Output, summary: dict[str, Any]) -> None:
     """One row per method and number of shots."""
     rows = [

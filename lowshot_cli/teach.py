@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lowshot_cli.checkpoint import Checkpoint, SupportRecord
+from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, FinetuneConfig, ImprintConfig
 from lowshot_cli.data import Dataset, Images
 from lowshot_cli.data.splits import draw_directions, draw_supports, split_holdout
@@ -20,12 +20,12 @@ from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, fin
 from lowshot_cli.imprint import (
     budget_of,
     calibrated,
-    class_statistics,
     imprint,
     operating_bias,
     whitened,
 )
-from lowshot_cli.model import EmbeddingNetwork, relabel
+from lowshot_cli.meta import SupportRecord
+from lowshot_cli.model import EmbeddingNetwork, relabel, widened
 from lowshot_cli.progress import OnProgress, silent
 
 
@@ -102,19 +102,25 @@ def _imprint_one(
     pixels, options = dataset.train.pixels[indices], config.imprint
     support = embed(network, pixels)
     if options.method == "random":
-        return draw_directions(config.seed, label, [0], support.shape[1])[0], support
+        direction = draw_directions(config.seed, label, [0], checkpoint.meta.embedding_size)[0]
+        return widened(direction, checkpoint.head.size), support
     if options.method == "augmented":
-        return imprint(embed(network, pixels, views=augmented_views(options, dataset))), support
+        views = embed(network, pixels, views=augmented_views(options, dataset))
+        return rows_of("imprint", views, checkpoint), support
     return rows_of(options.method, support, checkpoint), support
 
 
 def rows_of(method: str, support: Tensor, checkpoint: Checkpoint) -> Tensor:
-    """Novel rows `(..., D)` that follow from supports `(..., k, D)` and the base model alone."""
-    if method == "imprint":
-        return imprint(support)
-    if method == "calibrated":
-        return calibrated(support, checkpoint.head.base.proxies)
-    return whitened(support, checkpoint.mean, checkpoint.precision)
+    """Novel rows `(..., D)` that follow from supports `(..., k, D)` and the base model alone.
+
+    `imprint` and `calibrated` are their papers' methods and read the trained part of embeddings.
+    """
+    if method == "whitened":
+        return whitened(support, *checkpoint.statistics)
+    size = checkpoint.meta.embedding_size
+    trained, proxies = support[..., :size], checkpoint.head.base.proxies[:, :size]
+    rows = imprint(trained) if method == "imprint" else calibrated(trained, proxies)
+    return widened(rows, checkpoint.head.size)
 
 
 def augmented_views(options: ImprintConfig, dataset: Dataset) -> Views:
@@ -145,6 +151,18 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
         novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
         bias = operating_bias(novel[None], checkpoint.calibration, max_forgetting).item()
     return replace(checkpoint, head=replace(checkpoint.head, bias=bias))
+
+
+def expected_forgetting(checkpoint: Checkpoint) -> float:
+    """Points of base accuracy that the novel classes cost, by the half of the hold-out that sets
+    the bias.
+    """
+    if not checkpoint.novel_classes:
+        return 0.0
+    queries, head = checkpoint.calibration, checkpoint.head
+    margins = queries.margins(head.proxies[head.n_base :][None])
+    now = queries.accuracy(margins, torch.tensor([head.bias])).item()
+    return 100 * int(queries.right_before.sum()) / queries.total - now
 
 
 def finetune(
@@ -224,14 +242,11 @@ def _finetune_network(
     labels = [dataset.label(name) for name in checkpoint.base_classes]
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     supports = embed(network, data.support_pixels)
-    mean, within = class_statistics(embed(network, data.base_pixels), data.base_labels, len(labels))
     return replace(
         checkpoint,
         head=replace(head, proxies=proxies),
         backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
         holdout=embed(network, dataset.train.pixels[holdout]).half(),
-        mean=mean,
-        within=within,
         supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
     )
 
@@ -272,7 +287,7 @@ def from_trial(
         CheckpointError: another dataset, or a base model of another embedding size.
     """
     check_dataset(checkpoint, dataset)
-    if rows.shape[1] != checkpoint.meta.embedding_size:
+    if rows.shape[1] != checkpoint.head.size:
         raise CheckpointError("the run's rows do not fit this base model")
     for name, row, chosen in zip(names, rows, indices, strict=True):
         support = embed(network, dataset.train.pixels[chosen])

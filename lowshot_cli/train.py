@@ -15,13 +15,13 @@ from torch import Tensor
 from lowshot_cli import __version__
 from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, turn
 from lowshot_cli.backbones import build_backbone, pick_device, pick_dtype
-from lowshot_cli.checkpoint import Checkpoint, Meta
+from lowshot_cli.checkpoint import SHAPING, Checkpoint
 from lowshot_cli.config import Config, TrainBaseConfig
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import base_classes, hash_keys, split_holdout
-from lowshot_cli.embed import embed
+from lowshot_cli.embed import centre_of_stages, embed
 from lowshot_cli.errors import Interrupted, TrainingError
-from lowshot_cli.imprint import class_statistics
+from lowshot_cli.meta import Meta
 from lowshot_cli.model import CosineClassifier, EmbeddingNetwork, Head, Normalisation, relabel
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
@@ -270,28 +270,29 @@ class _Run:
 
     def result(self, dataset: Dataset, on_progress: OnProgress) -> TrainResult:
         """Turn the trained network into a checkpoint, measured on the test images."""
-        task, network = self.task, self.trainee.network
-        proxies = self.trainee.rows(len(self.task.names))
+        task, trained = self.task, self.trainee.network
+        centre = centre_of_stages(trained, task.holdout[SHAPING])
+        network = EmbeddingNetwork(trained.backbone, task.normalisation, centre, task.flip)
+        rows, scale = self.trainee.rows(len(task.names)), self.trainee.scale.item()
+        head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
         test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
-        parts = (task.holdout, task.fit, dataset.test.pixels[torch.cat(test)])
+        parts = (task.holdout, dataset.test.pixels[torch.cat(test)])
         total, done, embedded = sum(len(part) for part in parts), 0, []
         for part in parts:
             embedded.append(embed(network, part))
             done += len(part)
             on_progress(Progress("embedding", done, total, milestone=done == total))
-        holdout, fit, queries = embedded
-        right = (queries @ proxies.T).argmax(1).split([len(index) for index in test])
+        holdout, queries = embedded
+        right = head.predict(queries).split([len(index) for index in test])
         counts = tuple(
             (int((predicted == position).sum()), len(predicted))
             for position, predicted in enumerate(right)
         )
-        mean, within = class_statistics(fit, task.fit_labels, len(task.names))
         meta = self._meta(dataset, counts)
         backbone = {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()}
-        head = Head(proxies, self.trainee.scale.item(), len(task.names))
-        found = (holdout @ proxies.T).argmax(1) == task.holdout_labels
+        found = head.predict(holdout) == task.holdout_labels
         checkpoint = Checkpoint(
-            meta, head, backbone, holdout.half(), task.holdout_labels, found, mean, within
+            meta, head, backbone, holdout.half(), task.holdout_labels, found, centre
         )
         return TrainResult(
             checkpoint=checkpoint,
@@ -316,6 +317,7 @@ class _Run:
             width=options.width,
             embedding_size=options.embedding_size,
             image_size=self.task.fit.shape[-1],
+            mirror=self.task.flip,
             mean=self.task.normalisation.mean,
             std=self.task.normalisation.std,
             dataset=dataset.name,

@@ -19,12 +19,16 @@ from lowshot_cli.data.splits import draw_directions
 from lowshot_cli.evaluate import Scores, score_trials
 from lowshot_cli.finetune import finetune_rows
 from lowshot_cli.full_trial import score_full_trial
-from lowshot_cli.imprint import budget_of, imprint, operating_bias
+from lowshot_cli.imprint import budget_of, cluster_means, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather, make_tile
+from lowshot_cli.model import widened
 from lowshot_cli.plan import TILE, Piece, Plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.results import Rows
 from lowshot_cli.teach import rows_of
+
+# Rows a class has with the method `proxies`.
+PROXIES = 2
 
 
 @dataclass(frozen=True)
@@ -116,23 +120,28 @@ def _score(
 def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     """Novel rows `(T, R, D)` by one of the methods that leave the base model as it is.
 
-    R is the number of ways; with `nearest`, which keeps every support image as a row and is a bound
-    rather than a model to use, that times the number of shots.
+    R is the number of ways, times the rows a class has: `nearest`, a bound rather than a model to
+    use, keeps every support image as a row, and `proxies` one for each of a few clusters.
     """
+    checkpoint = materials.checkpoint
     if tile.method == "random":
-        return _random_rows(tile, materials.checkpoint.meta.embedding_size, config.seed)
+        rows = _random_rows(tile, checkpoint.meta.embedding_size, config.seed)
+        return widened(rows, checkpoint.head.size)
     if tile.method == "augmented":
-        return imprint(gather(materials.augmented, tile))
+        return rows_of("imprint", gather(materials.augmented, tile), checkpoint)
     support = gather(materials.train, tile)
     if tile.method == "nearest":
-        return support.flatten(1, 2)
+        return rows_of("imprint", support.flatten(1, 2).unsqueeze(2), checkpoint)
+    if tile.method == "proxies":
+        clusters = cluster_means(support, PROXIES)
+        return rows_of("whitened", clusters.flatten(1, 2).unsqueeze(2), checkpoint)
     if tile.method == "finetune-head":
-        rows = rows_of("whitened", support, materials.checkpoint)
+        rows = rows_of("whitened", support, checkpoint)
         ways, shots = tile.drawn.shape[1:]
         targets = torch.arange(ways).repeat_interleave(shots)
         flat = support.view(len(support), ways * shots, -1)
         return finetune_rows(rows, flat, targets, materials.shaping, config.finetune)
-    return rows_of(tile.method, support, materials.checkpoint)
+    return rows_of(tile.method, support, checkpoint)
 
 
 def _random_rows(tile: Tile, size: int, seed: int) -> Tensor:

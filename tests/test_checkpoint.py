@@ -12,19 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowshot_cli.checkpoint import Checkpoint, SupportRecord, load, save
+from lowshot_cli.checkpoint import Checkpoint, load, save
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import read_tensors
+from lowshot_cli.imprint import class_statistics
+from lowshot_cli.meta import SupportRecord
 
+# Of the tiny base model: 32 trained, 8 and 4 times its width of 12 from the stages.
+SIZE = 32 + 96 + 48
 RECORD = SupportRecord(method="imprint", indices=(3, 5), files=None, pixel_hashes=("a", "b"))
 
 
 @pytest.fixture
 def grown(base: Checkpoint) -> Checkpoint:
-    row = torch.nn.functional.one_hot(torch.tensor(2), 32).float()
-    grown = base.with_class("[/red] new", row, torch.randn(2, 32), RECORD)
+    row = torch.nn.functional.one_hot(torch.tensor(2), SIZE).float()
+    grown = base.with_class("[/red] new", row, torch.randn(2, SIZE), RECORD)
     return replace(grown, head=replace(grown.head, bias=0.25))
 
 
@@ -92,6 +96,15 @@ def test_what_sets_the_bias_shapes_no_row(base: Checkpoint) -> None:
     assert torch.bincount(base.shaping.labels).tolist() == [25] * 12
 
 
+def test_whitening_statistics_are_those_of_the_shaping_half(base: Checkpoint) -> None:
+    mean, precision = base.statistics
+    expected, within = class_statistics(base.shaping.embeddings, base.shaping.labels)
+    assert torch.equal(mean, expected)
+    assert mean.shape == (SIZE,)
+    ridge = 0.5 * within.trace() / SIZE * torch.eye(SIZE)
+    assert torch.allclose(precision @ (within + ridge), torch.eye(SIZE), atol=1e-2)
+
+
 def _broken(path: Path, target: Path, **changes: object) -> None:
     tensors, metadata = load_file(path), read_tensors(path)[1]
     meta = json.loads(metadata["lowshot"])
@@ -109,12 +122,13 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"head.proxies": torch.zeros(12, 32)}, "not of length 1"),
-        ({"head.proxies": torch.full((12, 32), float("nan"))}, "not finite"),
+        ({"head.proxies": torch.zeros(12, SIZE)}, "not of length 1"),
+        ({"head.proxies": torch.full((12, SIZE), float("nan"))}, "not finite"),
         ({"head.proxies": torch.ones(11, 32)}, "head.proxies is"),
         ({"head.scale": torch.tensor(float("inf"))}, "not finite"),
         ({"holdout.labels": torch.full((600,), 12)}, "not base classes"),
-        ({"stats.within": None}, "stats.within"),
+        ({"stages.centre": None}, "stages.centre"),
+        ({"stages.centre": torch.zeros(SIZE - 31)}, "head.proxies is"),
         ({"classes": ["a"] * 12}, "stands twice"),
         ({"format": 2}, "format"),
         ({"n_base": 13}, "disagree"),

@@ -189,10 +189,13 @@ def test_a_strangers_pickle_does_not_run(tmp_path: Path) -> None:
 def test_backbones_take_small_and_large_images(name: str, side: int) -> None:
     network = build_backbone(name, 8, 24, side).eval()
     with torch.no_grad():
-        assert network(torch.zeros(2, 3, side, side)).shape == (2, 24)
+        features, late, early = network(torch.zeros(2, 3, side, side))
+    assert features.shape == (2, 24)
+    assert late.shape == (2, 64 if name == "resnet9" else 512)
+    assert early.shape == (2, 32 if name == "resnet9" else 256)
 
 
 def test_resnet18_keeps_small_images_whole() -> None:
     small, large = (build_backbone("resnet18", 8, 24, side) for side in (32, 128))
-    assert small.conv1.stride == (1, 1)
-    assert large.conv1.stride == (2, 2)
+    assert small.early[0].stride == (1, 1)
+    assert large.early[0].stride == (2, 2)

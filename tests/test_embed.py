@@ -129,4 +129,4 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     embedder = Embedder(base.network(), cache=DiskCache(tmp_path / "file" / "cache", 10**9))
-    assert embedder.classes(glyphs.test, [0])[0].shape == (50, 32)
+    assert embedder.classes(glyphs.test, [0])[0].shape == (50, base.head.size)

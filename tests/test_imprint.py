@@ -14,6 +14,7 @@ from lowshot_cli.imprint import (
     budget_of,
     calibrated,
     class_statistics,
+    cluster_means,
     imprint,
     operating_bias,
     shrunk_precision,
@@ -62,9 +63,30 @@ def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -
 
 def test_class_statistics_are_taken_within_classes() -> None:
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 4.0], [10.0, 8.0]])
-    mean, within = class_statistics(embeddings, torch.tensor([0, 0, 1, 1]), 2)
+    mean, within = class_statistics(embeddings, torch.tensor([0, 0, 1, 1]))
     assert mean.tolist() == [6, 3]
     assert within.tolist() == [[0.5, 0], [0, 2]]
+
+
+def test_statistics_of_one_image_a_class_still_whiten() -> None:
+    embeddings = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    mean, within = class_statistics(embeddings, torch.arange(5))
+    found = whitened(embeddings[:2], mean, shrunk_precision(within))
+    assert torch.allclose(found, F.normalize(embeddings[:2].mean(0) - mean, dim=0), atol=1e-4)
+
+
+def test_clusters_of_supports_have_a_mean_each() -> None:
+    near, far = torch.tensor([[1.0, 0.0], [0.8, 0.2]]), torch.tensor([[-1.0, 0.0], [-0.6, 0.0]])
+    support = torch.stack([near[0], far[0], near[1], far[1]])
+    means = cluster_means(support.expand(3, 2, 4, 2), 2)
+    assert means.shape == (3, 2, 2, 2)
+    assert torch.allclose(means[1, 1], torch.stack([near.mean(0), far.mean(0)]))
+    assert torch.equal(cluster_means(support[:1], 2), support[:1])
+
+
+def test_a_cluster_that_loses_its_supports_keeps_its_place() -> None:
+    same = torch.tensor([[0.6, 0.8]]).expand(3, 2)
+    assert torch.allclose(cluster_means(same, 2), same[:2])
 
 
 def test_trials_are_imprinted_independently() -> None:

@@ -205,6 +205,53 @@ def test_nearest_neighbour_is_one_shot_imprinting_and_a_bound_beyond(
         sweep(base, glyphs, config, embedder, tmp_path / "models", save_models=True)
 
 
+def test_proxies_of_one_shot_are_its_whitened_row(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("whitened", "proxies"), ways=2)
+    sweep(base, glyphs, config, embedder, tmp_path)
+    rows = {tuple(row[key] for key in COLUMNS[:4]): row for row in _read(tmp_path / ROWS)}
+    for (method, shots, *draw), row in rows.items():
+        one = rows["whitened", shots, *draw]
+        if method == "proxies":
+            same = all(row[key] == one[key] for key in COLUMNS[4:])
+            assert same == (shots == "1")
+
+
+def test_sessions_add_classes_to_those_before(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("whitened", "finetune-head"), ways=2, sessions=3)
+    result = sweep(base, glyphs, config, embedder, tmp_path)
+    rows = _read(tmp_path / ROWS)
+    assert result.n_rows == len(rows) == 3 * 3 * 2 * 2
+    order = list(config.sweep.novel)
+    for session in (1, 2, 3):
+        known = tuple(order[: 2 * session])
+        options = config.imprint.model_copy(update={"classes": known, "shots": 5})
+        taught, _ = imprint_classes(
+            base, glyphs, base.network(), config.model_copy(update={"imprint": options})
+        )
+        for method, model in (("whitened", taught), ("finetune-head", finetune(taught, config))):
+            found = evaluate(model, glyphs, embedder)
+            (row,) = (
+                row
+                for row in rows
+                if (row["method"], row["shots"], row["classes"], row["trial"])
+                == (method, "5", f"session {session}", "0")
+            )
+            for name in ("novel_accuracy", "base_accuracy", "global_accuracy"):
+                assert float(row[name]) == pytest.approx(getattr(found, name), abs=0.4)
+    entries = result.summary["sessions"]
+    assert [entry["n_classes"] for entry in entries[:3]] == [2, 4, 6]
+    assert result.summary["cells"] == [entry for entry in entries if entry["session"] == 3]
+    drawn = [float(row["novel_accuracy"]) for row in rows if row["classes"] == "session 3"][:3]
+    assert entries[2]["novel_accuracy"]["mean"] == pytest.approx(np.mean(drawn))
+    assert entries[2]["novel_accuracy"]["std_within"] == pytest.approx(np.std(drawn, ddof=1))
+    with pytest.raises(UsageError, match="keeps no sessions"):
+        sweep(base, glyphs, config, embedder, tmp_path / "models", save_models=True)
+
+
 def test_a_killed_sweep_offers_the_models_it_finished(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
@@ -269,6 +316,7 @@ def test_supports_never_meet_queries(base: Checkpoint, glyphs: Dataset) -> None:
         ({"shots": (1, 151)}, "150 training images"),
         ({"novel": 200}, "122 novel classes"),
         ({"ways": 7}, "6 novel classes"),
+        ({"ways": 2, "sessions": 4}, "up to 3 sessions"),
     ],
 )
 def test_an_impossible_plan_is_refused(
