@@ -123,7 +123,8 @@ class ImprintConfig(Section):
 class FinetuneConfig(Section):
     """How imprinted rows are sharpened. `steps` of the head, `epochs` of the whole network.
 
-    `prior_shots` says how many shots the row at the start is worth.
+    `prior_shots` says how many shots the row at the start is worth. `distil` weighs the old model's
+    opinion of base classes while the whole network is trained, 0 leaving it out.
     """
 
     scope: Scope = "head"
@@ -136,6 +137,8 @@ class FinetuneConfig(Section):
     epochs: Count = 2
     lr: Rate = 0.001
     batch_size: Annotated[int, Field(ge=2)] = 128
+    distil: Amount = 0.0
+    precision: Precision = "auto"
     max_forgetting: MaxForgetting | None = None
 
     @model_validator(mode="after")

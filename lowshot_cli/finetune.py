@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.augment import crop_and_flip
+from lowshot_cli.backbones import pick_dtype
 from lowshot_cli.config import FinetuneConfig
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.errors import TrainingError
@@ -235,14 +237,17 @@ def finetune_full(
 
     The shots are repeated until a novel class has as many samples as an average base class, and
     the class weights count the repeated samples. BatchNorm keeps its statistics: batches full of
-    a few repeated images would bend them.
+    a few repeated images would bend them. With `distil` the loss has that much of the divergence
+    from what the network said of base classes before (Li and Hoiem, "Learning without Forgetting",
+    ECCV 2016, at temperature 1).
 
     Args:
         network: trained in place, in evaluation mode throughout.
         proxies: `(C, D)` unit rows, base first.
         scale: factor on the cosines.
         data: images of both kinds.
-        config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss` and `novel_weight` are read.
+        config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss`, `novel_weight`, `precision` and
+            `distil` are read.
         seed: decides order and augmentation.
         on_progress: told after each step.
 
@@ -259,6 +264,9 @@ def finetune_full(
         part.clone().to(network.device).requires_grad_()
         for part in (proxies[:n_base], proxies[n_base:])
     )
+    old_rows = proxies[:n_base].to(network.device)
+    teacher = copy.deepcopy(network).requires_grad_(False) if config.distil else None
+    dtype = pick_dtype(config.precision, network.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(
         [*parameters, novel_rows], lr=config.lr, momentum=0.9, nesterov=True
@@ -270,10 +278,15 @@ def finetune_full(
     for step, batch, generator in _batches(len(order), config, seed):
         images = crop_and_flip(_gather(pixels, order[batch]), 3, data.flip, generator)
         inputs = network.normalisation.apply(images, network.device)
-        logits = scale * network.one_view(inputs) @ torch.cat([base_rows, novel_rows]).T
+        embeddings = _embedded(network, inputs, dtype)
+        logits = scale * embeddings @ torch.cat([base_rows, novel_rows]).T
         target = labels[batch]
         losses = F.cross_entropy(logits, target.to(network.device), reduction="none")
         loss = (losses * weights[batch].to(network.device)).mean()
+        if teacher is not None:
+            said = (scale * _embedded(teacher, inputs, dtype) @ old_rows.T).softmax(1)
+            now = logits[:, :n_base].log_softmax(1)
+            loss = loss + config.distil * F.kl_div(now, said, reduction="batchmean")
         if not bool(loss.isfinite()):
             raise TrainingError(f"the loss is not finite at step {step + 1}", "give a smaller --lr")
         optimiser.zero_grad()
@@ -288,6 +301,11 @@ def finetune_full(
         facts = {"loss": loss.item()}
         on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
     return torch.cat([base_rows, novel_rows]).detach().cpu()
+
+
+def _embedded(network: EmbeddingNetwork, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast(network.device.type, dtype, enabled=dtype != torch.float32):
+        return network.one_view(inputs)
 
 
 def _with_repeated_support(data: FullData) -> tuple[Tensor, Tensor]:

@@ -129,10 +129,10 @@ Width = Annotated[
 ]
 EmbeddingSize = Annotated[
     Optional[int],
-    Option("--embedding-size", help="Dimensions of the embedding.", show_default="256"),
+    Option("--embedding-size", help="Dimensions of the embedding.", show_default="64"),
 ]
 Epochs = Annotated[
-    Optional[int], Option("--epochs", help="Passes over the fit images.", show_default="18")
+    Optional[int], Option("--epochs", help="Passes over the fit images.", show_default="54")
 ]
 BatchSize = Annotated[
     Optional[int], Option("--batch-size", help="Images per step.", show_default="128")

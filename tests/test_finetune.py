@@ -10,6 +10,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, FinetuneConfig
 from lowshot_cli.data import Dataset
+from lowshot_cli.embed import embed
 from lowshot_cli.finetune import (
     BaseSamples,
     class_weights,
@@ -172,6 +173,18 @@ def test_alternate_freezing_holds_in_the_whole_network(taught: Checkpoint, glyph
         assert torch.equal(base_rows, head.proxies[:n_base])
         assert not torch.equal(novel_rows, head.proxies[n_base:])
     assert not torch.equal(run("never")[0], head.proxies[:n_base])
+
+
+def test_distilling_keeps_the_base_model_closer(taught: Checkpoint, glyphs: Dataset) -> None:
+    data = full_data(taught, glyphs, [record.indices for record in taught.meta.supports])
+    head, before = taught.head, taught.network()
+    drifts = []
+    for distil in (0.0, 5.0):
+        network, config = taught.network(), FinetuneConfig(epochs=1, lr=0.02, distil=distil)
+        finetune_full(network, head.proxies, head.scale, data, config, seed=0)
+        images = glyphs.test.pixels[:200]
+        drifts.append((embed(network, images) - embed(before, images)).norm().item())
+    assert 0 < drifts[1] < drifts[0]
 
 
 def test_full_fine_tuning_sees_the_shots_and_nothing_else_of_the_novel_class(
