@@ -122,13 +122,12 @@ def imprint(
     ancestor = parent.meta.parent if add and not source else file_hash(parent_path)
     ckpt.save(taught.derived(ancestor or "", config.portable(), "imprint"), path)
     accuracies = {row.name: row.accuracy for row in after.per_class}
-    expected = teach.expected_forgetting(taught)
     output.data(
         {
             "checkpoint": str(path),
             "method": config.imprint.method,
             "bias": taught.head.bias,
-            "expected_forgetting": expected,
+            "expected_forgetting": teach.expected_forgetting(taught),
             "base_accuracy_before": before.base_accuracy,
             "base_accuracy": after.base_accuracy,
             "novel_accuracy": after.novel_accuracy,
@@ -140,16 +139,20 @@ def imprint(
     )
     for d in drawn:
         output.line(f"{d.name}: learnt from {', '.join(d.described)}")
-    tables.show_change(output, before, after, _operating_point(config.imprint.method, taught))
+    _show_taught(output, config.imprint.method, taught, before, after)
     output.finish([path], "lowshot finetune")
 
 
-def _operating_point(how: str, checkpoint: Checkpoint) -> str:
-    cost = teach.expected_forgetting(checkpoint)
-    return (
-        f"{how}, bias {checkpoint.head.bias:+.3f}, "
-        f"expected to cost {cost:.1f} points of base accuracy (by the hold-out)"
-    )
+def _show_taught(
+    output: Output,
+    how: str,
+    taught: Checkpoint,
+    before: evaluation.Evaluation,
+    after: evaluation.Evaluation,
+) -> None:
+    tables.show_change(output, before, after, f"{how}, bias {taught.head.bias:+.3f}")
+    cost = teach.expected_forgetting(taught)
+    output.line(f"expected cost, by the hold-out: {cost:.1f} points of base accuracy")
 
 
 def _target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
@@ -209,8 +212,7 @@ def finetune(
             "after": tables.evaluation_json(path, after),
         }
     )
-    title = _operating_point(f"fine-tuned {config.finetune.scope}", tuned)
-    tables.show_change(output, before, after, title)
+    _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
     output.finish([path], "lowshot evaluate")
 
 

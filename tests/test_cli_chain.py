@@ -170,6 +170,20 @@ def test_imprint_tells_which_images_it_drew_and_what_changed(
     assert novel.split()[3] == f"{after['novel_accuracy']:.1f}"
 
 
+def test_imprint_says_what_the_holdout_expects_it_to_cost(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    found = _json(lowshot("imprint", "--class", "omega", "--max-forgetting", 3, "--json"))
+    model = load(workdir / "imprinted.safetensors")
+    cosines = model.head.cosines(model.holdout[1::2].float())
+    lost = model.holdout_right[1::2] & (cosines.argmax(1) != model.holdout_labels[1::2])
+    assert found["expected_forgetting"] == pytest.approx(100 * lost.double().mean().item())
+    assert 2 < found["expected_forgetting"] <= 3
+    result = _done(lowshot("imprint", "--class", "omega", "--max-forgetting", 3))
+    expected = f"expected cost, by the hold-out: {found['expected_forgetting']:.1f} points"
+    assert expected in result.stdout
+
+
 # What stale children are worth
 
 
