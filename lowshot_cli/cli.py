@@ -117,6 +117,7 @@ def train_base(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     seed: o.Seed = None,
@@ -130,9 +131,9 @@ def train_base(
     Example: lowshot train-base --classes 40
     """
     settings, output = _begin(ctx, "train_base")
-    from lowshot_cli import commands
+    from lowshot_cli.commands import teaching
 
-    commands.train_base(settings, output, resume, out, overwrite)
+    teaching.train_base(settings, output, resume, out, overwrite)
 
 
 @app.command("imprint")
@@ -152,6 +153,7 @@ def imprint(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     seed: o.Seed = None,
@@ -165,12 +167,12 @@ def imprint(
     Example: lowshot imprint --class apple --shots 5
     """
     settings, output = _begin(ctx, "imprint")
-    from lowshot_cli import commands
+    from lowshot_cli.commands import teaching
 
     if from_run is not None or trial is not None:
-        commands.imprint_from_run(settings, output, from_run, trial, checkpoint, out, overwrite)
+        teaching.imprint_from_run(settings, output, from_run, trial, checkpoint, out, overwrite)
     else:
-        commands.imprint(settings, output, add, replace, checkpoint, out, overwrite)
+        teaching.imprint(settings, output, add, replace, checkpoint, out, overwrite)
 
 
 @app.command("finetune")
@@ -191,6 +193,7 @@ def finetune(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     seed: o.Seed = None,
@@ -204,9 +207,9 @@ def finetune(
     Example: lowshot finetune --scope head
     """
     settings, output = _begin(ctx, "finetune")
-    from lowshot_cli import commands
+    from lowshot_cli.commands import teaching
 
-    commands.finetune(settings, output, checkpoint, out, overwrite)
+    teaching.finetune(settings, output, checkpoint, out, overwrite)
 
 
 @app.command("evaluate")
@@ -216,6 +219,7 @@ def evaluate(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     seed: o.Seed = None,
@@ -229,9 +233,9 @@ def evaluate(
     Example: lowshot evaluate
     """
     settings, output = _begin(ctx, None)
-    from lowshot_cli import commands
+    from lowshot_cli.commands import measuring
 
-    commands.evaluate(settings, output, checkpoints or [])
+    measuring.evaluate(settings, output, checkpoints or [])
 
 
 @app.command("sweep")
@@ -249,6 +253,7 @@ def sweep(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     seed: o.Seed = None,
@@ -264,9 +269,9 @@ def sweep(
     if resume is not None and config is None:
         ctx.params["config"] = resume / "config.yaml"
     settings, output = _begin(ctx, "sweep")
-    from lowshot_cli import commands
+    from lowshot_cli.commands import measuring
 
-    commands.sweep(settings, output, checkpoint, resume, save_models)
+    measuring.sweep(settings, output, checkpoint, resume, save_models)
 
 
 data = typer.Typer(no_args_is_help=True, help="Look at datasets and at the cache.")
@@ -279,6 +284,7 @@ def data_classes(
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     json: o.Json = False,
@@ -289,9 +295,9 @@ def data_classes(
     Example: lowshot data classes --dataset glyphs
     """
     settings, output = _begin(ctx, None)
-    from lowshot_cli import commands
+    from lowshot_cli.commands import data
 
-    commands.data_classes(settings, output)
+    data.data_classes(settings, output)
 
 
 @data.command("cache")
@@ -306,9 +312,9 @@ def data_cache(
     Example: lowshot data cache --clear
     """
     _, output = _begin(ctx, None)
-    from lowshot_cli import commands
+    from lowshot_cli.commands import data
 
-    commands.data_cache(output, clear)
+    data.data_cache(output, clear)
 
 
 def main() -> None:

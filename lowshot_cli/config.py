@@ -174,6 +174,7 @@ class Config(Section):
     dataset: DatasetName = "cifar100"
     data_dir: Path | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    skip_bad: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
     workdir: Path = Path("runs")

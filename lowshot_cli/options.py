@@ -39,6 +39,15 @@ ImageSize = Annotated[
         rich_help_panel=_COMMON,
     ),
 ]
+SkipBad = Annotated[
+    Optional[bool],
+    Option(
+        "--skip-bad",
+        help="Leave out image files that cannot be read.",
+        show_default=False,
+        rich_help_panel=_COMMON,
+    ),
+]
 ConfigFile = Annotated[
     Optional[Path],
     Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from lowshot_cli.backbones import build_backbone
 from lowshot_cli.cache import DiskCache
 from lowshot_cli.config import Config
-from lowshot_cli.data import Dataset, cifar, folder, glyphs, load_dataset
+from lowshot_cli.data import Dataset, cifar, digest_of, folder, glyphs, load_dataset
 from lowshot_cli.errors import DataError
 
 
@@ -161,8 +162,116 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
         folder.load(tmp_path, 16)
     (tmp_path / "a" / "x.png").write_bytes(b"no image")
     (tmp_path / "a" / "y.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"cannot read the image .*\.png"):
+    with pytest.raises(DataError, match=r"2 of 2 images .* a/[xy]\.png \(no known image format\)"):
         folder.load(tmp_path, 16)
+
+
+def test_at_most_ten_unreadable_images_are_named(photos: Path) -> None:
+    for number in range(14):
+        (photos / "a" / f"bad{number:02}.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="14 of 24 images") as caught:
+        folder.load(photos, 16)
+    assert caught.value.message.count("bad") == 10
+    assert caught.value.message.endswith("and 4 more")
+    assert "--skip-bad" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_unreadable_images_are_left_out_on_demand(
+    photos: Path, image_cache: DiskCache, cached: bool
+) -> None:
+    content = (photos / "b" / "1.png").read_bytes()
+    (photos / "a" / "2.png").write_bytes(content[:60])
+    (photos / "a" / "3.png").write_bytes(b"")
+    cache = image_cache if cached else None
+    for _ in range(2):
+        data = folder.load(photos, 16, cache, skip_bad=True)
+        assert len(data.skipped) == 2
+        assert all(line.startswith(("a/2.png (", "a/3.png (")) for line in data.skipped)
+        for images in (data.train, data.test):
+            assert images.files is not None
+            for file, pixels, label in zip(images.files, images.pixels, images.labels, strict=True):
+                assert Path(file).parts[0] == data.class_names[label]
+                assert pixels[0].unique().tolist() == [int(Path(file).stem)]
+            for label in range(2):
+                expected = digest_of(images.pixels[images.of_class(label)].numpy())
+                assert images.digest(label) == expected
+        with pytest.raises(DataError, match="2 of 10 images"):
+            folder.load(photos, 16, cache)
+
+
+def test_new_classes_and_images_move_no_image_into_testing(photos: Path) -> None:
+    before = folder.load(photos, 16)
+    for number in range(5):
+        _write(photos / "Aardvark" / f"{number}.png", (number, 9, 9))
+    after = folder.load(photos, 16)
+    assert set(before.test.files or ()) <= set(after.test.files or ())
+
+
+@pytest.mark.parametrize("inside", ["", "photos/", "a/b/photos/"])
+@pytest.mark.parametrize("layout", ["flat", "split"])
+def test_an_archive_is_read_in_place_like_a_folder(
+    tmp_path: Path, inside: str, layout: str
+) -> None:
+    home, archive = tmp_path / "home", tmp_path / "photos.zip"
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("my mug", "Äpfel [rot]"):
+            for number in range(count):
+                place = home / split / name if layout == "split" else home / name
+                _write(place / f"{split}{number}.png", (number * 40, len(name), count))
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(home.rglob("*.png")):
+            file.write(path, inside + path.relative_to(home).as_posix())
+        file.writestr(f"__MACOSX/{inside}._x.png", b"")
+        file.writestr(f"{inside}notes.txt", b"")
+    from_folder, from_archive = folder.load(home, 16), folder.load(archive, 16)
+    assert from_archive.class_names == from_folder.class_names == ("my mug", "Äpfel [rot]")
+    assert from_archive.content_hash == from_folder.content_hash
+    assert torch.equal(from_archive.train.pixels, from_folder.train.pixels)
+    assert not list(tmp_path.glob("photos/*"))
+
+
+def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"notes\.txt is neither a folder nor a zip archive"):
+        folder.load(tmp_path / "notes.txt", 16)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tiff"])
+def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
+    first, second = (Image.new("RGB", (30, 20), colour) for colour in ("red", "blue"))
+    more = {"save_all": True, "append_images": [second]} if suffix == "gif" else {}
+    first.save(tmp_path / f"x.{suffix}", **more)
+    pixels = folder.decode(tmp_path / f"x.{suffix}", 16).astype(int)
+    assert abs(pixels - np.array([255, 0, 0])[:, None, None]).max() <= 3
+
+
+def test_sixteen_bits_and_fractions_keep_their_range(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 32, dtype=np.float64)[None].repeat(32, 0)
+    Image.fromarray((ramp * 65535).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    for name in ("deep.png", "float.tiff"):
+        row = folder.decode(tmp_path / name, 32)[0, 0].astype(float)
+        assert abs(row - ramp[0] * 255).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_lie_over_white(tmp_path: Path, mode: str) -> None:
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    picture = clear.convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = picture.getpixel((0, 0))
+    picture.save(tmp_path / "clear.png")
+    assert folder.decode(tmp_path / "clear.png", 16).min() == 255
+
+
+def test_large_photos_are_decoded_close_to_what_they_are(tmp_path: Path) -> None:
+    wave = np.sin(np.linspace(0, 9, 900))[:, None] * np.cos(np.linspace(0, 7, 1200))[None]
+    picture = Image.fromarray(np.stack([wave * 120 + 128] * 3, 2).astype(np.uint8))
+    picture.save(tmp_path / "x.jpg", quality=95)
+    picture.save(tmp_path / "x.png")
+    jpeg, png = (folder.decode(tmp_path / f"x.{s}", 32).astype(int) for s in ("jpg", "png"))
+    assert abs(jpeg - png).mean() < 2
 
 
 class _Payload:

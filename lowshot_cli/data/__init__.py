@@ -62,6 +62,7 @@ class Dataset:
         test: query images come from here.
         mirror: whether an image keeps its class when flipped left to right.
         default_classes: base classes where the user names none; None means all.
+        skipped: unreadable images that were left out, each with the reason.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Dataset:
     test: Images
     mirror: bool
     default_classes: int | None
+    skipped: tuple[str, ...] = ()
 
     @cached_property
     def content_hash(self) -> str:
@@ -105,7 +107,7 @@ def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
     """Load the dataset that the config names.
 
     Args:
-        config: `dataset`, `data_dir`, `image_size` and `seed` are read.
+        config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
         image_size: side in pixels that a checkpoint asks for; wins over the config's.
 
     Raises:
@@ -122,7 +124,7 @@ def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
         return glyphs.make(size or glyphs.IMAGE_SIZE)
     if config.data_dir is None:
         raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
-    return folder.load(config.data_dir, size or folder.IMAGE_SIZE, image_cache())
+    return folder.load(config.data_dir, size or folder.IMAGE_SIZE, image_cache(), config.skip_bad)
 
 
 def image_cache() -> DiskCache:

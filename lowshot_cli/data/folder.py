@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
+import warnings
+from hashlib import blake2b
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lowshot_cli.cache import DiskCache
 from lowshot_cli.data import Dataset
-from lowshot_cli.data.splits import smallest_keys
+from lowshot_cli.data.sources import SUFFIXES, Photo, Tree, list_photos
 from lowshot_cli.data.store import ByteArray, load_or_decode
 from lowshot_cli.errors import DataError
 
 IMAGE_SIZE = 64
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 TEST_SHARE = 0.2
+# Panoramas are photos too; what is twice as large again is still refused.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_Classes = dict[str, list[Photo]]
 
 
-def load(root: Path, image_size: int, cache: DiskCache | None = None) -> Dataset:
-    """Load a folder of class folders.
+def load(
+    root: Path, image_size: int, cache: DiskCache | None = None, skip_bad: bool = False
+) -> Dataset:
+    """Load a folder of class folders, or a `.zip` of one.
 
     Without `train/` and `test/`, a fifth of each class (one image at least) is kept for testing.
 
     Args:
-        root: the folder.
+        root: the folder or the archive.
         image_size: side in pixels.
         cache: where decoded images are kept for the next time.
+        skip_bad: leave unreadable images out instead of refusing them.
 
     Raises:
-        DataError: no such folder, no classes, a class without images, an unreadable image.
+        DataError: no such folder, no classes, a class without images, unreadable images.
     """
-    if not root.is_dir():
-        raise DataError(f"no folder {root}", "check --data-dir")
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        train_files = _class_files(root / "train")
-        test_files = _class_files(root / "test")
+    tree = list_photos(root)
+    if ("train",) in {parts[:1] for parts in tree} and ("test",) in {parts[:1] for parts in tree}:
+        train_files, test_files = (_class_files(root, tree, (s,)) for s in ("train", "test"))
     else:
-        train_files, test_files = _hold_out(_class_files(root))
+        train_files, test_files = _hold_out(_class_files(root, tree, ()))
     names = tuple(sorted(train_files))
     strangers = sorted(set(test_files) - set(names))
     if strangers:
@@ -46,57 +52,80 @@ def load(root: Path, image_size: int, cache: DiskCache | None = None) -> Dataset
         split: [files.get(name, []) for name in names]
         for split, files in (("train", train_files), ("test", test_files))
     }
-    images = load_or_decode(root, splits, image_size, decode, cache)
+    images, skipped = load_or_decode(root, splits, image_size, decode, cache, skip_bad)
+    for label, name in enumerate(names):
+        if not len(images["train"].of_class(label)):
+            raise DataError(f"no image of class {name!r} can be read", f"look into {root}")
     return Dataset(
-        "folder", names, images["train"], images["test"], mirror=True, default_classes=None
+        "folder",
+        names,
+        images["train"],
+        images["test"],
+        mirror=True,
+        default_classes=None,
+        skipped=skipped,
     )
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    classes = {
-        child.name: sorted(
-            file
-            for file in child.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and not child.name.startswith(".")
-    }
+def _class_files(root: Path, tree: Tree, above: tuple[str, ...]) -> _Classes:
+    classes = {parts[-1]: files for parts, files in tree.items() if parts and parts[:-1] == above}
+    place = root.joinpath(*above)
     if not classes:
-        raise DataError(f"{folder} has no class folders", "expected <class>/<image files>")
+        raise DataError(f"{place} has no class folders", "expected <class>/<image files>")
     for name, files in classes.items():
         if not files:
             raise DataError(
-                f"{folder / name} has no images", f"known: {', '.join(sorted(SUFFIXES))}"
+                f"{place / name} has no images", f"known: {', '.join(sorted(SUFFIXES))}"
             )
-    return classes
+    return dict(sorted(classes.items()))
 
 
-def _hold_out(
-    classes: dict[str, list[Path]],
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _hold_out(classes: _Classes) -> tuple[_Classes, _Classes]:
     train, test = {}, {}
-    for label, (name, files) in enumerate(classes.items()):
+    for name, files in classes.items():
         if len(files) < 2:
             raise DataError(f"class {name!r} has one image, training and testing need two")
-        held = set(
-            smallest_keys(len(files), max(1, round(len(files) * TEST_SHARE)), label).tolist()
-        )
-        train[name] = [file for index, file in enumerate(files) if index not in held]
-        test[name] = [file for index, file in enumerate(files) if index in held]
+        # By name, so that neither a new class nor a new image moves the others across.
+        keys = {blake2b(f"{name}/{Path(file.name).name}".encode()).digest(): file for file in files}
+        held = {keys[key].name for key in sorted(keys)[: max(1, round(len(files) * TEST_SHARE))]}
+        train[name] = [file for file in files if file.name not in held]
+        test[name] = [file for file in files if file.name in held]
     return train, test
 
 
-def decode(path: Path, image_size: int) -> ByteArray:
-    """Read one image file as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
+def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
+    """Read one image as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
+
+    The first frame of a moving picture; transparent pixels over white.
 
     Raises:
         DataError: not a readable image.
     """
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {path}: {error}") from None
+        with Image.open(source) as image:
+            # JPEG is decoded at the smallest scale that is at least twice the size.
+            image.draft(None, (2 * image_size, 2 * image_size))
+            upright = as_rgb(ImageOps.exif_transpose(image))
+        square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+    except UnidentifiedImageError:
+        raise DataError("no known image format") from None
+    # A damaged image may raise nearly anything; every way of failing means the same to the user.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"damaged: {reason}") from None
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any picture in RGB: 16 bits scaled to 8, transparent pixels over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        # Whole numbers run to 65535, fractions to 1, unless they stay within 8 bits anyway.
+        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+        grey = (values.clip(0, top) * (255 / top)).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +18,34 @@ import torch
 
 from lowshot_cli.cache import DiskCache
 from lowshot_cli.data import Images, digest_of
+from lowshot_cli.data.sources import Photo
+from lowshot_cli.errors import DataError
 
 _ABOUT = "about.json"
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 64
+_MOST_NAMED = 10
 ByteArray = npt.NDArray[np.uint8]
-ClassFiles = Sequence[Sequence[Path]]
-Decode = Callable[[Path, int], ByteArray]
+ClassFiles = Sequence[Sequence[Photo]]
+Decode = Callable[[IO[bytes], int], ByteArray]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What is known of a split's array: digest per class, and why which file is not in it."""
+
+    digests: list[str]
+    bad: dict[str, str]
 
 
 def load_or_decode(
-    root: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, cache: DiskCache | None
-) -> dict[str, Images]:
+    root: Path,
+    splits: Mapping[str, ClassFiles],
+    size: int,
+    decode: Decode,
+    cache: DiskCache | None,
+    skip_bad: bool = False,
+) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of each split, from the cache where these very files were decoded before.
 
     The files are told apart by a manifest of their names, sizes and times, so nothing is read from
@@ -40,21 +58,45 @@ def load_or_decode(
         size: side in pixels.
         decode: maps a file and a side S to its pixels `(3, S, S)` uint8; may raise `DataError`.
         cache: where arrays are kept; None, or one that cannot be written to, keeps them in memory.
+        skip_bad: leave out files that cannot be decoded.
+
+    Returns:
+        The images of each split, and a line about each file that was left out.
+
+    Raises:
+        DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
     """
-    if cache is not None:
-        home = cache.folder / _manifest_key(root, splits, size)
-        found = _open(home, root, splits, size)
-        if found is None and _fill(home, splits, size, decode):
-            cache.trim(keep=home)
-            found = _open(home, root, splits, size)
-        if found is not None:
-            cache.touch(home)
-            return found
-    arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
-    digests = {
-        split: _decode_into(arrays[split], files, size, decode) for split, files in splits.items()
-    }
-    return {split: _images(root, splits[split], arrays[split], digests[split]) for split in splits}
+    opened = _from_cache(root, splits, size, decode, cache) if cache is not None else None
+    if opened is None:
+        arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
+        opened = {
+            split: (arrays[split], _decode_into(arrays[split], files, size, decode))
+            for split, files in splits.items()
+        }
+    bad = [f"{n} ({why})" for _, about in opened.values() for n, why in about.bad.items()]
+    if bad and not skip_bad:
+        total = sum(len(group) for classes in splits.values() for group in classes)
+        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+        raise DataError(
+            f"{len(bad)} of {total} images in {root} cannot be read: "
+            f"{'; '.join(bad[:_MOST_NAMED])}{more}",
+            "repair or delete them, or leave them out with --skip-bad",
+        )
+    images = {split: _images(splits[split], *opened[split]) for split in splits}
+    return images, tuple(bad)
+
+
+def _from_cache(
+    root: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, cache: DiskCache
+) -> dict[str, tuple[ByteArray, _Decoded]] | None:
+    home = cache.folder / _manifest_key(root, splits, size)
+    found = _open(home, splits, size)
+    if found is None and _fill(home, splits, size, decode):
+        cache.trim(keep=home)
+        found = _open(home, splits, size)
+    if found is not None:
+        cache.touch(home)
+    return found
 
 
 def _shape(classes: ClassFiles, size: int) -> tuple[int, int, int, int]:
@@ -67,24 +109,22 @@ def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> st
     for split, classes in splits.items():
         for label, files in enumerate(classes):
             for file in files:
-                status = file.stat()
-                about = (split, label, str(file), status.st_size, status.st_mtime_ns)
-                digest.update(repr(about).encode())
+                digest.update(repr((split, label, file.name, file.version)).encode())
     return digest.hexdigest()
 
 
 def _open(
-    home: Path, root: Path, splits: Mapping[str, ClassFiles], size: int
-) -> dict[str, Images] | None:
+    home: Path, splits: Mapping[str, ClassFiles], size: int
+) -> dict[str, tuple[ByteArray, _Decoded]] | None:
     """What was decoded earlier; None if it is not there or not whole."""
     try:
-        digests = json.loads((home / _ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((home / _ABOUT).read_text(encoding="utf-8"))
         found = {}
         for split, classes in splits.items():
             array = np.load(home / f"{split}.npy", mmap_mode="c", allow_pickle=False)
             if array.shape != _shape(classes, size) or array.dtype != np.uint8:
                 raise ValueError(array.shape)
-            found[split] = _images(root, classes, array, digests[split])
+            found[split] = (array, _Decoded(**about[split]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found
@@ -98,14 +138,14 @@ def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decod
     except OSError:
         return False
     try:
-        digests = {}
+        about = {}
         for split, classes in splits.items():
             array = np.lib.format.open_memmap(
                 temporary / f"{split}.npy", "w+", np.uint8, _shape(classes, size)
             )
-            digests[split] = _decode_into(array, classes, size, decode)
+            about[split] = asdict(_decode_into(array, classes, size, decode))
             array.flush()
-        (temporary / _ABOUT).write_text(json.dumps(digests), encoding="utf-8")
+        (temporary / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(home, ignore_errors=True)
         temporary.rename(home)
     except OSError:
@@ -115,26 +155,41 @@ def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decod
     return True
 
 
-def _decode_into(array: ByteArray, classes: ClassFiles, size: int, decode: Decode) -> list[str]:
-    """Fill `(N, 3, S, S)` in parallel and return the digest of each class's pixels."""
+def _decode_into(array: ByteArray, classes: ClassFiles, size: int, decode: Decode) -> _Decoded:
+    """Fill `(N, 3, S, S)` in parallel, readable images first."""
     files = [file for group in classes for file in group]
+    bad: dict[int, str] = {}
 
     def fill(start: int) -> None:
         for place in range(start, min(start + _CHUNK, len(files))):
-            array[place] = decode(files[place], size)
+            try:
+                with files[place].open() as file:
+                    array[place] = decode(file, size)
+            except (DataError, OSError, NotImplementedError, RuntimeError) as error:
+                bad[place] = getattr(error, "message", str(error))
 
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(fill, range(0, len(files), _CHUNK)):
             pass
-    ends = np.cumsum([len(group) for group in classes])
-    return [digest_of(part) for part in np.split(array, ends[:-1])]
+    if bad:
+        kept = [place for place in range(len(files)) if place not in bad]
+        for new, old in enumerate(kept):
+            array[new] = array[old]
+    named = {files[place].name: bad[place] for place in sorted(bad)}
+    ends = np.cumsum([len(group) for group in _readable(classes, named)])
+    return _Decoded([digest_of(part) for part in np.split(array[: ends[-1]], ends[:-1])], named)
 
 
-def _images(root: Path, classes: ClassFiles, array: ByteArray, digests: Sequence[str]) -> Images:
-    labels = [label for label, group in enumerate(classes) for _ in group]
+def _readable(classes: ClassFiles, bad: Mapping[str, str]) -> list[list[Photo]]:
+    return [[file for file in group if file.name not in bad] for group in classes]
+
+
+def _images(classes: ClassFiles, array: ByteArray, about: _Decoded) -> Images:
+    groups = _readable(classes, about.bad)
+    labels = [label for label, group in enumerate(groups) for _ in group]
     return Images(
-        torch.from_numpy(array),
+        torch.from_numpy(array[: len(labels)]),
         torch.tensor(labels, dtype=torch.int64),
-        tuple(str(file.relative_to(root)) for group in classes for file in group),
-        dict(enumerate(digests)),
+        tuple(file.name for group in groups for file in group),
+        dict(enumerate(about.digests)),
     )

@@ -1,0 +1,1 @@
+"""What each command does: engine calls in order, and the tables people see."""

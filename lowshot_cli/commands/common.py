@@ -1,0 +1,85 @@
+"""What several commands do: load what was named, embed, stop when asked."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowshot_cli import chain
+from lowshot_cli.backbones import pick_device
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.config import Config
+from lowshot_cli.data import Dataset, load_dataset
+from lowshot_cli.embed import Embedder, user_cache
+from lowshot_cli.errors import CheckpointError
+from lowshot_cli.files import ensure_free, ensure_writable
+from lowshot_cli.output import Output
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def named(config: Config, checkpoint: Checkpoint) -> Config:
+    """The config with the checkpoint's dataset, which need not be named again."""
+    if "dataset" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"dataset": checkpoint.meta.dataset})
+
+
+def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
+    """The dataset that the config names; images that were left out are told of."""
+    dataset = load_dataset(config, image_size)
+    if dataset.skipped:
+        output.note(f"left out {len(dataset.skipped)} unreadable images:")
+        for line in dataset.skipped:
+            output.note(f"  {line}")
+    return dataset
+
+
+def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
+    """The dataset that a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: the config names another one.
+    """
+    meant, wanted = named(config, checkpoint), checkpoint.meta.dataset
+    if meant.dataset != wanted:
+        raise CheckpointError(
+            f"the checkpoint was trained on {wanted}, not on {meant.dataset}",
+            f"say --dataset {wanted}, or name another --workdir or --checkpoint",
+        )
+    return load(meant, output, checkpoint.meta.image_size)
+
+
+def embedder_of(
+    checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
+) -> Embedder:
+    """Embeds with a checkpoint's network, through the user's cache."""
+    network = checkpoint.network(pick_device(config.device))
+    return Embedder(network, cache=user_cache(), on_progress=on_progress)
+
+
+def target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
+    """Where a derived checkpoint goes; the chain's own files cost nothing and are replaced."""
+    path = out or chain.chain_path(config.workdir, stage)
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite or out is None)
+    return path

@@ -1,0 +1,116 @@
+"""Commands that measure: evaluate and sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowshot_cli import chain, tables
+from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import evaluate as evaluation
+from lowshot_cli import sweep as sweeping
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.commands.common import dataset_of, embedder_of, named, stopping
+from lowshot_cli.commands.teaching import make_base
+from lowshot_cli.config import Config, difference, load_config
+from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.files import ensure_writable
+from lowshot_cli.output import Output
+from lowshot_cli.report import plot_accuracy
+
+
+def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
+    """Measure checkpoints side by side."""
+    if not paths:
+        paths = [chain.chain_path(config.workdir, stage) for stage in chain.CHAIN]
+        paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise CheckpointError(
+            f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
+        )
+    found: list[tuple[Path, evaluation.Evaluation]] = []
+    for path in paths:
+        checkpoint = ckpt.load(path)
+        if path.parent == config.workdir and path.stem in chain.CHAIN:
+            stale = chain.staleness(config.workdir, path.stem, checkpoint)
+            if stale:
+                output.note(f"{path} is left out: {stale}")
+                continue
+        dataset = dataset_of(checkpoint, config, output)
+        with output.progress() as on_progress:
+            embedder = embedder_of(checkpoint, config, on_progress)
+            found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+    if not found:
+        raise CheckpointError("every checkpoint named is stale", "make them again, base first")
+    output.data([tables.evaluation_json(path, one) for path, one in found])
+    tables.show_evaluations(output, [(path.stem, one) for path, one in found])
+    tables.show_details(output, found[-1][1], found[-1][0].stem)
+
+
+def sweep(
+    config: Config,
+    output: Output,
+    source: Path | None,
+    resume: Path | None,
+    save_models: bool,
+) -> None:
+    """Run a sweep and write its run folder; train the base model first if the config says how."""
+    if resume is not None and save_models:
+        raise UsageError(
+            "--save-models is decided when a sweep begins", "leave it out, the run knows it"
+        )
+    base_path = source or chain.chain_path(config.workdir, "base")
+    if not base_path.exists() and "train_base" in config.model_fields_set:
+        output.note(f"no base model at {base_path}, training it first")
+        make_base(config, output, base_path, resume=False, overwrite=False, report=False)
+    base = ckpt.load(base_path)
+    if base.novel_classes:
+        raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
+    _check_split(base, base_path, config)
+    config = named(config, base)
+    if resume is not None:
+        _check_resumed(resume, config)
+    dataset = dataset_of(base, config, output)
+    ensure_writable(config.workdir)
+    run_dir = resume or sweeping.free_run_dir(config.workdir)
+    with stopping() as should_stop, output.progress() as on_progress:
+        result = sweeping.sweep(
+            base,
+            dataset,
+            config,
+            embedder_of(base, config, on_progress),
+            run_dir,
+            resume is not None,
+            save_models,
+            on_progress,
+            should_stop,
+        )
+    plot = run_dir / "accuracy.png"
+    plot_accuracy(result.summary, plot)
+    output.data(result.summary)
+    show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
+    show(output, result.summary)
+    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
+
+
+def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
+    """A config that says how the base model is trained must not meet one trained otherwise."""
+    if "train_base" not in config.model_fields_set:
+        return
+    wanted = config.train_base.model_dump(mode="json")
+    changed = difference(base.meta.config["train_base"], wanted)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained otherwise than the config says: {'; '.join(changed)}",
+            "name another --workdir, or leave train_base out of the config",
+        )
+
+
+def _check_resumed(run_dir: Path, config: Config) -> None:
+    before = load_config(run_dir / sweeping.CONFIG).portable()
+    changed = difference(before, config.portable())
+    if changed:
+        raise UsageError(
+            f"{run_dir} was run with another config: {'; '.join(changed)}",
+            "resume with no other flags, or start a new sweep without --resume",
+        )

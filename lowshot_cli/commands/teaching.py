@@ -1,0 +1,160 @@
+"""Commands that make a checkpoint: train-base, imprint, finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowshot_cli import chain, tables, teach
+from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import evaluate as evaluation
+from lowshot_cli import sweep as sweeping
+from lowshot_cli import train as training
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.commands.common import dataset_of, embedder_of, load, stopping, target
+from lowshot_cli.config import Config
+from lowshot_cli.errors import UsageError
+from lowshot_cli.files import ensure_free, ensure_writable, file_hash
+from lowshot_cli.output import Output
+
+
+def train_base(
+    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+) -> None:
+    """Train the base model and write `base.safetensors`."""
+    path = out or chain.chain_path(config.workdir, "base")
+    make_base(config, output, path, resume, overwrite, report=True)
+
+
+def make_base(
+    config: Config, output: Output, path: Path, resume: bool, overwrite: bool, report: bool
+) -> None:
+    """Train a base model into `path`, telling of it where `report` says so."""
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite)
+    dataset = load(config, output)
+    state = path.with_suffix(".state.safetensors")
+    with stopping() as should_stop, output.progress() as on_progress:
+        result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
+    ckpt.save(result.checkpoint, path)
+    state.unlink(missing_ok=True)
+    if report:
+        output.data(tables.training_json(path, result))
+        tables.show_training(output, result)
+    novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
+    then = f"lowshot imprint --class {_quoted(novel[0])} --shots 5" if novel and report else None
+    output.finish([path], then)
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if " " in name else name
+
+
+def imprint(
+    config: Config,
+    output: Output,
+    add: bool,
+    replace: bool,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Add classes to the base model and write `imprinted.safetensors`."""
+    if not config.imprint.classes:
+        raise UsageError("no class to imprint", "name one with --class")
+    path = target(config, "imprinted", out, overwrite)
+    stage = "imprinted" if add else "base"
+    parent_path = source or chain.chain_path(config.workdir, stage)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
+    dataset = dataset_of(parent, config, output)
+    with output.progress() as on_progress:
+        embedder = embedder_of(parent, config, on_progress)
+        taught, drawn = teach.imprint_classes(parent, dataset, embedder.network, config, replace)
+        before = evaluation.evaluate(parent, dataset, embedder)
+        after = evaluation.evaluate(taught, dataset, embedder)
+    ancestor = parent.meta.parent if add and not source else file_hash(parent_path)
+    ckpt.save(taught.derived(ancestor or "", config.portable(), "imprint"), path)
+    accuracies = {row.name: row.accuracy for row in after.per_class}
+    output.data(
+        {
+            "checkpoint": str(path),
+            "method": config.imprint.method,
+            "bias": taught.head.bias,
+            "expected_forgetting": teach.expected_forgetting(taught),
+            "base_accuracy_before": before.base_accuracy,
+            "base_accuracy": after.base_accuracy,
+            "novel_accuracy": after.novel_accuracy,
+            "classes": [
+                {"class": d.name, "support": list(d.indices), "accuracy": accuracies[d.name]}
+                for d in drawn
+            ],
+        }
+    )
+    for d in drawn:
+        output.line(f"{d.name}: learnt from {', '.join(d.described)}")
+    _show_taught(output, config.imprint.method, taught, before, after)
+    output.finish([path], "lowshot finetune")
+
+
+def _show_taught(
+    output: Output,
+    how: str,
+    taught: Checkpoint,
+    before: evaluation.Evaluation,
+    after: evaluation.Evaluation,
+) -> None:
+    tables.show_change(output, before, after, f"{how}, bias {taught.head.bias:+.3f}")
+    cost = teach.expected_forgetting(taught)
+    output.line(f"expected cost, by the hold-out: {cost:.1f} points of base accuracy")
+
+
+def imprint_from_run(
+    config: Config,
+    output: Output,
+    run_dir: Path | None,
+    trial: int | None,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
+    if run_dir is None or trial is None:
+        raise UsageError("--from-run and --trial go together", "give both")
+    path = target(config, "imprinted", out, overwrite)
+    parent_path = source or chain.chain_path(config.workdir, "base")
+    base = ckpt.load(parent_path)
+    dataset = dataset_of(base, config, output)
+    rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
+    with output.progress() as on_progress:
+        found = evaluation.evaluate(rebuilt, dataset, embedder_of(base, config, on_progress))
+    ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
+    output.data(tables.evaluation_json(path, found))
+    tables.show_evaluations(output, [(path.name, found)])
+    output.finish([path], "lowshot evaluate")
+
+
+def finetune(
+    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Fine-tune the imprinted model and write `finetuned.safetensors`."""
+    path = target(config, "finetuned", out, overwrite)
+    parent_path = source or chain.chain_path(config.workdir, "imprinted")
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
+    dataset = dataset_of(parent, config, output)
+    evaluation.check_dataset(parent, dataset)
+    with output.progress() as on_progress:
+        tuned = teach.finetune(parent, config, dataset, on_progress)
+        before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
+        after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
+    ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
+    output.data(
+        {
+            "checkpoint": str(path),
+            "scope": config.finetune.scope,
+            "bias": tuned.head.bias,
+            "expected_forgetting": teach.expected_forgetting(tuned),
+            "before": tables.evaluation_json(parent_path, before),
+            "after": tables.evaluation_json(path, after),
+        }
+    )
+    _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
+    output.finish([path], "lowshot evaluate")

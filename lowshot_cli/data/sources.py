@@ -1,0 +1,103 @@
+"""Image files of a folder or of a zip archive, which is read in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+from zipfile import BadZipFile, ZipFile
+
+from lowshot_cli.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# train/<class>/<file> is as deep as a dataset goes.
+_DEPTH = 2
+_Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image file.
+
+    Attributes:
+        name: its path within the dataset.
+        path: the file, or the archive that it is a member of.
+        version: tells this file from others of its name.
+        archive: open for reading, None for a file of its own.
+        member: its name in the archive.
+    """
+
+    name: str
+    path: Path
+    version: tuple[int, int]
+    archive: ZipFile | None = None
+    member: str = ""
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading."""
+        return self.archive.open(self.member) if self.archive else self.path.open("rb")
+
+
+Tree = Mapping[_Parts, list[Photo]]
+
+
+def photo_of(path: Path, root: Path | None = None) -> Photo:
+    """An image file, named relative to `root`."""
+    status = path.stat()
+    name = str(path.relative_to(root)) if root else str(path)
+    return Photo(name, path, (status.st_size, status.st_mtime_ns))
+
+
+def list_photos(root: Path) -> Tree:
+    """The images of every folder under `root`, or in a `.zip`, by the folder's path in it.
+
+    Files that are hidden or no images by their names are left out, such as `Thumbs.db`.
+
+    Raises:
+        DataError: neither a folder nor a readable archive.
+    """
+    if root.is_dir():
+        return _list_folder(root)
+    if root.is_file():
+        return _list_archive(root)
+    raise DataError(f"no folder {root}", "check --data-dir")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _list_folder(root: Path) -> Tree:
+    tree: dict[_Parts, list[Photo]] = {}
+    # Links are followed, as class folders often are links; the depth keeps loops out.
+    for folder, below, files in os.walk(root, followlinks=True):
+        parts = Path(folder).relative_to(root).parts
+        below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
+        images = sorted(name for name in files if is_image(name))
+        tree[parts] = [photo_of(Path(folder) / name, root) for name in images]
+    return tree
+
+
+def _list_archive(path: Path) -> Tree:
+    try:
+        archive = ZipFile(path)
+    except (BadZipFile, OSError) as error:
+        raise DataError(
+            f"{path} is neither a folder nor a zip archive: {error}", "check --data-dir"
+        ) from None
+    tree: dict[_Parts, list[Photo]] = {}
+    for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        *parts, name = PurePosixPath(info.filename).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if info.is_dir() or hidden or not is_image(name):
+            continue
+        photo = Photo(info.filename, path, (info.file_size, info.CRC), archive, info.filename)
+        tree.setdefault(tuple(parts), []).append(photo)
+    # Archives of a folder hold that folder, not its content alone.
+    while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:
+        tree = {parts[1:]: photos for parts, photos in tree.items()}
+    return tree
