@@ -91,6 +91,7 @@ _NOT_CONFIG = (
     "add",
     "replace",
     "from_run",
+    "images",
     "trial",
     "save_models",
     "clear",
@@ -140,6 +141,7 @@ def train_base(
 def imprint(
     ctx: typer.Context,
     classes: o.ClassNames = None,
+    images: o.ClassImages = None,
     shots: o.Shots = None,
     method: o.Method = None,
     max_forgetting: o.MaxForgetting = None,
@@ -162,15 +164,19 @@ def imprint(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Add a class from a few images.
+    """Add a class from a few images of the dataset, or from photos of your own.
 
     Example: lowshot imprint --class apple --shots 5
+
+    Example: lowshot imprint --class "my mug" --images photos/
     """
     settings, output = _begin(ctx, "imprint")
     from lowshot_cli.commands import teaching
 
     if from_run is not None or trial is not None:
         teaching.imprint_from_run(settings, output, from_run, trial, checkpoint, out, overwrite)
+    elif images:
+        teaching.imprint_photos(settings, output, images, add, replace, checkpoint, out, overwrite)
     else:
         teaching.imprint(settings, output, add, replace, checkpoint, out, overwrite)
 

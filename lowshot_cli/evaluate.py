@@ -32,10 +32,10 @@ METRICS = (
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Accuracy of one class in percent over its `n` test images."""
+    """Accuracy of one class in percent over its `n` test images, None where there are none."""
 
     name: str
-    accuracy: float
+    accuracy: float | None
     n: int
     is_base: bool
 
@@ -89,21 +89,23 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
 def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Evaluation:
     """Classify the test images of every class the model knows.
 
+    Classes that were learnt from photos outside the dataset have no test images in it.
+
     Args:
         checkpoint: the model.
         dataset: the one it was trained on.
         embedder: of the checkpoint's network.
 
     Raises:
-        CheckpointError: another dataset, or a class that has no test images in it.
+        CheckpointError: another dataset.
     """
     check_dataset(checkpoint, dataset)
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
-    strangers = [name for name in names if name not in dataset.class_names]
-    if strangers:
-        raise CheckpointError(f"the {dataset.name} dataset has no test images of {strangers[0]!r}")
-    labels = [dataset.label(name) for name in names]
-    per_class = embedder.classes(dataset.test, labels)
+    inside = [name for name in names if name in dataset.class_names]
+    made = embedder.classes(dataset.test, [dataset.label(name) for name in inside])
+    found = dict(zip(inside, made, strict=True))
+    nothing = torch.empty(0, checkpoint.head.size)
+    per_class = [found.get(name, nothing) for name in names]
     sizes = [len(embeddings) for embeddings in per_class]
     truth = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
     predicted = checkpoint.head.predict(torch.cat(per_class))
@@ -115,7 +117,7 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
         return 100 * int(right[part].sum()) / max(1, sum(sizes[part]))
 
     base, everything = accuracy(slice(n_base)), accuracy(slice(None))
-    novel = accuracy(slice(n_base, None)) if n_base < len(names) else None
+    novel = accuracy(slice(n_base, None)) if sum(sizes[n_base:]) else None
     harmonic = None if novel is None else harmonic_mean(np.array([base]), np.array([novel])).item()
     return Evaluation(
         n_base=n_base,
@@ -126,8 +128,8 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
         harmonic_mean=harmonic,
         forgetting=checkpoint.base_accuracy - base,
         per_class=tuple(
-            ClassAccuracy(name, 100 * int(right[i]) / max(1, sizes[i]), sizes[i], i < n_base)
-            for i, name in enumerate(names)
+            ClassAccuracy(name, accuracy(slice(i, i + 1)) if size else None, size, i < n_base)
+            for i, (name, size) in enumerate(zip(names, sizes, strict=True))
         ),
         confusions=_worst_confusions(table, names),
     )

@@ -15,7 +15,8 @@ from lowshot_cli.finetune import finetune_full
 from lowshot_cli.imprint import BaseQueries, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather
 from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.teach import full_data, rows_of
+from lowshot_cli.teach import rows_of
+from lowshot_cli.tuning import full_data
 
 
 def score_full_trial(

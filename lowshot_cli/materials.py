@@ -74,7 +74,7 @@ def prepare(
     augmented = []
     if "augmented" in plan.methods:
         augmented = embedder.classes(
-            dataset.train, labels, augmented_views(config.imprint, dataset)
+            dataset.train, labels, augmented_views(config.imprint, checkpoint.meta.mirror)
         )
     sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])
     truth = torch.arange(n_base).repeat_interleave(sizes)

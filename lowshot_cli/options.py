@@ -165,6 +165,14 @@ ClassNames = Annotated[
     Optional[list[str]],
     Option("--class", help="Class to add; repeat for several.", show_default=False),
 ]
+ClassImages = Annotated[
+    Optional[list[Path]],
+    Option(
+        "--images",
+        help="Photos of the class: a file, folder or glob; repeat for several.",
+        show_default="drawn from the dataset",
+    ),
+]
 Shots = Annotated[
     Optional[int], Option("--shots", help="Support images per class.", show_default="5")
 ]

@@ -66,6 +66,15 @@ def show_change(output: Output, before: Evaluation, after: Evaluation, title: st
     output.table(columns, rows, title=title)
 
 
+def show_estimate(output: Output, before: float, after: float, title: str) -> None:
+    """Base accuracy on the stored hold-out before and after, where no test images are at hand."""
+    output.table(
+        ["estimate, on the hold-out", "before %", "after %", "change"],
+        [["base classes", percent(before), percent(after), f"{after - before:+.1f}"]],
+        title=title,
+    )
+
+
 def show_evaluations(output: Output, found: Sequence[tuple[str, Evaluation]]) -> None:
     """One row per checkpoint."""
     output.table(
@@ -90,7 +99,7 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
     """Accuracy by class, worst first, and the worst confusions."""
     rows = [
         [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
-        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy))
+        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy or 0))
     ]
     output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
     output.table(

@@ -1,4 +1,4 @@
-"""Teaching a checkpoint: imprinting classes into it and fine-tuning them."""
+"""Teaching a checkpoint: imprinting classes into it and setting their bias."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config, FinetuneConfig, ImprintConfig
+from lowshot_cli.config import Config, ImprintConfig
 from lowshot_cli.data import Dataset, Images
-from lowshot_cli.data.splits import draw_directions, draw_supports, split_holdout
+from lowshot_cli.data.photos import Photos
+from lowshot_cli.data.splits import draw_directions, draw_supports
 from lowshot_cli.embed import Views, embed
-from lowshot_cli.errors import CheckpointError, DataError, UsageError
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluate import check_dataset
-from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, finetune_rows
 from lowshot_cli.imprint import (
     budget_of,
     calibrated,
@@ -25,8 +25,7 @@ from lowshot_cli.imprint import (
     whitened,
 )
 from lowshot_cli.meta import SupportRecord
-from lowshot_cli.model import EmbeddingNetwork, relabel, widened
-from lowshot_cli.progress import OnProgress, silent
+from lowshot_cli.model import EmbeddingNetwork, widened
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,74 @@ def imprint_classes(
     labels = {name: dataset.label(name) for name in options.classes}
     drawn = []
     for name, label in labels.items():
-        if name in checkpoint.meta.classes:
-            if not replace_known:
-                raise UsageError(
-                    f"the model already knows {name!r}", "add --replace to imprint it anew"
-                )
-            checkpoint = checkpoint.without_class(name)
+        checkpoint = _without_known(checkpoint, name, replace_known)
         members = dataset.train.of_class(label)
         chosen = draw_supports(config.seed, label, [0], options.shots, len(members))[0]
         indices = members[torch.from_numpy(chosen)]
-        row, support = _imprint_one(checkpoint, network, dataset, indices, label, config)
+        pixels = dataset.train.pixels[indices]
+        row, support = _imprint_one(checkpoint, network, pixels, label, config)
         record = support_record(dataset.train, indices, options.method)
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         drawn.append(Drawn(name, record.indices, described))
     return set_bias(checkpoint, _shared_budget(checkpoint, options)), drawn
+
+
+def imprint_photos(
+    checkpoint: Checkpoint,
+    network: EmbeddingNetwork,
+    photos: Photos,
+    config: Config,
+    replace_known: bool = False,
+) -> tuple[Checkpoint, Drawn]:
+    """Add one class from photos outside any dataset; the checkpoint alone is needed.
+
+    All photos are used, or a seeded draw of `shots` where the config names that number.
+
+    Args:
+        checkpoint: the model to add to.
+        network: the checkpoint's embedding network.
+        photos: of the class.
+        config: `seed` and `imprint`.
+        replace_known: drop a class that the model knows and imprint it anew.
+
+    Raises:
+        UsageError: not one class named, a known class, more shots than photos.
+    """
+    options, count = config.imprint, len(photos.files)
+    if options.classes is None or len(options.classes) != 1:
+        raise UsageError("--images are of one class", "name it with one --class")
+    (name,) = options.classes
+    checkpoint = _without_known(checkpoint, name, replace_known)
+    label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+    shots = options.shots if "shots" in options.model_fields_set else count
+    if shots > count:
+        raise UsageError(f"--shots {shots}: there are {count} images", f"give up to {count}")
+    chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
+    pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
+    row, support = _imprint_one(checkpoint, network, pixels, label, config)
+    record = SupportRecord(
+        method=options.method,
+        indices=(),
+        files=tuple(file.name for file in files),
+        pixel_hashes=tuple(pixel_hash(image) for image in pixels),
+    )
+    taught = checkpoint.with_class(name, row, support, record)
+    drawn = Drawn(name, (), tuple(str(file) for file in files))
+    return set_bias(taught, _shared_budget(taught, options)), drawn
+
+
+def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
+    """The checkpoint without a class that is to be imprinted anew.
+
+    Raises:
+        UsageError: the model knows it and it is not to be replaced.
+    """
+    if name not in checkpoint.meta.classes:
+        return checkpoint
+    if not replace_known:
+        raise UsageError(f"the model already knows {name!r}", "add --replace to imprint it anew")
+    return checkpoint.without_class(name)
 
 
 def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
@@ -94,18 +146,17 @@ def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | No
 def _imprint_one(
     checkpoint: Checkpoint,
     network: EmbeddingNetwork,
-    dataset: Dataset,
-    indices: Tensor,
+    pixels: Tensor,
     label: int,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
-    pixels, options = dataset.train.pixels[indices], config.imprint
+    options = config.imprint
     support = embed(network, pixels)
     if options.method == "random":
         direction = draw_directions(config.seed, label, [0], checkpoint.meta.embedding_size)[0]
         return widened(direction, checkpoint.head.size), support
     if options.method == "augmented":
-        views = embed(network, pixels, views=augmented_views(options, dataset))
+        views = embed(network, pixels, views=augmented_views(options, checkpoint.meta.mirror))
         return rows_of("imprint", views, checkpoint), support
     return rows_of(options.method, support, checkpoint), support
 
@@ -123,9 +174,9 @@ def rows_of(method: str, support: Tensor, checkpoint: Checkpoint) -> Tensor:
     return widened(rows, checkpoint.head.size)
 
 
-def augmented_views(options: ImprintConfig, dataset: Dataset) -> Views:
+def augmented_views(options: ImprintConfig, mirror: bool) -> Views:
     """The views that the method `augmented` averages, the same for every image."""
-    return Views(options.views, dataset.mirror, seed=0)
+    return Views(options.views, mirror, seed=0)
 
 
 def support_record(images: Images, indices: Tensor, method: str) -> SupportRecord:
@@ -153,112 +204,23 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
     return replace(checkpoint, head=replace(checkpoint.head, bias=bias))
 
 
-def expected_forgetting(checkpoint: Checkpoint) -> float:
-    """Points of base accuracy that the novel classes cost, by the half of the hold-out that sets
-    the bias.
+def expected_accuracy(checkpoint: Checkpoint) -> float:
+    """Base accuracy of the pristine model in percent, on the half of the hold-out that sets the
+    bias.
     """
+    queries = checkpoint.calibration
+    return 100 * int(queries.right_before.sum()) / queries.total
+
+
+def expected_forgetting(checkpoint: Checkpoint) -> float:
+    """Points of base accuracy that the novel classes cost, on the same half of the hold-out."""
     if not checkpoint.novel_classes:
         return 0.0
     queries, head = checkpoint.calibration, checkpoint.head
     margins = queries.margins(head.proxies[head.n_base :][None])
-    now = queries.accuracy(margins, torch.tensor([head.bias])).item()
-    return 100 * int(queries.right_before.sum()) / queries.total - now
-
-
-def finetune(
-    checkpoint: Checkpoint,
-    config: Config,
-    dataset: Dataset | None = None,
-    on_progress: OnProgress = silent,
-) -> Checkpoint:
-    """Fine-tune the novel classes of a checkpoint from their shots.
-
-    Args:
-        checkpoint: a model with novel classes.
-        config: `seed` and `finetune`.
-        dataset: the checkpoint's; needed for `scope: full` alone, which re-reads the images.
-        on_progress: told about the steps of the whole network.
-
-    Raises:
-        UsageError: no novel class to fine-tune.
-        CheckpointError: another dataset.
-        DataError: a support image is gone or has changed.
-    """
-    options = config.finetune
-    if not checkpoint.novel_classes:
-        raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
-    if options.scope == "full":
-        if dataset is None:
-            raise UsageError("--scope full needs the images", "name them with --data-dir")
-        check_dataset(checkpoint, dataset)
-        tuned = _finetune_network(checkpoint, dataset, config, on_progress)
-    else:
-        tuned = _finetune_head(checkpoint, options)
-    return set_bias(tuned, budget_of("finetune", options.max_forgetting))
-
-
-def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
-    """Fine-tune from the best start that the shots alone give, however they were imprinted."""
-    head, n_base = checkpoint.head, checkpoint.meta.n_base
-    support = torch.cat(checkpoint.supports)
-    shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
-    targets = torch.arange(len(shots)).repeat_interleave(shots)
-    start = [rows_of("whitened", part, checkpoint) for part in checkpoint.supports]
-    base_rows, rows = head.proxies[:n_base], torch.stack(start)
-    if options.freezing == "always":
-        rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
-    else:
-        base_rows, rows = finetune_all_rows(rows, support, targets, checkpoint.shaping, options)
-    return replace(checkpoint, head=replace(head, proxies=torch.cat([base_rows, rows])))
-
-
-def full_data(
-    checkpoint: Checkpoint, dataset: Dataset, supports: Sequence[Sequence[int]]
-) -> FullData:
-    """The fit images of the base classes and the support images of each novel class."""
-    labels = [dataset.label(name) for name in checkpoint.base_classes]
-    fit, _ = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
-    shots = torch.tensor([len(indices) for indices in supports])
-    support = torch.tensor([index for indices in supports for index in indices])
-    return FullData(
-        base_pixels=dataset.train.pixels[fit],
-        base_labels=relabel(dataset.train.labels[fit], labels),
-        support_pixels=dataset.train.pixels[support],
-        support_labels=torch.arange(len(shots)).repeat_interleave(shots) + len(labels),
-        flip=dataset.mirror,
+    return (
+        expected_accuracy(checkpoint) - queries.accuracy(margins, torch.tensor([head.bias])).item()
     )
-
-
-def _finetune_network(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, on_progress: OnProgress
-) -> Checkpoint:
-    for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True):
-        _check_support(name, record, dataset)
-    data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
-    network, head = checkpoint.network(), checkpoint.head
-    proxies = finetune_full(
-        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress
-    )
-    labels = [dataset.label(name) for name in checkpoint.base_classes]
-    _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
-    supports = embed(network, data.support_pixels)
-    return replace(
-        checkpoint,
-        head=replace(head, proxies=proxies),
-        backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
-        holdout=embed(network, dataset.train.pixels[holdout]).half(),
-        supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
-    )
-
-
-def _check_support(name: str, record: SupportRecord, dataset: Dataset) -> None:
-    for index, expected in zip(record.indices, record.pixel_hashes, strict=True):
-        if index >= len(dataset.train.labels):
-            raise DataError(f"support image #{index} of {name!r} is gone from the dataset")
-        if pixel_hash(dataset.train.pixels[index]) != expected:
-            raise DataError(
-                f"support image #{index} of {name!r} has changed since it was imprinted"
-            )
 
 
 def from_trial(

@@ -14,8 +14,9 @@ from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.sweep import ROWS, sweep
-from lowshot_cli.teach import finetune, imprint_classes
+from lowshot_cli.teach import imprint_classes
 from lowshot_cli.train import train_base
+from lowshot_cli.tuning import finetune
 
 pytestmark = [
     pytest.mark.cifar,

@@ -21,7 +21,8 @@ from lowshot_cli.finetune import (
 )
 from lowshot_cli.imprint import operating_bias
 from lowshot_cli.model import EmbeddingNetwork
-from lowshot_cli.teach import finetune, full_data, imprint_classes
+from lowshot_cli.teach import imprint_classes
+from lowshot_cli.tuning import finetune, full_data
 
 SIZE, N_BASE = 16, 5
 

@@ -20,7 +20,8 @@ from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
 from lowshot_cli.results import COLUMNS, Rows, Tally
 from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, free_run_dir, rebuild, sweep
-from lowshot_cli.teach import finetune, imprint_classes
+from lowshot_cli.teach import imprint_classes
+from lowshot_cli.tuning import finetune
 
 METHODS = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")
 

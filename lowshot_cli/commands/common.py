@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,16 @@ def named(config: Config, checkpoint: Checkpoint) -> Config:
 def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
     """The dataset that the config names; images that were left out are told of."""
     dataset = load_dataset(config, image_size)
-    if dataset.skipped:
-        output.note(f"left out {len(dataset.skipped)} unreadable images:")
-        for line in dataset.skipped:
-            output.note(f"  {line}")
+    tell_skipped(output, dataset.skipped)
     return dataset
+
+
+def tell_skipped(output: Output, skipped: Sequence[str]) -> None:
+    """Name the images that were left out as unreadable."""
+    if skipped:
+        output.note(f"left out {len(skipped)} unreadable images:")
+    for line in skipped:
+        output.note(f"  {line}")
 
 
 def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:

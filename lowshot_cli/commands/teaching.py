@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli import chain, tables, teach
+from lowshot_cli import chain, tables, teach, tuning
 from lowshot_cli import checkpoint as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import sweep as sweeping
 from lowshot_cli import train as training
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.commands.common import dataset_of, embedder_of, load, stopping, target
+from lowshot_cli.commands.common import (
+    dataset_of,
+    embedder_of,
+    load,
+    stopping,
+    target,
+    tell_skipped,
+)
 from lowshot_cli.config import Config
+from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.errors import UsageError
 from lowshot_cli.files import ensure_free, ensure_writable, file_hash
 from lowshot_cli.output import Output
@@ -62,17 +72,14 @@ def imprint(
     if not config.imprint.classes:
         raise UsageError("no class to imprint", "name one with --class")
     path = target(config, "imprinted", out, overwrite)
-    stage = "imprinted" if add else "base"
-    parent_path = source or chain.chain_path(config.workdir, stage)
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
+    parent, ancestor = _parent(config, add, source)
     dataset = dataset_of(parent, config, output)
     with output.progress() as on_progress:
         embedder = embedder_of(parent, config, on_progress)
         taught, drawn = teach.imprint_classes(parent, dataset, embedder.network, config, replace)
         before = evaluation.evaluate(parent, dataset, embedder)
         after = evaluation.evaluate(taught, dataset, embedder)
-    ancestor = parent.meta.parent if add and not source else file_hash(parent_path)
-    ckpt.save(taught.derived(ancestor or "", config.portable(), "imprint"), path)
+    ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
     accuracies = {row.name: row.accuracy for row in after.per_class}
     output.data(
         {
@@ -93,6 +100,49 @@ def imprint(
         output.line(f"{d.name}: learnt from {', '.join(d.described)}")
     _show_taught(output, config.imprint.method, taught, before, after)
     output.finish([path], "lowshot finetune")
+
+
+def imprint_photos(
+    config: Config,
+    output: Output,
+    images: Sequence[Path],
+    add: bool,
+    replace: bool,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
+    path = target(config, "imprinted", out, overwrite)
+    parent, ancestor = _parent(config, add, source)
+    photos = load_photos(find_photos(images), parent.meta.image_size, config.skip_bad)
+    tell_skipped(output, photos.skipped)
+    network = parent.network(pick_device(config.device))
+    taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
+    before, cost = teach.expected_accuracy(taught), teach.expected_forgetting(taught)
+    ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
+    output.data(
+        {
+            "checkpoint": str(path),
+            "method": config.imprint.method,
+            "bias": taught.head.bias,
+            "expected_forgetting": cost,
+            "classes": [{"class": drawn.name, "support": list(drawn.described)}],
+        }
+    )
+    output.line(f"{drawn.name}: learnt from {', '.join(drawn.described)}")
+    title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
+    tables.show_estimate(output, before, before - cost, title)
+    output.finish([path], "lowshot finetune")
+
+
+def _parent(config: Config, add: bool, source: Path | None) -> tuple[Checkpoint, str]:
+    """The checkpoint that a class is added to, and the hash of the chain's file it stems from."""
+    stage = "imprinted" if add else "base"
+    path = source or chain.chain_path(config.workdir, stage)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
+    ancestor = parent.meta.parent if add and not source else file_hash(path)
+    return parent, ancestor or ""
 
 
 def _show_taught(
@@ -142,7 +192,7 @@ def finetune(
     dataset = dataset_of(parent, config, output)
     evaluation.check_dataset(parent, dataset)
     with output.progress() as on_progress:
-        tuned = teach.finetune(parent, config, dataset, on_progress)
+        tuned = tuning.finetune(parent, config, dataset, on_progress)
         before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
         after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
     ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
