@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 # Above this side length in pixels a network may halve the image at once, as ImageNet's does.
 SMALL_IMAGE = 64
+_PROBE_SECONDS = 0.5
 
 
 def build_backbone(name: str, width: int, embedding_size: int, image_size: int) -> nn.Module:
@@ -133,4 +134,6 @@ def matrix_rate(dtype: torch.dtype, side: int = 768, repeats: int = 7) -> float:
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
+        if sum(seconds) > _PROBE_SECONDS:  # a type that is emulated would take a minute
+            break
     return 2 * side**3 / min(seconds)

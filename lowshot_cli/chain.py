@@ -30,6 +30,21 @@ def load_fresh(workdir: Path, stage: str) -> Checkpoint:
     return checkpoint
 
 
+def furthest(workdir: Path) -> tuple[Path, Checkpoint]:
+    """The last stage of the chain that is there and not stale, with its path.
+
+    Raises:
+        CheckpointError: none of them is, or the last that is fresh is damaged.
+    """
+    for stage in reversed(CHAIN):
+        path = chain_path(workdir, stage)
+        if path.is_file():
+            checkpoint = load(path)
+            if staleness(workdir, stage, checkpoint) is None:
+                return path, checkpoint
+    raise CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
+
+
 def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint of the chain no longer belongs to its predecessors, or None."""
     if checkpoint.meta.parent is None:

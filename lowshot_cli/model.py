@@ -85,6 +85,10 @@ class Head:
         cosines[:, self.n_base :] += self.bias
         return cosines
 
+    def probabilities(self, embeddings: Tensor) -> Tensor:
+        """Softmax `(B, C)` of the scaled cosines of unit embeddings `(B, D)`."""
+        return (self.scale * self.cosines(embeddings)).softmax(1)
+
     def predict(self, embeddings: Tensor) -> Tensor:
         """Class of each embedding, `(B,)` int64."""
         return self.cosines(embeddings).argmax(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,11 +148,12 @@ def test_every_command_has_the_common_options(command: str) -> None:
 @pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_the_example_in_the_help_can_be_typed(lowshot: RunCommand, command: str) -> None:
     text = lowshot(*command.split(), "--help").stdout
-    (example,) = re.findall(rf"Example: lowshot ({command}.*)", text)
-    if command in COMMANDS:
-        example += " --print-config"
-    result = lowshot(*example.split())
-    assert result.exit_code == 0, result.stderr
+    examples = re.findall(rf"Example: lowshot ({command}.*)", text)
+    assert examples
+    for example in examples:
+        arguments = shlex.split(example) + (["--print-config"] if command in COMMANDS else [])
+        result = lowshot(*arguments)
+        assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

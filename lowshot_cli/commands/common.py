@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowshot_cli import chain
+from lowshot_cli import checkpoint as ckpt
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
@@ -72,6 +73,11 @@ def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Datase
             f"say --dataset {wanted}, or name another --workdir or --checkpoint",
         )
     return load(meant, output, checkpoint.meta.image_size)
+
+
+def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
+    """The checkpoint that is named, or the furthest one along the chain that is not stale."""
+    return (source, ckpt.load(source)) if source else chain.furthest(config.workdir)
 
 
 def embedder_of(
