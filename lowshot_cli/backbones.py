@@ -1,34 +1,99 @@
 """Names to networks.
 
-Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and to what its last two
-stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative.
+Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and the package's own to
+what their last two stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from collections.abc import Mapping
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lowshot_cli.choices import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.published import Published
 
 # Above this side length in pixels a network may halve the image at once, as ImageNet's does.
 SMALL_IMAGE = 64
 _PROBE_SECONDS = 0.5
 
 
-def build_backbone(name: str, width: int, embedding_size: int, image_size: int) -> nn.Module:
+def build_backbone(
+    name: str,
+    width: int,
+    embedding_size: int | None,
+    image_size: int,
+    input_size: int | None = None,
+) -> ResNet9 | ResNet18 | Published | Resized:
     """Build an untrained backbone.
 
     Args:
-        name: `resnet9` or `resnet18`.
-        width: channels of the first stage of `resnet9`; `resnet18` has its own.
-        embedding_size: E.
+        name: `resnet9`, `resnet18`, `torchvision:NAME` or `timm:NAME`.
+        width: channels of the first stage of `resnet9`; others have their own.
+        embedding_size: E; None is 64, or the size of a library's model.
         image_size: side of the images in pixels; decides the stem of `resnet18`.
+        input_size: side in pixels that images are resized to; None leaves them as they are.
+
+    Raises:
+        UsageError: an unknown name, an absent library, or a size that the model cannot take.
     """
-    if name == "resnet18":
-        return ResNet18(embedding_size, image_size)
-    return ResNet9(width, embedding_size)
+    side, size = input_size or image_size, embedding_size or EMBEDDING_SIZE
+    backbone: ResNet9 | ResNet18 | Published
+    if ":" in name:
+        backbone = Published(name, embedding_size, side)
+    elif name == "resnet18":
+        backbone = ResNet18(size, side)
+    elif name == "resnet9":
+        backbone = ResNet9(width, size)
+    else:
+        raise UsageError(f"there is no backbone {name!r}", did_you_mean(name, BACKBONES))
+    return Resized(backbone, side, shrinks=side < image_size) if input_size else backbone
+
+
+def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a state dict of a module of the same structure.
+
+    Raises:
+        RuntimeError: a name is missing or too many, or a shape differs.
+    """
+    state = OrderedDict(tensors)
+    # Modules that changed their layout, as MNASNet did, ask which one a state dict has.
+    state._metadata = backbone.state_dict()._metadata  # type: ignore[attr-defined]
+    backbone.load_state_dict(state)
+
+
+class Resized(nn.Module):
+    """A backbone that sees images `(B, 3, H, W)` at another size, bilinearly resized."""
+
+    def __init__(
+        self, backbone: ResNet9 | ResNet18 | Published, side: int, shrinks: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, self.side, self.shrinks = backbone, side, shrinks
+        self.embedding_size = backbone.embedding_size
+
+    @property
+    def project(self) -> nn.Module:
+        """The projection of the backbone."""
+        return self.backbone.project
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the backbone returns."""
+        resized = F.interpolate(
+            images, (self.side, self.side), mode="bilinear", antialias=self.shrinks
+        )
+        result: tuple[Tensor, ...] = self.backbone(resized)
+        return result
+
+    def extra_repr(self) -> str:
+        """The size, which decides an embedding as weights do."""
+        return f"side={self.side}"
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -57,6 +122,7 @@ class ResNet9(nn.Module):
 
     def __init__(self, width: int, embedding_size: int) -> None:
         super().__init__()
+        self.embedding_size = embedding_size
         self.early = nn.Sequential(
             _conv(3, width),
             _conv(width, 2 * width),
@@ -82,6 +148,7 @@ class ResNet18(nn.Module):
         from torchvision.models import resnet18
 
         super().__init__()
+        self.embedding_size = embedding_size
         network = resnet18(weights=None)
         stem = [network.conv1, network.bn1, network.relu, network.maxpool]
         if image_size <= SMALL_IMAGE:
@@ -104,8 +171,6 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: `cuda` on a machine without it.
     """
-    from lowshot_cli.errors import UsageError
-
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU here", "use --device cpu")
     if name == "auto":

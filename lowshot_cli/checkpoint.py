@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowshot_cli.backbones import build_backbone
-from lowshot_cli.errors import CheckpointError, UsageError
-from lowshot_cli.files import ensure_free, file_hash, read_tensors, write_tensors
+from lowshot_cli.backbones import build_backbone, load_state
+from lowshot_cli.data import Dataset
+from lowshot_cli.errors import CheckpointError, LowshotError, UsageError, did_you_mean
+from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries, class_statistics, shrunk_precision
 from lowshot_cli.meta import Meta, SupportRecord
@@ -81,8 +82,10 @@ class Checkpoint:
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode."""
         meta = self.meta
-        backbone = build_backbone(meta.backbone, meta.width, meta.embedding_size, meta.image_size)
-        backbone.load_state_dict(self.backbone)
+        backbone = build_backbone(
+            meta.backbone, meta.width, meta.embedding_size, meta.image_size, meta.input_size
+        )
+        load_state(backbone, self.backbone)
         normalisation = Normalisation(meta.mean, meta.std)
         network = EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
         return network.eval().to(device or torch.device("cpu"))
@@ -138,15 +141,18 @@ class Checkpoint:
         """Remove a class, base or novel, with everything that is kept of it.
 
         Raises:
-            UsageError: the last base class.
+            UsageError: no such class, or the last base class.
         """
-        position, meta = self.meta.classes.index(name), self.meta
+        position, meta = self.position(name), self.meta
         is_base = position < meta.n_base
         if is_base and meta.n_base == 1:
             raise UsageError(f"{name!r} is the last base class")
         novel = position - meta.n_base
         keep = [i for i in range(len(meta.classes)) if i != position]
-        update: dict[str, Any] = {"classes": tuple(meta.classes[i] for i in keep)}
+        update: dict[str, Any] = {
+            "classes": tuple(meta.classes[i] for i in keep),
+            "renamed": {new: own for new, own in meta.renamed.items() if new != name},
+        }
         supports, kept = self.supports, self.holdout_labels != position
         labels = self.holdout_labels[kept]
         if is_base:
@@ -169,9 +175,51 @@ class Checkpoint:
             holdout_right=self.holdout_right[kept],
         )
 
+    def dataset_name(self, name: str) -> str:
+        """What the dataset calls a class of the model."""
+        return self.meta.renamed.get(name, name)
+
+    def position(self, name: str) -> int:
+        """Row of a class in the head.
+
+        Raises:
+            UsageError: the model knows no such class; the hint names the nearest.
+        """
+        if name not in self.meta.classes:
+            hint = did_you_mean(name, self.meta.classes, "`lowshot classes list` lists them")
+            raise UsageError(f"the model knows no class {name!r}", hint)
+        return self.meta.classes.index(name)
+
+    def base_labels(self, dataset: Dataset) -> list[int]:
+        """Labels that the base classes have in their dataset."""
+        return [dataset.label(self.dataset_name(name)) for name in self.base_classes]
+
+    def renamed(self, old: str, new: str) -> Checkpoint:
+        """Call a class otherwise; it remains the dataset's class that it was.
+
+        Raises:
+            UsageError: no such class, or another one has that name.
+        """
+        self.position(old)
+        if new in self.meta.classes:
+            raise UsageError(f"the model already knows a class {new!r}", "choose another name")
+        classes = tuple(new if name == old else name for name in self.meta.classes)
+        names = {name: own for name, own in self.meta.renamed.items() if name != old}
+        if (own := self.dataset_name(old)) != new:
+            names[new] = own
+        return replace(
+            self, meta=self.meta.model_copy(update={"classes": classes, "renamed": names})
+        )
+
+    def noted(self, command: str, options: dict[str, Any]) -> Checkpoint:
+        """The checkpoint with one more step in its history."""
+        step = {"command": command, "options": options}
+        history = (*self.meta.history, step)
+        return replace(self, meta=self.meta.model_copy(update={"history": history}))
+
     def derived(self, parent: str, config: dict[str, Any], command: str) -> Checkpoint:
         """Note which checkpoint this one was made from, and how."""
-        from lowshot_cli import __version__
+        from lowshot_cli.version import __version__
 
         step = {"command": command, "seed": config["seed"], "options": config[command]}
         update = {
@@ -208,7 +256,9 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         "stages.centre": checkpoint.centre,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(checkpoint.meta.model_dump(mode="json"), sort_keys=True)
+    # Versions that did not know of it read such files as well.
+    left_out = {"input_size"} if checkpoint.meta.input_size is None else None
+    text = json.dumps(checkpoint.meta.model_dump(mode="json", exclude=left_out), sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {"lowshot": text})
@@ -248,6 +298,8 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
         ) from None
+    except LowshotError as error:
+        raise CheckpointError(f"{path}: {error.message}", error.hint) from None
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is inconsistent: {reason}", how_to_make(path)) from None
@@ -256,19 +308,7 @@ def load(path: Path) -> Checkpoint:
 def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     n_classes, n_novel = len(meta.classes), len(meta.supports)
 
-    def take(
-        name: str, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        tensor = tensors[name]
-        fits = len(shape) == tensor.ndim and all(
-            want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
-        )
-        if not fits or tensor.dtype != dtype:
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds numbers that are not finite")
-        return tensor
-
+    take = partial(checked_tensor, tensors)
     centre = take("stages.centre", (None,))
     size = meta.embedding_size + len(centre)
     proxies = take("head.proxies", (n_classes, size))
@@ -298,7 +338,8 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
         centre=centre,
         supports=tuple(take(f"support.{i}", (None, size)) for i in range(n_novel)),
     )
-    checkpoint.network()
+    if checkpoint.network().size(meta.image_size) != size:
+        raise ValueError(f"head.proxies is for embeddings of {size} numbers, unlike the network")
     return checkpoint
 
 

@@ -8,7 +8,13 @@ DatasetName = Literal["cifar100", "folder", "glyphs"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["seeded", "alphabetical"]
-BackboneName = Literal["resnet9", "resnet18"]
+# The package's own backbones, and the libraries whose models are named `library:model`.
+BACKBONES = ("resnet9", "resnet18")
+LIBRARIES = ("torchvision", "timm")
+# Dimensions of the embedding of the package's own backbones.
+EMBEDDING_SIZE = 64
+# Published weights of a library's model, where a file could be named.
+DEFAULT_WEIGHTS = "DEFAULT"
 ImprintMethod = Literal["imprint", "random", "augmented", "whitened", "calibrated"]
 SweepMethod = Literal[
     "imprint",
@@ -24,3 +30,4 @@ SweepMethod = Literal[
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
+ExportFormat = Literal["onnx", "torch", "all"]

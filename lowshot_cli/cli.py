@@ -2,100 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import TYPE_CHECKING, Any, NoReturn
-
 import typer
-from typer.core import TyperGroup
 
 from lowshot_cli import options as o
-from lowshot_cli.errors import ExitCode, LowshotError
-
-if TYPE_CHECKING:
-    from lowshot_cli.config import Config
-    from lowshot_cli.output import Output
-
-
-class _Commands(TyperGroup):
-    """Turns known problems into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LowshotError as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except BrokenPipeError:
-            # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(ExitCode.DONE) from None
-        except OSError as error:
-            place = error.filename or "a file"
-            problem = LowshotError(
-                f"{place}: {error.strerror or error}", "check the space and your rights there"
-            )
-            _fail(problem)
-
-
-def _fail(error: LowshotError) -> NoReturn:
-    from lowshot_cli.output import show_error
-
-    show_error(error)
-    raise typer.Exit(error.exit_code) from None
-
-
-app = typer.Typer(
-    name="lowshot",
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Teach a trained image classifier a new class from a handful of images.",
-)
-
-
-@app.callback(invoke_without_command=True)
-def _root(version: o.Version = False) -> None:
-    if version:
-        from lowshot_cli import __version__
-
-        typer.echo(f"lowshot {__version__}")
-        raise typer.Exit
-
-
-def _begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
-    """Resolve the config from the flags whose names are config fields; open the output."""
-    from lowshot_cli.config import load_config
-    from lowshot_cli.output import Output
-
-    # An option that may be repeated and was not typed is an empty tuple.
-    flags = {name: value for name, value in ctx.params.items() if value != ()}
-    control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}
-    for name in _NOT_CONFIG:
-        flags.pop(name, None)
-    config = load_config(control["config"], section, flags)
-    if control["print_config"]:
-        typer.echo(config.to_yaml(), nl=False)
-        raise typer.Exit
-    return config, Output(as_json=bool(control["json"]), quiet=bool(control["quiet"]))
-
-
-_NOT_CONFIG = (
-    "checkpoint",
-    "checkpoints",
-    "out",
-    "overwrite",
-    "resume",
-    "add",
-    "replace",
-    "from_run",
-    "images",
-    "trial",
-    "save_models",
-    "clear",
-)
+from lowshot_cli.app import app, begin
 
 
 @app.command("train-base")
@@ -108,9 +18,13 @@ def train_base(
     backbone: o.Backbone = None,
     width: o.Width = None,
     embedding_size: o.EmbeddingSize = None,
+    weights: o.Weights = None,
+    input_size: o.InputSize = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     lr: o.LearningRate = None,
+    backbone_lr: o.BackboneRate = None,
+    freeze_backbone: o.FreezeBackbone = None,
     precision: o.PrecisionName = None,
     resume: o.ResumeTraining = False,
     out: o.Out = None,
@@ -131,7 +45,7 @@ def train_base(
 
     Example: lowshot train-base --classes 40
     """
-    settings, output = _begin(ctx, "train_base")
+    settings, output = begin(ctx, "train_base")
     from lowshot_cli.commands import teaching
 
     teaching.train_base(settings, output, resume, out, overwrite)
@@ -170,7 +84,7 @@ def imprint(
 
     Example: lowshot imprint --class "my mug" --images photos/
     """
-    settings, output = _begin(ctx, "imprint")
+    settings, output = begin(ctx, "imprint")
     from lowshot_cli.commands import teaching
 
     if from_run is not None or trial is not None:
@@ -212,7 +126,7 @@ def finetune(
 
     Example: lowshot finetune --scope head
     """
-    settings, output = _begin(ctx, "finetune")
+    settings, output = begin(ctx, "finetune")
     from lowshot_cli.commands import teaching
 
     teaching.finetune(settings, output, checkpoint, out, overwrite)
@@ -222,6 +136,9 @@ def finetune(
 def evaluate(
     ctx: typer.Context,
     checkpoints: o.Checkpoints = None,
+    labelled: o.LabelledImages = None,
+    open_set: o.OpenSet = False,
+    false_alarm: o.FalseAlarm = 5.0,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
@@ -234,14 +151,20 @@ def evaluate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Measure checkpoints on the test images.
+    """Measure checkpoints on the test images, or on photos of your own.
 
     Example: lowshot evaluate
+
+    Example: lowshot evaluate --images "my mug"=photos/
     """
-    settings, output = _begin(ctx, None)
+    settings, output = begin(ctx, None)
     from lowshot_cli.commands import measuring
 
-    measuring.evaluate(settings, output, checkpoints or [])
+    if labelled:
+        measuring.evaluate_photos(settings, output, checkpoints or [], labelled)
+    else:
+        rate = false_alarm if open_set else None
+        measuring.evaluate(settings, output, checkpoints or [], rate)
 
 
 @app.command("sweep")
@@ -274,53 +197,14 @@ def sweep(
     """
     if resume is not None and config is None:
         ctx.params["config"] = resume / "config.yaml"
-    settings, output = _begin(ctx, "sweep")
+    settings, output = begin(ctx, "sweep")
     from lowshot_cli.commands import measuring
 
     measuring.sweep(settings, output, checkpoint, resume, save_models)
 
 
-data = typer.Typer(no_args_is_help=True, help="Look at datasets and at the cache.")
-app.add_typer(data, name="data")
-
-
-@data.command("classes")
-def data_classes(
-    ctx: typer.Context,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """List a dataset's classes.
-
-    Example: lowshot data classes --dataset glyphs
-    """
-    settings, output = _begin(ctx, None)
-    from lowshot_cli.commands import data
-
-    data.data_classes(settings, output)
-
-
-@data.command("cache")
-def data_cache(
-    ctx: typer.Context,
-    clear: o.Clear = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Show the embedding cache, or empty it.
-
-    Example: lowshot data cache --clear
-    """
-    _, output = _begin(ctx, None)
-    from lowshot_cli.commands import data
-
-    data.data_cache(output, clear)
+# Importing them adds their commands to the app, after those above.
+import lowshot_cli.cli_models  # noqa: E402, F401
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from pydantic import (
 )
 
 from lowshot_cli.choices import (
-    BackboneName,
+    BACKBONES,
+    EMBEDDING_SIZE,
+    LIBRARIES,
     DatasetName,
     Device,
     FreezeBase,
@@ -30,7 +32,7 @@ from lowshot_cli.choices import (
     Split,
     SweepMethod,
 )
-from lowshot_cli.errors import ConfigError, UsageError, nearest
+from lowshot_cli.errors import ConfigError, UsageError, did_you_mean, nearest
 
 
 def _split_commas(value: object) -> object:
@@ -64,6 +66,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _backbone(value: str) -> str:
+    """Models of a library are looked up where the library is at hand."""
+    library, colon, model = value.partition(":")
+    if value in BACKBONES or (colon and library in LIBRARIES and model):
+        return value
+    known = [*BACKBONES, *(f"{name}:{model or value}" for name in LIBRARIES)]
+    hint = did_you_mean(value, known)
+    choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
+    raise ValueError(f"should be one of {choices}" + (f" ({hint})" if hint else ""))
+
+
 MaxForgetting = Annotated[
     Literal["none"] | Annotated[float, Field(ge=0, le=100)], BeforeValidator(_none_or_points)
 ]
@@ -87,18 +100,25 @@ class TrainBaseConfig(Section):
     """How the base model is trained.
 
     `crop` and `cutout` in pixels, `lr` at the peak, `rotation` the share of a batch that is turned.
+    `weights` is `DEFAULT` or a file, `input_size` the side in pixels that images are resized to;
+    without an `embedding_size` a library's model keeps its own. `epochs: 0` imprints the base
+    classes. `backbone_lr` is `lr` where it is not given.
     """
 
     classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = None
     split: Split = "seeded"
     class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = 1993
     holdout: Count = 50
-    backbone: BackboneName = "resnet9"
+    backbone: Annotated[str, AfterValidator(_backbone)] = "resnet9"
     width: Count = 32
-    embedding_size: Count = 64
-    epochs: Count = 54
+    embedding_size: Count | None = None
+    weights: str | None = None
+    input_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    epochs: Annotated[int, Field(ge=0)] = 54
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Rate = 0.2
+    backbone_lr: Rate | None = None
+    freeze_backbone: bool = False
     weight_decay: Amount = 5e-4
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     mixup: Amount = 0.2
@@ -108,6 +128,16 @@ class TrainBaseConfig(Section):
     cutout: Annotated[int, Field(ge=0)] = 8
     rotation: Annotated[float, Field(ge=0, le=1)] = 0.0
     precision: Precision = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_size(cls, values: Any) -> Any:
+        """The package's own backbones have a size by default, so a dump says which."""
+        if not isinstance(values, dict) or values.get("embedding_size") is not None:
+            return values
+        if values.get("backbone", "resnet9") not in BACKBONES:
+            return values
+        return {**values, "embedding_size": EMBEDDING_SIZE}
 
 
 class ImprintConfig(Section):
@@ -190,7 +220,10 @@ class Config(Section):
 
     def portable(self) -> dict[str, Any]:
         """The config as JSON-ready values without folders and device, which differ by machine."""
-        return self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
+        values = self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
+        if weights := values["train_base"]["weights"]:
+            values["train_base"]["weights"] = Path(weights).name
+        return values
 
     def to_yaml(self) -> str:
         """The resolved config as YAML that `--config` reads back.
@@ -285,12 +318,15 @@ def _fields_at(location: list[str]) -> list[str]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf in which two dumped configs differ."""
+    """`key: old -> new` for every leaf in which two dumped configs differ.
+
+    What an older version did not know of was off.
+    """
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += difference(before, after, f"{prefix}{key}.")
-        elif before != after:
+        elif before != after and (key in old or after):
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines

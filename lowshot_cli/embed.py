@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
 
 from lowshot_cli.augment import shift_and_mirror
@@ -69,11 +71,17 @@ def _embed_fused(
 
 
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
-    """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them."""
+    """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
+
+    One that has been through this is returned as it is. A backbone that cannot be traced, because
+    its flow depends on its input, stays unfused.
+    """
+    if isinstance(network.backbone, GraphModule):
+        return network
     backbone = copy.deepcopy(network.backbone).eval()
-    return EmbeddingNetwork(
-        fuse(backbone), network.normalisation, network.centre, network.mirror
-    ).eval()
+    with suppress(Exception):
+        backbone = fuse(backbone)
+    return EmbeddingNetwork(backbone, network.normalisation, network.centre, network.mirror).eval()
 
 
 @torch.inference_mode()

@@ -53,16 +53,16 @@ class Confusion:
 class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
-    Novel accuracy and harmonic mean are None for a model without novel classes.
+    Base, novel accuracy and harmonic mean are None where there are no images of such classes.
     """
 
     n_base: int
     n_novel: int
-    base_accuracy: float
+    base_accuracy: float | None
     novel_accuracy: float | None
     global_accuracy: float
     harmonic_mean: float | None
-    forgetting: float
+    forgetting: float | None
     per_class: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
 
@@ -100,10 +100,24 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
         CheckpointError: another dataset.
     """
     check_dataset(checkpoint, dataset)
+    names = checkpoint.meta.classes
+    inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.class_names}
+    made = embedder.classes(dataset.test, [dataset.label(own) for own in inside.values()])
+    return tally(checkpoint, dict(zip(inside, made, strict=True)))
+
+
+def tally(
+    checkpoint: Checkpoint, found: Mapping[str, Tensor], beside_base: bool = True
+) -> Evaluation:
+    """Count how often a model is right.
+
+    Args:
+        checkpoint: the model.
+        found: embeddings `(n, D)` of images by class.
+        beside_base: whether the images of base classes are those that the pristine base model was
+            measured on, so that forgetting can be told.
+    """
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
-    inside = [name for name in names if name in dataset.class_names]
-    made = embedder.classes(dataset.test, [dataset.label(name) for name in inside])
-    found = dict(zip(inside, made, strict=True))
     nothing = torch.empty(0, checkpoint.head.size)
     per_class = [found.get(name, nothing) for name in names]
     sizes = [len(embeddings) for embeddings in per_class]
@@ -113,22 +127,24 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
     table = table.view(len(names), len(names))
     right = table.diagonal()
 
-    def accuracy(part: slice) -> float:
-        return 100 * int(right[part].sum()) / max(1, sum(sizes[part]))
+    def accuracy(part: slice) -> float | None:
+        count = sum(sizes[part])
+        return 100 * int(right[part].sum()) / count if count else None
 
-    base, everything = accuracy(slice(n_base)), accuracy(slice(None))
-    novel = accuracy(slice(n_base, None)) if sum(sizes[n_base:]) else None
-    harmonic = None if novel is None else harmonic_mean(np.array([base]), np.array([novel])).item()
+    base, novel = accuracy(slice(n_base)), accuracy(slice(n_base, None))
+    harmonic = None
+    if base is not None and novel is not None:
+        harmonic = harmonic_mean(np.array([base]), np.array([novel])).item()
     return Evaluation(
         n_base=n_base,
         n_novel=len(names) - n_base,
         base_accuracy=base,
         novel_accuracy=novel,
-        global_accuracy=everything,
+        global_accuracy=accuracy(slice(None)) or 0.0,
         harmonic_mean=harmonic,
-        forgetting=checkpoint.base_accuracy - base,
+        forgetting=None if base is None or not beside_base else checkpoint.base_accuracy - base,
         per_class=tuple(
-            ClassAccuracy(name, accuracy(slice(i, i + 1)) if size else None, size, i < n_base)
+            ClassAccuracy(name, accuracy(slice(i, i + 1)), size, i < n_base)
             for i, (name, size) in enumerate(zip(names, sizes, strict=True))
         ),
         confusions=_worst_confusions(table, names),

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,6 +66,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, dict(file.metadata() or {})
+
+
+def checked_tensor(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    shape: tuple[int | None, ...],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A tensor of a file, of the shape that is wanted; None stands for any size.
+
+    Raises:
+        KeyError: there is none of that name.
+        ValueError: another shape or type, or a number that is not finite.
+    """
+    tensor = tensors[name]
+    fits = len(shape) == tensor.ndim and all(
+        want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or tensor.dtype != dtype:
+        raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} holds numbers that are not finite")
+    return tensor
 
 
 def file_hash(path: Path) -> str:

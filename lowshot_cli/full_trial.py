@@ -57,7 +57,7 @@ def score_full_trial(
     )
     n_base = checkpoint.meta.n_base
     base_rows, rows = proxies[:n_base], proxies[n_base:][None]
-    base_labels = [dataset.label(name) for name in checkpoint.base_classes]
+    base_labels = checkpoint.base_labels(dataset)
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
+from lowshot_cli.data.duplicates import leaking
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.evaluate import NovelQueries
@@ -37,6 +38,7 @@ class Materials:
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
         augmented: the same averaged over augmented views, where a method asks for it.
+        avoided: by label the positions of training images that are test images too, or nearly.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +51,7 @@ class Materials:
     novel: dict[int, NovelQueries]
     train: dict[int, Tensor]
     augmented: dict[int, Tensor]
+    avoided: dict[int, IntArray]
 
     @cached_property
     def available(self) -> dict[int, int]:
@@ -67,7 +70,7 @@ def prepare(
     """Embed what the plan needs."""
     proxies = checkpoint.head.base.proxies
     labels = sorted({label for group in plan.groups for label in group})
-    base_labels = [dataset.label(name) for name in checkpoint.base_classes]
+    base_labels = checkpoint.base_labels(dataset)
     n_base = len(base_labels)
     test = embedder.classes(dataset.test, [*base_labels, *labels])
     train = embedder.classes(dataset.train, labels)
@@ -93,6 +96,7 @@ def prepare(
         },
         train=dict(zip(labels, train, strict=True)),
         augmented=dict(zip(labels, augmented, strict=False)),
+        avoided={label: leaking(dataset, label) for label in labels},
     )
 
 
@@ -117,13 +121,20 @@ class Tile:
     drawn: IntArray
 
 
-def make_tile(piece: Piece, plan: Plan, available: Mapping[int, int], size: int) -> Tile:
+def make_tile(
+    piece: Piece,
+    plan: Plan,
+    available: Mapping[int, int],
+    avoided: Mapping[int, IntArray],
+    size: int,
+) -> Tile:
     """Draw the supports of a piece of work.
 
     Args:
         piece: the work.
         plan: the sweep it belongs to.
         available: number of training images by label.
+        avoided: positions of images that are not drawn while there are others, by label.
         size: number of trials to pad to.
     """
     groups, trials = plan.locate(piece)
@@ -134,7 +145,9 @@ def make_tile(piece: Piece, plan: Plan, available: Mapping[int, int], size: int)
     for label in np.unique(units):
         place = units == label
         own = np.broadcast_to(numbers[:, None], units.shape)[place]
-        drawn[place] = draw_supports(plan.seed, int(label), own, piece.shots, available[int(label)])
+        drawn[place] = draw_supports(
+            plan.seed, int(label), own, piece.shots, available[int(label)], avoided[int(label)]
+        )
     return Tile(piece.method, piece.shots, len(trials), units, numbers, drawn)
 
 

@@ -21,7 +21,11 @@ class SupportRecord(_Record):
 
 
 class Meta(_Record):
-    """What a checkpoint says about itself. Counts are (right, total) of the base test images."""
+    """What a checkpoint says about itself. Counts are (right, total) of the base test images.
+
+    Images have `image_size` pixels a side, which the backbone resizes to `input_size`, if any.
+    `renamed` maps the name of a class to the one it has in the dataset, where the two differ.
+    """
 
     format: Literal[1] = 1
     classes: tuple[str, ...]
@@ -31,6 +35,7 @@ class Meta(_Record):
     embedding_size: int = Field(ge=1, le=65536)
     mirror: bool
     image_size: int = Field(ge=8, le=1024)
+    input_size: int | None = Field(default=None, ge=8, le=1024)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     dataset: str
@@ -44,6 +49,7 @@ class Meta(_Record):
     version: str
     history: tuple[dict[str, Any], ...]
     supports: tuple[SupportRecord, ...] = ()
+    renamed: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Meta:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 INITIAL_SCALE = 10.0
 # Weights of the last stage and of the one before in an embedding whose trained part weighs 1.
 STAGE_WEIGHTS = (2.0, 1.0)
+# Length of an embedding before it is scaled to 1, with its stages.
 _LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
 # The root of a mean activation has no slope at 0 without it.
 _FLOOR = 1e-6
@@ -104,9 +105,10 @@ class Head:
         Args:
             rows: `(C, E)` unit rows, as trained.
             scale: the learned factor on the cosines of trained parts.
-            size: D.
+            size: D, which is E where the backbone shows no stages.
         """
-        return cls(widened(rows, size), scale * _LENGTH, len(rows))
+        length = _LENGTH if size > rows.shape[1] else 1.0
+        return cls(widened(rows, size), scale * length, len(rows))
 
     @property
     def size(self) -> int:
@@ -129,7 +131,8 @@ class EmbeddingNetwork(nn.Module):
     mean activations, centred, normalised and weighted, for the rows of novel classes to use.
 
     Attributes:
-        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`.
+        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`, or
+            to features alone.
         normalisation: applied to uint8 pixels before the backbone.
         centre: `(M,)` mean over images of what `stages` returns; None, as in
             training, leaves the stages out.
@@ -154,13 +157,19 @@ class EmbeddingNetwork(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
+    @torch.inference_mode()
+    def size(self, side: int) -> int:
+        """D, found with a blank image of `side` pixels."""
+        return int(self(torch.zeros(1, 3, side, side, device=self.device)).shape[1])
+
     def trained(self, images: Tensor) -> Tensor:
         """The trained part alone, `(B, E)` unit, of normalised images as they are."""
         return F.normalize(self.backbone(images)[0].float(), dim=1)
 
     def stages(self, images: Tensor) -> Tensor:
         """What the stages hold of images and their mirror images, `(B, M)`, not yet centred."""
-        return torch.cat(self._parts(images)[1:], 1)
+        trained, *stages = self._parts(images)
+        return torch.cat([trained[:, :0], *stages], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D = E + M."""
@@ -172,7 +181,7 @@ class EmbeddingNetwork(nn.Module):
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         trained, *stages = parts
-        if self.centre is None:
+        if self.centre is None or not stages:
             return trained
         centres = self.centre.split([stage.shape[1] for stage in stages])
         parts = [trained] + [

@@ -130,7 +130,12 @@ Holdout = Annotated[
     Option("--holdout", help="Training images per class kept back.", show_default="50"),
 ]
 Backbone = Annotated[
-    Optional[c.BackboneName], Option("--backbone", help="Network.", show_default="resnet9")
+    Optional[str],
+    Option(
+        "--backbone",
+        help="Network: resnet9, resnet18, torchvision:NAME or timm:NAME.",
+        show_default="resnet9",
+    ),
 ]
 Width = Annotated[
     Optional[int],
@@ -138,10 +143,32 @@ Width = Annotated[
 ]
 EmbeddingSize = Annotated[
     Optional[int],
-    Option("--embedding-size", help="Dimensions of the embedding.", show_default="64"),
+    Option("--embedding-size", help="Size of the embedding.", show_default="64: or the model's"),
+]
+Weights = Annotated[
+    Optional[str],
+    Option(
+        "--weights",
+        help="Start from the library's (DEFAULT) or a .safetensors, .pth or .pt file; "
+        "images for a torchvision or timm model are then normalised as ImageNet's.",
+        show_default="random",
+    ),
+]
+InputSize = Annotated[
+    Optional[int],
+    Option("--input-size", help="Side to resize images to.", show_default="none; 224 with weights"),
+]
+FreezeBackbone = Annotated[
+    Optional[bool],
+    Option("--freeze-backbone", help="Train the rows and projection alone.", show_default=False),
+]
+BackboneRate = Annotated[
+    Optional[float],
+    Option("--backbone-lr", help="Peak learning rate of the backbone.", show_default="--lr"),
 ]
 Epochs = Annotated[
-    Optional[int], Option("--epochs", help="Passes over the fit images.", show_default="54")
+    Optional[int],
+    Option("--epochs", help="Passes over fit images; 0 imprints base classes.", show_default="54"),
 ]
 BatchSize = Annotated[
     Optional[int], Option("--batch-size", help="Images per step.", show_default="128")
@@ -262,6 +289,60 @@ ResumeSweep = Annotated[
     Optional[Path],
     Option("--resume", help="Go on with this run folder.", show_default=False),
 ]
+ExportFolder = Annotated[
+    Optional[Path],
+    Option("--out", help="Folder to write to.", show_default="export in the work folder"),
+]
+ExportFormatName = Annotated[
+    c.ExportFormat, Option("--format", help="ONNX, a PyTorch program, or both.")
+]
+ExportOverwrite = Annotated[bool, Option("--overwrite", help="Replace an export that is there.")]
+CheckExport = Annotated[
+    bool,
+    Option("--check", help="Compare the export, made now or there already, with the checkpoint."),
+]
+CheckImages = Annotated[
+    Optional[list[Path]],
+    Option(
+        "--images",
+        help="Photos to check on: a file, folder or glob; repeat for several.",
+        show_default="test images, or noise",
+    ),
+]
+Sources = Annotated[
+    Optional[list[str]],
+    Argument(help="Images: files, folders, globs; - reads a list.", show_default=False),
+]
+ModelFile = Annotated[
+    Optional[Path],
+    Option("--checkpoint", help="Model to use.", show_default="the work folder's furthest"),
+]
+Top = Annotated[int, Option("--top", help="Most probable classes to name.", min=1)]
+Unknown = Annotated[bool, Option("--unknown", help="Mark images that are of no known class.")]
+FalseAlarm = Annotated[
+    float,
+    Option(
+        "--false-alarm",
+        help="Percent of hold-out images that may be taken for unknown ones.",
+        min=0,
+        max=100,
+    ),
+]
+Csv = Annotated[bool, Option("--csv", help="Print results as CSV.")]
+LabelledImages = Annotated[
+    Optional[list[str]],
+    Option(
+        "--images",
+        help="Photos of a class, as NAME=PATH: a file, folder or glob; repeat for several.",
+        show_default="the dataset's test images",
+    ),
+]
+OpenSet = Annotated[
+    bool, Option("--open-set", help="Also measure how classes never seen are rejected.")
+]
+OldName = Annotated[str, Argument(help="The class.", show_default=False)]
+NewName = Annotated[str, Argument(help="Its new name.", show_default=False)]
+Force = Annotated[bool, Option("--force", help="Base classes too.")]
 Clear = Annotated[bool, Option("--clear", help="Delete all cached embeddings.")]
 Version = Annotated[bool, Option("--version", help="Print the version and stop.", is_eager=True)]
 

@@ -13,20 +13,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lowshot_cli import __version__
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, load_config
 from lowshot_cli.data import Dataset
+from lowshot_cli.data.duplicates import leaking
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.files import write_atomically
-from lowshot_cli.materials import make_tile, prepare
+from lowshot_cli.materials import Materials, make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
 from lowshot_cli.trials import Outcome, run
+from lowshot_cli.version import __version__
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
 CONFIG, ABOUT = "config.yaml", "run.json"
@@ -114,8 +115,9 @@ def sweep(
             f"`lowshot sweep --resume {run_dir}` goes on",
         )
     summary = {
-        **_summary_of(tally, plan, dataset),
+        **_summary_of(tally, plan, materials),
         "base_accuracy_before": materials.base_accuracy,
+        "avoided_duplicates": sum(len(found) for found in materials.avoided.values()),
         "timing": {
             "embed_seconds": embedded - started,
             "trials_seconds": finished - embedded,
@@ -140,24 +142,25 @@ def _check_saveable(plan: Plan) -> None:
             )
 
 
-def _summary_of(tally: Tally, plan: Plan, dataset: Dataset) -> dict[str, Any]:
+def _summary_of(tally: Tally, plan: Plan, materials: Materials) -> dict[str, Any]:
     """What the trials add up to; of a sequence, cells describe the model after its last session."""
     if plan.sequence:
         sessions = tally.sessions(plan.ways)
         last = [entry for entry in sessions if entry["session"] == len(plan.groups)]
         return {"cells": last, "sessions": sessions}
-    classes = [_with_supports(entry, plan, dataset) for entry in tally.groups()]
+    classes = [_with_supports(entry, plan, materials) for entry in tally.groups()]
     return {"cells": tally.cells(), "paired": tally.paired(), "classes": classes}
 
 
-def _with_supports(entry: dict[str, Any], plan: Plan, dataset: Dataset) -> dict[str, Any]:
+def _with_supports(entry: dict[str, Any], plan: Plan, materials: Materials) -> dict[str, Any]:
     """Add the training indices of the supports that did best and worst, per class of the group."""
     labels = plan.groups[plan.names.index(entry["class"])]
-    members = [dataset.train.of_class(label) for label in labels]
+    members = [materials.dataset.train.of_class(label) for label in labels]
     supports: dict[str, list[list[int]]] = {"best_support": [], "worst_support": []}
     trials = [entry["best_trial"], entry["worst_trial"]]
     for label, index in zip(labels, members, strict=True):
-        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index))
+        avoided = materials.avoided[label]
+        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided)
         for found, chosen in zip(supports.values(), drawn, strict=True):
             found.append(index[torch.from_numpy(chosen)].tolist())
     return {**entry, **supports}
@@ -264,7 +267,9 @@ def rebuild(
     only = Piece(piece.method, piece.shots, piece.start + offset, piece.start + offset + 1)
     labels = plan.groups[int(plan.locate(only)[0][0])]
     members = {label: dataset.train.of_class(label) for label in labels}
-    tile = make_tile(only, plan, {label: len(members[label]) for label in labels}, 1)
+    available = {label: len(members[label]) for label in labels}
+    avoided = {label: leaking(dataset, label) for label in labels}
+    tile = make_tile(only, plan, available, avoided, 1)
     return from_trial(
         base,
         dataset,

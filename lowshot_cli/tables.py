@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lowshot_cli.base_model import TrainResult
 from lowshot_cli.evaluate import Evaluation
 from lowshot_cli.output import Output, percent, with_interval
+from lowshot_cli.predict import OpenSet, Prediction
 from lowshot_cli.report import caption
-from lowshot_cli.train import TrainResult
 
 
 def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
     """A training as in the `--json` contract."""
+    loaded = result.weights
+    weights = {"weights": asdict(loaded)} if loaded else {}
     return {
         "checkpoint": str(path),
         "base_accuracy": result.base_accuracy,
@@ -23,6 +28,7 @@ def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
         "train_seconds": result.train_seconds,
         "images_per_second": result.images_per_second,
         "n_classes": result.checkpoint.meta.n_base,
+        **weights,
     }
 
 
@@ -75,7 +81,11 @@ def show_estimate(output: Output, before: float, after: float, title: str) -> No
     )
 
 
-def show_evaluations(output: Output, found: Sequence[tuple[str, Evaluation]]) -> None:
+def show_evaluations(
+    output: Output,
+    found: Sequence[tuple[str, Evaluation]],
+    title: str = "accuracy on test images",
+) -> None:
     """One row per checkpoint."""
     output.table(
         ["checkpoint", "base %", "novel %", "all %", "harmonic", "forgetting", "classes"],
@@ -86,12 +96,81 @@ def show_evaluations(output: Output, found: Sequence[tuple[str, Evaluation]]) ->
                 percent(one.novel_accuracy),
                 percent(one.global_accuracy),
                 percent(one.harmonic_mean),
-                f"{one.forgetting:.1f}",
+                percent(one.forgetting),
                 f"{one.n_base} + {one.n_novel}",
             ]
             for name, one in found
         ],
-        title="accuracy on test images",
+        title=title,
+    )
+
+
+def predictions_json(found: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as in the `--json` contract."""
+    return [
+        {
+            "image": one.image,
+            "class": one.name,
+            "probability": one.probability,
+            "top": [list(entry) for entry in one.top],
+            "unknown": one.unknown,
+        }
+        for one in found
+    ]
+
+
+def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
+    """A line per image, whose path is never folded: class, probability, bar, runners-up."""
+    rows = [
+        (
+            one.image,
+            "unknown" if one.unknown else one.name,
+            f"{100 * one.probability:5.1f} %",
+            ("█" * round(_BAR * one.probability)).ljust(_BAR, "·"),
+            _others(one),
+        )
+        for one in found
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for image, name, *rest in rows:
+        cells = [image.ljust(widths[0]), name.ljust(widths[1]), *rest]
+        output.line("  ".join(cells).rstrip())
+
+
+_BAR = 10
+
+
+def _others(one: Prediction) -> str:
+    others = one.top if one.unknown else one.top[1:]
+    return ", ".join(f"{name} {100 * chance:.1f}" for name, chance in others)
+
+
+def predictions_csv(found: Sequence[Prediction]) -> str:
+    """Predictions as a CSV document, one row per image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "class", "probability", "unknown"])
+    writer.writerows([one.image, one.name, f"{one.probability:.6f}", one.unknown] for one in found)
+    return text.getvalue()
+
+
+def show_classes(output: Output, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """One row per class of a model."""
+    cells = [
+        [row["class"], row["kind"], "–" if row["shots"] is None else row["shots"], row["method"]]
+        for row in rows
+    ]
+    output.table(["class", "kind", "shots", "learnt by"], cells, title=title)
+
+
+def show_open_set(output: Output, name: str, found: OpenSet) -> None:
+    """How well images of classes the model never saw are told from those it knows."""
+    row = [name, percent(found.auroc), percent(found.false_alarm), percent(found.detected)]
+    output.table(
+        ["checkpoint", "AUROC %", "false alarms %", "unknown found %"],
+        [row],
+        title="images of unknown classes",
+        caption=f"{found.n_known:,} test images of known classes, {found.n_unknown:,} of others",
     )
 
 
@@ -100,6 +179,7 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
     rows = [
         [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
         for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy or 0))
+        if row.n or not row.is_base
     ]
     output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
     output.table(

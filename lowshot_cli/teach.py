@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, ImprintConfig
 from lowshot_cli.data import Dataset, Images
+from lowshot_cli.data.duplicates import leaking
 from lowshot_cli.data.photos import Photos
 from lowshot_cli.data.splits import draw_directions, draw_supports
 from lowshot_cli.embed import Views, embed
@@ -30,11 +32,20 @@ from lowshot_cli.model import EmbeddingNetwork, widened
 
 @dataclass(frozen=True)
 class Drawn:
-    """Support images of one class: indices into the training split and how to name them."""
+    """Support images of one class.
+
+    Attributes:
+        name: of the class.
+        indices: into the training split; none for photos outside the dataset.
+        described: how to name each.
+        redrawn: how many were drawn anew because they are test images too, or nearly; of photos,
+            how many were left out as the same picture as another.
+    """
 
     name: str
     indices: tuple[int, ...]
     described: tuple[str, ...]
+    redrawn: int = 0
 
 
 def imprint_classes(
@@ -69,14 +80,19 @@ def imprint_classes(
     for name, label in labels.items():
         checkpoint = _without_known(checkpoint, name, replace_known)
         members = dataset.train.of_class(label)
-        chosen = draw_supports(config.seed, label, [0], options.shots, len(members))[0]
+        avoided, count = leaking(dataset, label), len(members)
+        first, chosen = (
+            draw_supports(config.seed, label, [0], options.shots, count, avoiding)[0]
+            for avoiding in ((), avoided)
+        )
         indices = members[torch.from_numpy(chosen)]
         pixels = dataset.train.pixels[indices]
         row, support = _imprint_one(checkpoint, network, pixels, label, config)
         record = support_record(dataset.train, indices, options.method)
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
-        drawn.append(Drawn(name, record.indices, described))
+        redrawn = int(np.isin(first, avoided).sum())
+        drawn.append(Drawn(name, record.indices, described, redrawn))
     return set_bias(checkpoint, _shared_budget(checkpoint, options)), drawn
 
 
@@ -101,7 +117,9 @@ def imprint_photos(
     Raises:
         UsageError: not one class named, a known class, more shots than photos.
     """
-    options, count = config.imprint, len(photos.files)
+    options, given = config.imprint, len(photos.files)
+    photos = _distinct(photos)
+    count = len(photos.files)
     if options.classes is None or len(options.classes) != 1:
         raise UsageError("--images are of one class", "name it with one --class")
     (name,) = options.classes
@@ -120,8 +138,19 @@ def imprint_photos(
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
     taught = checkpoint.with_class(name, row, support, record)
-    drawn = Drawn(name, (), tuple(str(file) for file in files))
+    drawn = Drawn(name, (), tuple(str(file) for file in files), given - count)
     return set_bias(taught, _shared_budget(taught, options)), drawn
+
+
+def _distinct(photos: Photos) -> Photos:
+    """The photos without those that show, pixel for pixel, what an earlier one shows."""
+    first: dict[str, int] = {}
+    for place, image in enumerate(photos.pixels):
+        first.setdefault(pixel_hash(image), place)
+    kept = list(first.values())
+    return replace(
+        photos, pixels=photos.pixels[kept], files=tuple(photos.files[place] for place in kept)
+    )
 
 
 def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
@@ -195,6 +224,14 @@ def pixel_hash(pixels: Tensor) -> str:
     return hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=8).hexdigest()
 
 
+def repeats_of(checkpoint: Checkpoint, name: str, pixels: Tensor) -> int:
+    """How many of the images `(N, 3, S, S)` uint8 are supports of a class, pixel for pixel."""
+    if name not in checkpoint.novel_classes:
+        return 0
+    record = checkpoint.meta.supports[checkpoint.novel_classes.index(name)]
+    return sum(pixel_hash(image) in record.pixel_hashes for image in pixels)
+
+
 def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
     """Set the one bias of all novel classes; None means 0."""
     bias = 0.0
@@ -202,6 +239,23 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
         novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
         bias = operating_bias(novel[None], checkpoint.calibration, max_forgetting).item()
     return replace(checkpoint, head=replace(checkpoint.head, bias=bias))
+
+
+def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Remove a class and solve the bias of the remaining novel ones anew, if they had one.
+
+    Raises:
+        UsageError: the last base class.
+    """
+    removed = checkpoint.without_class(name)
+    if checkpoint.head.bias == 0:
+        return removed
+    budgets = [
+        step["options"]["max_forgetting"]
+        for step in checkpoint.meta.history
+        if "max_forgetting" in step["options"]
+    ]
+    return set_bias(removed, budget_of("whitened", budgets[-1] if budgets else None))
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> float:

@@ -4,65 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli import __version__
+from lowshot_cli.adopt import adopt
 from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, turn
-from lowshot_cli.backbones import build_backbone, pick_device, pick_dtype
-from lowshot_cli.checkpoint import SHAPING, Checkpoint
+from lowshot_cli.backbones import pick_device, pick_dtype
+from lowshot_cli.base_model import BaseTask, TrainResult, build_network, make_checkpoint, prepare
 from lowshot_cli.config import Config, TrainBaseConfig
 from lowshot_cli.data import Dataset
-from lowshot_cli.data.splits import base_classes, hash_keys, split_holdout
-from lowshot_cli.embed import centre_of_stages, embed
-from lowshot_cli.errors import Interrupted, TrainingError
-from lowshot_cli.meta import Meta
-from lowshot_cli.model import CosineClassifier, EmbeddingNetwork, Head, Normalisation, relabel
+from lowshot_cli.data.splits import hash_keys
+from lowshot_cli.embed import embed
+from lowshot_cli.errors import Interrupted, TrainingError, UsageError
+from lowshot_cli.model import CosineClassifier
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
+from lowshot_cli.weights import LoadedWeights
 
 _EPOCH_STREAM, _STEP_STREAM = 21, 22
 _FINAL_LR_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training made.
-
-    Attributes:
-        checkpoint: the base model.
-        base_accuracy: test accuracy in percent.
-        holdout_accuracy: hold-out accuracy in percent.
-        epochs: passes over the fit images.
-        train_seconds: the training loop with its hold-out evaluations, over all resumptions.
-        images_per_second: fit images through the loop per second.
-    """
-
-    checkpoint: Checkpoint
-    base_accuracy: float
-    holdout_accuracy: float
-    epochs: int
-    train_seconds: float
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The images of one training, as uint8 tensors with labels in head order."""
-
-    names: tuple[str, ...]
-    labels_in_dataset: list[int]
-    fit: Tensor
-    fit_labels: Tensor
-    holdout: Tensor
-    holdout_labels: Tensor
-    normalisation: Normalisation
-    flip: bool
 
 
 def train_base(
@@ -74,6 +39,8 @@ def train_base(
     should_stop: ShouldStop = never,
 ) -> TrainResult:
     """Train the base model; every epoch leaves a state from which training can go on.
+
+    With no epochs the base classes are imprinted instead (`adopt`).
 
     Order and augmentation of a step depend on the seed and the step's number alone, so a resumed
     run makes the same steps as an uninterrupted one.
@@ -92,38 +59,22 @@ def train_base(
         CheckpointError: no state to resume from, or one of another config.
     """
     options, device = config.train_base, pick_device(config.device)
-    task = _prepare(options, dataset)
+    if options.epochs == 0 and resume:
+        raise UsageError("--epochs 0 leaves no training to resume", "leave out --resume")
+    task = prepare(options, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        image_size = task.fit.shape[-1]
-        backbone = build_backbone(
-            options.backbone, options.width, options.embedding_size, image_size
-        )
-        network = EmbeddingNetwork(backbone, task.normalisation)
+        network, size, loaded = build_network(options, task, with_weights=not resume)
+        if options.epochs == 0:
+            network = network.to(device)
+            return adopt(config, dataset, task, network, loaded, on_progress, should_stop)
         n_rows = len(task.names) * (4 if options.rotation else 1)
-        trainee = CosineClassifier(network, n_rows, options.embedding_size).to(device)
+        trainee = CosineClassifier(network, n_rows, size).to(device)
     run = _Run(config, dataset.content_hash, task, trainee, state_path)
     if resume:
         run.restore()
     run.fit(on_progress, should_stop)
-    return run.result(dataset, on_progress)
-
-
-def _prepare(options: TrainBaseConfig, dataset: Dataset) -> _Task:
-    names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
-    labels = [dataset.class_names.index(name) for name in names]
-    fit, holdout = split_holdout(dataset.train, labels, options.holdout)
-    pixels = dataset.train.pixels
-    return _Task(
-        names=names,
-        labels_in_dataset=labels,
-        fit=pixels[fit],
-        fit_labels=relabel(dataset.train.labels[fit], labels),
-        holdout=pixels[holdout],
-        holdout_labels=relabel(dataset.train.labels[holdout], labels),
-        normalisation=Normalisation.of(pixels[fit]),
-        flip=dataset.mirror if options.flip is None else options.flip,
-    )
+    return run.result(dataset, loaded, on_progress)
 
 
 def one_cycle(step: int, total: int, warmup: float) -> float:
@@ -134,6 +85,30 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
     return max((total - step) / (total - turn), _FINAL_LR_SHARE)
 
 
+def parameter_groups(trainee: CosineClassifier, options: TrainBaseConfig) -> list[dict[str, Any]]:
+    """What is trained, for the optimiser: `peak` is a group's learning rate at its peak.
+
+    Matrices decay and vectors do not. `backbone_lr` sets the backbone apart from its projection,
+    the rows and the scale.
+    """
+    network = trainee.network
+    projection = list(network.backbone.get_submodule("project").parameters())
+    own = {id(parameter) for parameter in projection}
+    body = [p for p in network.parameters() if id(p) not in own]
+    parts = [(options.lr, [*body, *projection])]
+    if options.backbone_lr is not None:
+        parts = [(options.backbone_lr, body), (options.lr, projection)]
+    groups: list[dict[str, Any]] = []
+    for peak, parameters in parts:
+        trained = [p for p in parameters if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        groups.append({"params": matrices, "peak": peak, "weight_decay": options.weight_decay})
+        groups.append({"params": others, "peak": peak, "weight_decay": 0.0})
+    groups[-1]["params"] += [trainee.proxies, trainee.scale]
+    return groups
+
+
 class _Run:
     """A training under way: what changes from step to step."""
 
@@ -141,7 +116,7 @@ class _Run:
         self,
         config: Config,
         data_hash: str,
-        task: _Task,
+        task: BaseTask,
         trainee: CosineClassifier,
         state_path: Path,
     ) -> None:
@@ -153,18 +128,15 @@ class _Run:
         self.step, self.seconds, self.holdout_accuracy = 0, 0.0, 0.0
         self.device = trainee.network.device
         self.dtype = pick_dtype(self.options.precision, self.device)
-        matrices = [p for p in trainee.network.parameters() if p.ndim > 1]
-        others = [p for p in trainee.network.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.options.weight_decay},
-            {"params": [*others, trainee.proxies, trainee.scale], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
 
     def fit(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         """Make the steps that are left."""
         started, before, first_step = time.perf_counter(), self.seconds, self.step
         self.trainee.train()
+        if self.options.freeze_backbone:
+            self.trainee.network.backbone.eval()
         smooth_loss = math.nan
         while self.step < self.total_steps:
             epoch, index = divmod(self.step, self.steps_per_epoch)
@@ -233,7 +205,7 @@ class _Run:
         self.optimiser.zero_grad()
         loss.backward()
         for group in self.optimiser.param_groups:
-            group["lr"] = options.lr * one_cycle(self.step, self.total_steps, options.warmup)
+            group["lr"] = group["peak"] * one_cycle(self.step, self.total_steps, options.warmup)
         self.optimiser.step()
         return value
 
@@ -265,70 +237,25 @@ class _Run:
             "dataset": self.config.dataset,
             "data": self.data_hash,
             "seed": self.config.seed,
-            "train_base": self.options.model_dump(mode="json"),
+            "train_base": self.config.portable()["train_base"],
         }
 
-    def result(self, dataset: Dataset, on_progress: OnProgress) -> TrainResult:
+    def result(
+        self, dataset: Dataset, loaded: LoadedWeights | None, on_progress: OnProgress
+    ) -> TrainResult:
         """Turn the trained network into a checkpoint, measured on the test images."""
-        task, trained = self.task, self.trainee.network
-        centre = centre_of_stages(trained, task.holdout[SHAPING])
-        network = EmbeddingNetwork(trained.backbone, task.normalisation, centre, task.flip)
-        rows, scale = self.trainee.rows(len(task.names)), self.trainee.scale.item()
-        head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
-        test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
-        parts = (task.holdout, dataset.test.pixels[torch.cat(test)])
-        total, done, embedded = sum(len(part) for part in parts), 0, []
-        for part in parts:
-            embedded.append(embed(network, part))
-            done += len(part)
-            on_progress(Progress("embedding", done, total, milestone=done == total))
-        holdout, queries = embedded
-        right = head.predict(queries).split([len(index) for index in test])
-        counts = tuple(
-            (int((predicted == position).sum()), len(predicted))
-            for position, predicted in enumerate(right)
-        )
-        meta = self._meta(dataset, counts)
-        backbone = {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()}
-        found = head.predict(holdout) == task.holdout_labels
-        checkpoint = Checkpoint(
-            meta, head, backbone, holdout.half(), task.holdout_labels, found, centre
+        rows, scale = self.trainee.rows(len(self.task.names)), self.trainee.scale.item()
+        checkpoint, holdout_accuracy = make_checkpoint(
+            self.config, dataset, self.task, self.trainee.network, rows, scale, on_progress
         )
         return TrainResult(
             checkpoint=checkpoint,
             base_accuracy=checkpoint.base_accuracy,
-            holdout_accuracy=100 * found.double().mean().item(),
+            holdout_accuracy=holdout_accuracy,
             epochs=self.options.epochs,
             train_seconds=self.seconds,
             images_per_second=self.total_steps * self.batch_size / max(self.seconds, 1e-9),
-        )
-
-    def _meta(self, dataset: Dataset, counts: tuple[tuple[int, int], ...]) -> Meta:
-        options, portable = self.options, self.config.portable()
-        step = {
-            "command": "train_base",
-            "seed": self.config.seed,
-            "options": portable["train_base"],
-        }
-        return Meta(
-            classes=self.task.names,
-            n_base=len(self.task.names),
-            backbone=options.backbone,
-            width=options.width,
-            embedding_size=options.embedding_size,
-            image_size=self.task.fit.shape[-1],
-            mirror=self.task.flip,
-            mean=self.task.normalisation.mean,
-            std=self.task.normalisation.std,
-            dataset=dataset.name,
-            dataset_hash=dataset.content_hash,
-            class_order_seed=options.class_order_seed,
-            split=options.split,
-            holdout_per_class=options.holdout,
-            base_counts=counts,
-            config=portable,
-            version=__version__,
-            history=(step,),
+            weights=loaded,
         )
 
 

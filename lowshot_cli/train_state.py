@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lowshot_cli.backbones import load_state
 from lowshot_cli.config import difference
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import read_tensors, write_tensors
@@ -72,8 +73,9 @@ def restore_state(
             "resume with the same flags, or start anew without --resume",
         )
     prefix = "model."
-    model.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    load_state(
+        model,
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
     )
     for index, parameter in enumerate(_parameters(optimiser)):
         if (momentum := tensors.get(f"momentum.{index}")) is not None:

@@ -81,7 +81,8 @@ def _run_piece(
     piece: Piece, plan: Plan, materials: Materials, config: Config, on_progress: OnProgress
 ) -> Outcome:
     alone = piece.method == "finetune-full"
-    tile = make_tile(piece, plan, materials.available, 1 if alone else TILE)
+    size = 1 if alone else TILE
+    tile = make_tile(piece, plan, materials.available, materials.avoided, size)
     budget = budget_of(piece.method, config.sweep.max_forgetting)
     proxies = None
     if alone:

@@ -73,7 +73,7 @@ def full_data(
     checkpoint: Checkpoint, dataset: Dataset, supports: Sequence[Sequence[int]]
 ) -> FullData:
     """The fit images of the base classes and the support images of each novel class."""
-    labels = [dataset.label(name) for name in checkpoint.base_classes]
+    labels = checkpoint.base_labels(dataset)
     fit, _ = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     shots = torch.tensor([len(indices) for indices in supports])
     support = torch.tensor([index for indices in supports for index in indices])
@@ -96,7 +96,7 @@ def _finetune_network(
     proxies = finetune_full(
         network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress
     )
-    labels = [dataset.label(name) for name in checkpoint.base_classes]
+    labels = checkpoint.base_labels(dataset)
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     supports = embed(network, data.support_pixels)
     return replace(

@@ -237,7 +237,7 @@ def test_finetune_of_a_model_without_novel_classes_names_imprint(
         (["sweep", "--method=imprint,magic"], "method"),
         (["sweep", "--novel=0"], "novel"),
         (["train-base", "--overwrite", "--classes=0"], "classes"),
-        (["train-base", "--overwrite", "--epochs=0"], "epochs"),
+        (["train-base", "--overwrite", "--epochs=-1"], "epochs"),
         (["evaluate", "--seed=-1"], "seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

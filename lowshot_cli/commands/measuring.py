@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lowshot_cli import chain, tables
 from lowshot_cli import checkpoint as ckpt
 from lowshot_cli import evaluate as evaluation
+from lowshot_cli import predict as predicting
 from lowshot_cli import sweep as sweeping
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.commands.common import dataset_of, embedder_of, named, stopping
+from lowshot_cli.commands.common import (
+    dataset_of,
+    embedder_of,
+    model_in_use,
+    named,
+    stopping,
+    tell_skipped,
+)
 from lowshot_cli.commands.teaching import make_base
 from lowshot_cli.config import Config, difference, load_config
+from lowshot_cli.data.photos import find_photos, load_photos
+from lowshot_cli.embed import embed
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_writable
 from lowshot_cli.output import Output
 from lowshot_cli.report import plot_accuracy
+from lowshot_cli.teach import repeats_of
 
 
-def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
-    """Measure checkpoints side by side."""
+def evaluate(
+    config: Config, output: Output, paths: Sequence[Path], false_alarm: float | None = None
+) -> None:
+    """Measure checkpoints side by side; with a false-alarm rate, also on classes never seen."""
     if not paths:
         paths = [chain.chain_path(config.workdir, stage) for stage in chain.CHAIN]
         paths = [path for path in paths if path.is_file()]
@@ -29,6 +44,7 @@ def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
             f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
         )
     found: list[tuple[Path, evaluation.Evaluation]] = []
+    unknown: list[predicting.OpenSet] = []
     for path in paths:
         checkpoint = ckpt.load(path)
         if path.parent == config.workdir and path.stem in chain.CHAIN:
@@ -40,11 +56,50 @@ def evaluate(config: Config, output: Output, paths: Sequence[Path]) -> None:
         with output.progress() as on_progress:
             embedder = embedder_of(checkpoint, config, on_progress)
             found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+            if false_alarm is not None:
+                unknown.append(predicting.open_set(checkpoint, dataset, embedder, false_alarm))
     if not found:
         raise CheckpointError("every checkpoint named is stale", "make them again, base first")
-    output.data([tables.evaluation_json(path, one) for path, one in found])
+    answers = [tables.evaluation_json(path, one) for path, one in found]
+    for answer, measured in zip(answers, unknown, strict=False):
+        answer["open_set"] = asdict(measured)
+    output.data(answers)
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
+    for (path, _), measured in zip(found, unknown, strict=False):
+        tables.show_open_set(output, path.stem, measured)
     tables.show_details(output, found[-1][1], found[-1][0].stem)
+
+
+def evaluate_photos(
+    config: Config, output: Output, paths: Sequence[Path], labelled: Sequence[str]
+) -> None:
+    """Measure models on photos outside any dataset, given as NAME=PATH."""
+    sources: dict[str, list[Path]] = {}
+    for text in labelled:
+        name, equals, place = text.rpartition("=")
+        if not (equals and name and place):
+            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
+        sources.setdefault(name, []).append(Path(place))
+    answers, shown = [], []
+    for named_path in paths or (None,):
+        path, checkpoint = model_in_use(config, named_path)
+        network = checkpoint.network(pick_device(config.device))
+        embedded, repeated = {}, 0
+        for name, places in sources.items():
+            checkpoint.position(name)
+            files = find_photos(places, deep=True)
+            photos = load_photos(files, checkpoint.meta.image_size, config.skip_bad)
+            tell_skipped(output, photos.skipped)
+            repeated += repeats_of(checkpoint, name, photos.pixels)
+            embedded[name] = embed(network, photos.pixels)
+        if repeated:
+            output.note(f"{repeated} of the photos are among those the class was learnt from")
+        found = evaluation.tally(checkpoint, embedded, beside_base=False)
+        answers.append({**tables.evaluation_json(path, found), "repeated": repeated})
+        shown.append((path.stem, found))
+    output.data(answers)
+    tables.show_evaluations(output, shown, title="accuracy on the photos named")
+    tables.show_details(output, shown[-1][1], shown[-1][0])
 
 
 def sweep(
@@ -97,7 +152,7 @@ def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
     """A config that says how the base model is trained must not meet one trained otherwise."""
     if "train_base" not in config.model_fields_set:
         return
-    wanted = config.train_base.model_dump(mode="json")
+    wanted = config.portable()["train_base"]
     changed = difference(base.meta.config["train_base"], wanted)
     if changed:
         raise CheckpointError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli import chain, tables, teach, tuning
+from lowshot_cli import chain, tables, teach, tuning, weights
 from lowshot_cli import checkpoint as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import sweep as sweeping
 from lowshot_cli import train as training
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.choices import DEFAULT_WEIGHTS
 from lowshot_cli.commands.common import (
     dataset_of,
     embedder_of,
@@ -41,12 +42,17 @@ def make_base(
     """Train a base model into `path`, telling of it where `report` says so."""
     ensure_writable(path.parent)
     ensure_free(path, overwrite)
-    dataset = load(config, output)
+    if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
+        # Training finds them where the download leaves them.
+        weights.read_weights(config.train_base, show_progress=not output.quiet)
+    dataset = load(config, output, weights.photo_side(config))
     state = path.with_suffix(".state.safetensors")
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
     ckpt.save(result.checkpoint, path)
     state.unlink(missing_ok=True)
+    for note in result.weights.notes() if result.weights else ():
+        output.note(note)
     if report:
         output.data(tables.training_json(path, result))
         tables.show_training(output, result)
@@ -98,6 +104,8 @@ def imprint(
     )
     for d in drawn:
         output.line(f"{d.name}: learnt from {', '.join(d.described)}")
+        if d.redrawn:
+            output.note(f"{d.name}: {d.redrawn} supports drawn anew, being test images or nearly")
     _show_taught(output, config.imprint.method, taught, before, after)
     output.finish([path], "lowshot finetune")
 
@@ -131,6 +139,8 @@ def imprint_photos(
         }
     )
     output.line(f"{drawn.name}: learnt from {', '.join(drawn.described)}")
+    if drawn.redrawn:
+        output.note(f"{drawn.redrawn} photos left out, the same picture as another")
     title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
     tables.show_estimate(output, before, before - cost, title)
     output.finish([path], "lowshot finetune")

@@ -105,14 +105,19 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
         with Image.open(source) as image:
             # JPEG is decoded at the smallest scale that is at least twice the size.
             image.draft(None, (2 * image_size, 2 * image_size))
-            upright = as_rgb(ImageOps.exif_transpose(image))
-        square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+            return as_pixels(image, image_size)
     except UnidentifiedImageError:
         raise DataError("no known image format") from None
     # A damaged image may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"damaged: {reason}") from None
+
+
+def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
+    """An opened picture as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop."""
+    upright = as_rgb(ImageOps.exif_transpose(image))
+    square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from lowshot_cli.data.folder import decode
 from lowshot_cli.data.sources import is_image
+from lowshot_cli.data.store import ByteArray
 from lowshot_cli.errors import DataError
 
 _MOST_NAMED = 10
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,25 @@ class Photos:
     Attributes:
         pixels: `(N, 3, S, S)` uint8.
         files: of each.
-        skipped: a line about each one that was left out as unreadable.
+        unreadable: files that are not among them, each with the reason.
     """
 
     pixels: Tensor
     files: tuple[Path, ...]
-    skipped: tuple[str, ...]
+    unreadable: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """A line about each file that was left out."""
+        return tuple(f"{file} ({reason})" for file, reason in self.unreadable)
 
 
-def find_photos(sources: Iterable[Path]) -> list[Path]:
-    """Image files that are named, lie directly in a named folder, or match a named glob.
+def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
+    """Image files that are named, lie in a named folder, or match a named glob.
+
+    Args:
+        sources: files, folders and globs.
+        deep: look into folders within a folder too.
 
     Raises:
         DataError: a source that is absent or holds no images.
@@ -42,7 +54,8 @@ def find_photos(sources: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for source in sources:
         if source.is_dir():
-            files = sorted(path for path in source.iterdir() if is_image(path.name))
+            inside = source.rglob("*") if deep else source.iterdir()
+            files = sorted(path for path in inside if is_image(path.name) and path.is_file())
             if not files:
                 raise DataError(f"{source} has no images", "name a folder with image files in it")
         elif source.is_file():
@@ -57,8 +70,46 @@ def find_photos(sources: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def read_photos(files: Sequence[Path], image_size: int, batch: int = _BATCH) -> Iterator[Photos]:
+    """Decode image files in parallel, batch by batch; the next one is decoded meanwhile.
+
+    Args:
+        files: from `find_photos`.
+        image_size: side in pixels.
+        batch: files at once.
+    """
+
+    def read(path: Path) -> ByteArray | str:
+        try:
+            return decode(path, image_size)
+        except DataError as error:
+            return error.message
+
+    waiting: deque[list[tuple[Path, Future[ByteArray | str]]]] = deque()
+    pool = ThreadPoolExecutor()
+    try:
+        for start in range(0, len(files), batch):
+            chunk = files[start : start + batch]
+            waiting.append([(path, pool.submit(read, path)) for path in chunk])
+            if len(waiting) > 1:
+                yield _gathered(waiting.popleft(), image_size)
+        while waiting:
+            yield _gathered(waiting.popleft(), image_size)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _gathered(jobs: Sequence[tuple[Path, Future[ByteArray | str]]], image_size: int) -> Photos:
+    results = [(path, job.result()) for path, job in jobs]
+    good = [(path, pixels) for path, pixels in results if not isinstance(pixels, str)]
+    bad = tuple((path, reason) for path, reason in results if isinstance(reason, str))
+    empty = np.empty((0, 3, image_size, image_size), np.uint8)
+    stacked = np.stack([pixels for _, pixels in good]) if good else empty
+    return Photos(torch.from_numpy(stacked), tuple(path for path, _ in good), bad)
+
+
 def load_photos(files: Sequence[Path], image_size: int, skip_bad: bool = False) -> Photos:
-    """Decode image files in parallel.
+    """Decode image files.
 
     Args:
         files: from `find_photos`.
@@ -68,23 +119,21 @@ def load_photos(files: Sequence[Path], image_size: int, skip_bad: bool = False) 
     Raises:
         DataError: unreadable files, or none that can be read.
     """
+    parts = list(read_photos(files, image_size))
+    photos = Photos(
+        torch.cat([part.pixels for part in parts]),
+        tuple(file for part in parts for file in part.files),
+        tuple(bad for part in parts for bad in part.unreadable),
+    )
+    if photos.unreadable and not (skip_bad and photos.files):
+        raise cannot_read(photos.skipped, len(files))
+    return photos
 
-    def read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | str:
-        try:
-            return decode(path, image_size)
-        except DataError as error:
-            return f"{path} ({error.message})"
 
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(read, files))
-    bad = tuple(result for result in results if isinstance(result, str))
-    good = [(f, r) for f, r in zip(files, results, strict=True) if not isinstance(r, str)]
-    if bad and not (skip_bad and good):
-        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
-        raise DataError(
-            f"{len(bad)} of {len(files)} images cannot be read: "
-            f"{'; '.join(bad[:_MOST_NAMED])}{more}",
-            "repair or delete them, or leave them out with --skip-bad",
-        )
-    pixels = torch.from_numpy(np.stack([pixels for _, pixels in good]))
-    return Photos(pixels, tuple(file for file, _ in good), bad)
+def cannot_read(lines: Sequence[str], total: int) -> DataError:
+    """The error about unreadable files, of which the first ten are named."""
+    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return DataError(
+        f"{len(lines)} of {total} images cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
+        "repair or delete them, or leave them out with --skip-bad",
+    )

@@ -116,7 +116,12 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
 
 
 def draw_supports(
-    seed: int, label: int, trials: Sequence[int] | IntArray, shots: int, available: int
+    seed: int,
+    label: int,
+    trials: Sequence[int] | IntArray,
+    shots: int,
+    available: int,
+    avoided: Sequence[int] | IntArray = (),
 ) -> IntArray:
     """Draw the support images of many trials of one class.
 
@@ -126,6 +131,8 @@ def draw_supports(
         trials: trial numbers `(T,)`.
         shots: images per trial; a draw of fewer shots is a prefix of a draw of more.
         available: how many images the class has.
+        avoided: positions of images that are drawn only where all others are; the draws of the
+            others are as if these were not there.
 
     Returns:
         `(T, shots)` int64 positions among the class's images, distinct within a row.
@@ -140,6 +147,9 @@ def draw_supports(
         )
     numbers = np.asarray(trials, dtype=np.int64)[:, None]
     keys = hash_keys(seed, _SUPPORT_STREAM, label, numbers, np.arange(available)[None, :])
+    last = np.zeros(available, dtype=np.uint64)
+    last[np.asarray(avoided, dtype=np.int64)] = 1
+    keys = (keys >> np.uint64(1)) | (last << np.uint64(63))
     if shots < available:
         nearest = np.argpartition(keys, shots - 1, axis=1)[:, :shots]
     else:

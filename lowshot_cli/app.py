@@ -1,0 +1,111 @@
+"""The Typer app: how every command begins, and how known problems end it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from lowshot_cli import options as o
+from lowshot_cli.errors import ExitCode, LowshotError
+
+if TYPE_CHECKING:
+    from lowshot_cli.config import Config
+    from lowshot_cli.output import Output
+
+
+class _Commands(TyperGroup):
+    """Turns known problems into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LowshotError as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.DONE) from None
+        except OSError as error:
+            place = error.filename or "a file"
+            problem = LowshotError(
+                f"{place}: {error.strerror or error}", "check the space and your rights there"
+            )
+            _fail(problem)
+
+
+def _fail(error: LowshotError) -> NoReturn:
+    from lowshot_cli.output import show_error
+
+    show_error(error)
+    raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    name="lowshot",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Teach a trained image classifier a new class from a handful of images.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: o.Version = False) -> None:
+    if version:
+        from lowshot_cli.version import __version__
+
+        typer.echo(f"lowshot {__version__}")
+        raise typer.Exit
+
+
+def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
+    """Resolve the config from the flags whose names are config fields; open the output."""
+    from lowshot_cli.config import load_config
+    from lowshot_cli.output import Output
+
+    # An option that may be repeated and was not typed is an empty tuple.
+    flags = {name: value for name, value in ctx.params.items() if value != ()}
+    control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}
+    for name in _NOT_CONFIG:
+        flags.pop(name, None)
+    config = load_config(control["config"], section, flags)
+    if control["print_config"]:
+        typer.echo(config.to_yaml(), nl=False)
+        raise typer.Exit
+    return config, Output(as_json=bool(control["json"]), quiet=bool(control["quiet"]))
+
+
+_NOT_CONFIG = (
+    "checkpoint",
+    "checkpoints",
+    "out",
+    "overwrite",
+    "resume",
+    "add",
+    "replace",
+    "from_run",
+    "images",
+    "trial",
+    "save_models",
+    "clear",
+    "command",
+    "csv",
+    "false_alarm",
+    "force",
+    "labelled",
+    "most",
+    "name",
+    "new_name",
+    "open_set",
+    "sources",
+    "unknown",
+    "format",
+    "check",
+)

@@ -1,0 +1,186 @@
+"""The command line, continued: commands that use a model, and those about models and data."""
+
+from __future__ import annotations
+
+import typer
+
+from lowshot_cli import options as o
+from lowshot_cli.app import app, begin
+
+
+@app.command("predict")
+def predict(
+    ctx: typer.Context,
+    sources: o.Sources = None,
+    most: o.Top = 3,
+    unknown: o.Unknown = False,
+    false_alarm: o.FalseAlarm = 5.0,
+    csv: o.Csv = False,
+    checkpoint: o.ModelFile = None,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    skip_bad: o.SkipBad = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Say what is in images: files, folders, globs, or `-` for a list on standard input.
+
+    Example: lowshot predict photos/
+
+    Example: lowshot predict photos/ --unknown --false-alarm 5 --csv
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import using
+
+    using.predict(
+        settings, output, sources, most, false_alarm if unknown else None, csv, checkpoint
+    )
+
+
+classes = typer.Typer(no_args_is_help=True, help="List, remove and rename the classes of a model.")
+app.add_typer(classes, name="classes")
+
+
+@classes.command("list")
+def classes_list(
+    ctx: typer.Context,
+    checkpoint: o.ModelFile = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List the classes that a model knows and how it learnt them.
+
+    Example: lowshot classes list
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import using
+
+    using.list_classes(settings, output, checkpoint)
+
+
+@classes.command("remove")
+def classes_remove(
+    ctx: typer.Context,
+    name: o.OldName,
+    force: o.Force = False,
+    checkpoint: o.ModelFile = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a model forget a class.
+
+    Example: lowshot classes remove "my mug"
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import using
+
+    using.remove_class(settings, output, name, force, checkpoint)
+
+
+@classes.command("rename")
+def classes_rename(
+    ctx: typer.Context,
+    name: o.OldName,
+    new_name: o.NewName,
+    force: o.Force = False,
+    checkpoint: o.ModelFile = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Call a class of a model otherwise.
+
+    Example: lowshot classes rename "my mug" "blue mug"
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import using
+
+    using.rename_class(settings, output, name, new_name, force, checkpoint)
+
+
+@app.command("export")
+def export(
+    ctx: typer.Context,
+    format: o.ExportFormatName = "all",
+    check: o.CheckExport = False,
+    images: o.CheckImages = None,
+    checkpoint: o.CheckpointFile = None,
+    out: o.ExportFolder = None,
+    overwrite: o.ExportOverwrite = False,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    skip_bad: o.SkipBad = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    seed: o.Seed = None,
+    device: o.DeviceName = None,
+    workdir: o.Workdir = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write the model as ONNX and as a PyTorch program, with labels and a model card.
+
+    Example: lowshot export
+
+    Example: lowshot export --format onnx --check
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import exporting
+
+    exporting.export(settings, output, checkpoint, out, format, overwrite, check, images or [])
+
+
+data = typer.Typer(no_args_is_help=True, help="Look at datasets and at the cache.")
+app.add_typer(data, name="data")
+
+
+@data.command("classes")
+def data_classes(
+    ctx: typer.Context,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List a dataset's classes.
+
+    Example: lowshot data classes --dataset glyphs
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import data
+
+    data.data_classes(settings, output)
+
+
+@data.command("cache")
+def data_cache(
+    ctx: typer.Context,
+    clear: o.Clear = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show the embedding cache, or empty it.
+
+    Example: lowshot data cache --clear
+    """
+    _, output = begin(ctx, None)
+    from lowshot_cli.commands import data
+
+    data.data_cache(output, clear)
