@@ -1,4 +1,4 @@
-"""A base model without training: a backbone as it is, whose base classes are imprinted."""
+"""A base model without training: its base classes are imprinted, or those of its classifier."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import time
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.base_model import BaseTask, TrainResult, make_checkpoint
+from lowshot_cli.base_model import (
+    BaseTask,
+    TrainResult,
+    build_network,
+    describe,
+    make_checkpoint,
+)
+from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, Images
 from lowshot_cli.embed import Embedder
-from lowshot_cli.errors import Interrupted, TrainingError
+from lowshot_cli.errors import Interrupted, TrainingError, UsageError
 from lowshot_cli.imprint import imprint
-from lowshot_cli.model import EmbeddingNetwork
+from lowshot_cli.model import INITIAL_SCALE, EmbeddingNetwork, Head
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop
-from lowshot_cli.weights import LoadedWeights
+from lowshot_cli.weights import LoadedWeights, classifier_rows, preprocessing, read_weights
 
 
 def adopt(
@@ -70,3 +78,50 @@ def _ensure_unit(rows: Tensor, task: BaseTask) -> None:
                 f"the backbone's features of {name!r} are zero or not finite",
                 "give weights with --weights, or train with --epochs",
             )
+
+
+def adopt_without_data(config: Config) -> TrainResult:
+    """A base model from a weights file alone, whose rows are those of its classifier, normalised.
+
+    It has no hold-out, so nothing can be calibrated on it.
+
+    Args:
+        config: `train_base` with weights, no epochs and the names of all classes in the order of
+            the classifier's outputs.
+
+    Raises:
+        UsageError: one of these is missing.
+        CheckpointError: weights that cannot be used, or without that classifier.
+    """
+    options, names = config.train_base, config.train_base.classes
+    expected = preprocessing(options)
+    if expected is None or options.epochs or not isinstance(names, tuple):
+        raise UsageError(
+            "--dataset none adopts a classifier from its weights",
+            "give --backbone torchvision:NAME --weights FILE --epochs 0 and all --classes by name",
+        )
+    side = config.image_size or expected.side
+    pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
+    nothing = Images(pixels, labels)
+    flip = options.flip is not False
+    task = BaseTask(
+        names, [], pixels, labels, pixels, labels, expected.normalisation, flip, options.input_size
+    )
+    network, size, loaded = build_network(options, task, with_weights=True)
+    rows = classifier_rows(network.backbone, read_weights(options))
+    if len(rows) != len(names):
+        raise UsageError(
+            f"--classes names {len(names)} classes, the classifier has {len(rows)}",
+            "name them all, in the order of its outputs",
+        )
+    dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
+    checkpoint = Checkpoint(
+        describe(config, dataset, task, size, ((0, 0),) * len(names)),
+        Head.of_base(F.normalize(rows, dim=1), INITIAL_SCALE, size),
+        {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
+        holdout=torch.empty(0, size).half(),
+        holdout_labels=labels,
+        holdout_right=labels.bool(),
+        centre=torch.empty(0),
+    )
+    return TrainResult(checkpoint, None, None, 0, 0.0, 0.0, loaded)

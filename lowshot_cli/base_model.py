@@ -30,8 +30,8 @@ class TrainResult:
 
     Attributes:
         checkpoint: the base model.
-        base_accuracy: test accuracy in percent.
-        holdout_accuracy: hold-out accuracy in percent.
+        base_accuracy: test accuracy in percent; None where there are no images.
+        holdout_accuracy: hold-out accuracy in percent, likewise.
         epochs: passes over the fit images.
         train_seconds: the training loop with its hold-out evaluations, over all resumptions.
         images_per_second: fit images through the loop per second.
@@ -39,8 +39,8 @@ class TrainResult:
     """
 
     checkpoint: Checkpoint
-    base_accuracy: float
-    holdout_accuracy: float
+    base_accuracy: float | None
+    holdout_accuracy: float | None
     epochs: int
     train_seconds: float
     images_per_second: float
@@ -170,7 +170,7 @@ def make_checkpoint(
     )
     found = head.predict(holdout) == task.holdout_labels
     checkpoint = Checkpoint(
-        _meta(config, dataset, task, rows.shape[1], counts),
+        describe(config, dataset, task, rows.shape[1], counts),
         head,
         {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
         holdout.half(),
@@ -181,9 +181,10 @@ def make_checkpoint(
     return checkpoint, 100 * found.double().mean().item()
 
 
-def _meta(
+def describe(
     config: Config, dataset: Dataset, task: BaseTask, size: int, counts: tuple[tuple[int, int], ...]
 ) -> Meta:
+    """What a checkpoint says of a base model whose embeddings' trained part has `size` numbers."""
     options, portable = config.train_base, config.portable()
     step = {"command": "train_base", "seed": config.seed, "options": portable["train_base"]}
     return Meta(

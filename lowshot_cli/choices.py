@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-DatasetName = Literal["cifar100", "folder", "glyphs"]
+DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["seeded", "alphabetical"]

@@ -149,7 +149,8 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.normalisation, self.mirror = normalisation, mirror
-        self.register_buffer("centre", centre)
+        # A tensor of no numbers cannot be exported.
+        self.register_buffer("centre", centre if centre is not None and len(centre) else None)
         self.centre: Tensor | None
 
     @property
@@ -181,7 +182,7 @@ class EmbeddingNetwork(nn.Module):
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         trained, *stages = parts
-        if self.centre is None or not stages:
+        if self.centre is None:
             return trained
         centres = self.centre.split([stage.shape[1] for stage in stages])
         parts = [trained] + [

@@ -105,7 +105,8 @@ def imprint_photos(
 ) -> tuple[Checkpoint, Drawn]:
     """Add one class from photos outside any dataset; the checkpoint alone is needed.
 
-    All photos are used, or a seeded draw of `shots` where the config names that number.
+    All photos are used, or a seeded draw of `shots` where the config names that number. A model
+    that was adopted without data learns by the plain mean, with bias 0.
 
     Args:
         checkpoint: the model to add to.
@@ -117,6 +118,9 @@ def imprint_photos(
     Raises:
         UsageError: not one class named, a known class, more shots than photos.
     """
+    if not can_calibrate(checkpoint):
+        plain = config.imprint.model_copy(update={"method": "imprint", "max_forgetting": "none"})
+        config = config.model_copy(update={"imprint": plain})
     options, given = config.imprint, len(photos.files)
     photos = _distinct(photos)
     count = len(photos.files)
@@ -222,6 +226,11 @@ def support_record(images: Images, indices: Tensor, method: str) -> SupportRecor
 def pixel_hash(pixels: Tensor) -> str:
     """Hex digest of one image's pixels."""
     return hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=8).hexdigest()
+
+
+def can_calibrate(checkpoint: Checkpoint) -> bool:
+    """Whether there are hold-out images to set a bias on; a model adopted without data has none."""
+    return len(checkpoint.holdout) > 0
 
 
 def repeats_of(checkpoint: Checkpoint, name: str, pixels: Tensor) -> int:

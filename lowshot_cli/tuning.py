@@ -19,7 +19,7 @@ from lowshot_cli.imprint import budget_of
 from lowshot_cli.meta import SupportRecord
 from lowshot_cli.model import relabel
 from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.teach import pixel_hash, rows_of, set_bias
+from lowshot_cli.teach import can_calibrate, pixel_hash, rows_of, set_bias
 
 
 def finetune(
@@ -44,6 +44,11 @@ def finetune(
     options = config.finetune
     if not checkpoint.novel_classes:
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
+    if not can_calibrate(checkpoint):
+        raise UsageError(
+            "the model was adopted without data, so nothing holds new rows off its base classes",
+            "adopt it with images of its base classes: --dataset folder",
+        )
     if options.scope == "full":
         if dataset is None:
             raise UsageError("--scope full needs the images", "name them with --data-dir")

@@ -224,6 +224,24 @@ def load_weights(
     )
 
 
+def classifier_rows(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Weights `(C, E)` of the classifier that a backbone leaves out of a state dict.
+
+    Raises:
+        CheckpointError: the state dict has no such layer, or not one row a class.
+    """
+    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    assert isinstance(inner, Published)
+    given = _renamed(tensors, inner.model.state_dict())
+    rows = given.get(f"{inner.classifier[0]}.weight") if inner.classifier else None
+    if rows is None or rows.flatten(1).shape[1] != inner.embedding_size:
+        raise CheckpointError(
+            "the weights hold no classifier of this backbone's features",
+            "adopt it with its images: --dataset folder --data-dir ...",
+        )
+    return rows.flatten(1).float()
+
+
 def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that the model has for them."""
     plain = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", n)): t for n, t in tensors.items()}

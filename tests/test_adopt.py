@@ -378,3 +378,47 @@ def test_weights_in_a_config_survive_printing(tmp_path: Path) -> None:
     assert load_config(tmp_path / "again.yaml") == config
     assert config.train_base.embedding_size is None
     assert Config().train_base.embedding_size == 64
+
+
+def test_a_classifier_is_adopted_without_data(
+    lowshot: RunCommand, pth: Path, published: dict[str, Tensor], tmp_path: Path, glyphs: Dataset
+) -> None:
+    names = [f"class {number}" for number in range(1000)]
+    alone = ("train-base", "--dataset", "none", "--backbone", BACKBONE, "--weights", pth)
+    config = tmp_path / "names.yaml"
+    config.write_text(json.dumps({"image_size": 32, "train_base": {"classes": names, "epochs": 0}}))
+    result = lowshot(*alone, "--config", config, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["base_accuracy"] is None
+    base = load(tmp_path / "runs" / "base.safetensors")
+    assert base.meta.classes == tuple(names)
+    torch.testing.assert_close(base.head.proxies, F.normalize(published["fc.weight"], dim=1))
+
+    folder = tmp_path / "mug"
+    folder.mkdir()
+    for number in range(3):
+        pixels = glyphs.train.pixels[number].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    result = lowshot("imprint", "--class", "my mug", "--images", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "not calibrated: the model was adopted without data" in result.stdout
+    model = load(tmp_path / "runs" / "imprinted.safetensors")
+    torch.testing.assert_close(model.head.proxies[-1], imprint(model.supports[0]))
+    assert model.head.bias == 0
+    for refused in (["finetune"], ["predict", folder, "--unknown"], ["evaluate"], ["sweep"]):
+        result = lowshot(*refused)
+        assert result.exit_code in (2, 3), refused
+        assert "error:" in result.stderr
+    result = lowshot("predict", folder, "--json")
+    assert {entry["class"] for entry in json.loads(result.stdout)} == {"my mug"}
+    assert lowshot("export", "--format", "torch").exit_code == 0
+
+
+def test_adopting_without_data_needs_all_it_says(lowshot: RunCommand, pth: Path) -> None:
+    alone = ["train-base", "--dataset", "none", "--epochs", 0, "--image-size", 32]
+    result = lowshot(*alone)
+    assert result.exit_code == 2
+    assert "--weights FILE" in result.stderr
+    result = lowshot(*alone, "--backbone", BACKBONE, "--weights", pth, "--classes", "cup,plate")
+    assert result.exit_code == 2
+    assert "names 2 classes, the classifier has 1000" in result.stderr

@@ -10,7 +10,9 @@ from lowshot_cli import checkpoint as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import sweep as sweeping
 from lowshot_cli import train as training
+from lowshot_cli.adopt import adopt_without_data
 from lowshot_cli.backbones import pick_device
+from lowshot_cli.base_model import TrainResult
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import DEFAULT_WEIGHTS
 from lowshot_cli.commands.common import (
@@ -45,19 +47,28 @@ def make_base(
     if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
         # Training finds them where the download leaves them.
         weights.read_weights(config.train_base, show_progress=not output.quiet)
+    if config.dataset == "none":
+        _finish_base(output, path, adopt_without_data(config), report, None)
+        return
     dataset = load(config, output, weights.photo_side(config))
     state = path.with_suffix(".state.safetensors")
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
-    ckpt.save(result.checkpoint, path)
+    novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
+    _finish_base(output, path, result, report, novel[0] if novel else None)
     state.unlink(missing_ok=True)
+
+
+def _finish_base(
+    output: Output, path: Path, result: TrainResult, report: bool, novel: str | None
+) -> None:
+    ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
         output.note(note)
     if report:
         output.data(tables.training_json(path, result))
         tables.show_training(output, result)
-    novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
-    then = f"lowshot imprint --class {_quoted(novel[0])} --shots 5" if novel and report else None
+    then = f"lowshot imprint --class {_quoted(novel)} --shots 5" if novel and report else None
     output.finish([path], then)
 
 
@@ -127,12 +138,14 @@ def imprint_photos(
     tell_skipped(output, photos.skipped)
     network = parent.network(pick_device(config.device))
     taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
-    before, cost = teach.expected_accuracy(taught), teach.expected_forgetting(taught)
+    calibrated = teach.can_calibrate(taught)
+    cost = teach.expected_forgetting(taught) if calibrated else None
     ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
+    method = taught.meta.supports[-1].method
     output.data(
         {
             "checkpoint": str(path),
-            "method": config.imprint.method,
+            "method": method,
             "bias": taught.head.bias,
             "expected_forgetting": cost,
             "classes": [{"class": drawn.name, "support": list(drawn.described)}],
@@ -141,9 +154,13 @@ def imprint_photos(
     output.line(f"{drawn.name}: learnt from {', '.join(drawn.described)}")
     if drawn.redrawn:
         output.note(f"{drawn.redrawn} photos left out, the same picture as another")
-    title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
-    tables.show_estimate(output, before, before - cost, title)
-    output.finish([path], "lowshot finetune")
+    title = f"{method}, bias {taught.head.bias:+.3f}"
+    if cost is None:
+        output.line(f"{title}, not calibrated: the model was adopted without data")
+    else:
+        before = teach.expected_accuracy(taught)
+        tables.show_estimate(output, before, before - cost, title)
+    output.finish([path], "lowshot finetune" if calibrated else None)
 
 
 def _parent(config: Config, add: bool, source: Path | None) -> tuple[Checkpoint, str]:

@@ -122,6 +122,11 @@ def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
         return cifar.load(config.data_folder)
     if config.dataset == "glyphs":
         return glyphs.make(size or glyphs.IMAGE_SIZE)
+    if config.dataset == "none":
+        raise DataError(
+            "a model adopted without data has no dataset",
+            "use `imprint --images`, `predict` and `evaluate --images`",
+        )
     if config.data_dir is None:
         raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
     return folder.load(config.data_dir, size or folder.IMAGE_SIZE, image_cache(), config.skip_bad)
