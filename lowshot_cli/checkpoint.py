@@ -256,8 +256,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         "stages.centre": checkpoint.centre,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Versions that did not know of it read such files as well.
-    left_out = {"input_size"} if checkpoint.meta.input_size is None else None
+    # Versions that did not know of these read files without them as well.
+    left_out = {name for name in ("input_size", "renamed") if not getattr(checkpoint.meta, name)}
     text = json.dumps(checkpoint.meta.model_dump(mode="json", exclude=left_out), sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ def check(
     """
     _check_labels(checkpoint, folder / LABELS_FILE)
     runs = {name: _load(folder / name) for name in models}
-    network, head = checkpoint.network(), checkpoint.head
+    network, head = fused(checkpoint.network()), checkpoint.head
     largest, equal = 0.0, True
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH].contiguous()

@@ -97,9 +97,10 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     check_dataset(checkpoint, dataset)
     options, meta = config.sweep, checkpoint.meta
     order = class_order(dataset, meta.split, meta.class_order_seed)
-    names = _novel_names([name for name in order if name not in meta.classes], options, config.seed)
+    known = {checkpoint.dataset_name(name) for name in meta.classes}
+    names = _novel_names([name for name in order if name not in known], options, config.seed)
     for name in names:
-        if name in meta.classes:
+        if name in known:
             raise UsageError(f"{name!r} is a base class", "name novel classes in --novel")
     labels = [dataset.label(name) for name in names]
     fewest = min(len(dataset.train.of_class(label)) for label in labels)

@@ -239,6 +239,10 @@ def test_base_classes_are_changed_by_force_alone(
     assert lowshot("classes", "rename", name, "[/red] mug", "--force").exit_code == 0
     after = json.loads(lowshot("evaluate", "--json").stdout)[0]
     assert after["base_accuracy"] == before["base_accuracy"]
+    # Under another name it is a base class still, and no novel one to a sweep.
+    result = lowshot("sweep", "--novel", name, "--trials", 1)
+    assert result.exit_code == 2
+    assert "is a base class" in result.stderr
     assert lowshot("classes", "remove", "[/red] mug", "--force").exit_code == 0
     model = load(path)
     assert len(model.meta.classes) == 11

@@ -14,6 +14,7 @@ from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, load_dataset
+from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.embed import Embedder, user_cache
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import ensure_free, ensure_writable
@@ -73,6 +74,15 @@ def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Datase
             f"say --dataset {wanted}, or name another --workdir or --checkpoint",
         )
     return load(meant, output, checkpoint.meta.image_size)
+
+
+def photos_at(
+    config: Config, output: Output, sources: Sequence[Path], image_size: int, deep: bool = False
+) -> Photos:
+    """The photos that files, folders and globs name; those that were left out are told of."""
+    photos = load_photos(find_photos(sources, deep), image_size, config.skip_bad)
+    tell_skipped(output, photos.skipped)
+    return photos
 
 
 def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:

@@ -12,10 +12,9 @@ from torch import Tensor
 from lowshot_cli import export as exporter
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import ExportFormat
-from lowshot_cli.commands.common import dataset_of, model_in_use, named, tell_skipped
+from lowshot_cli.commands.common import dataset_of, model_in_use, named, photos_at
 from lowshot_cli.config import Config
 from lowshot_cli.data import cifar
-from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.files import ensure_writable
 from lowshot_cli.output import Output
@@ -87,9 +86,7 @@ def _check_images(
     """What to check a model on, in words and as `(N, 3, S, S)` uint8; nothing is downloaded."""
     size = checkpoint.meta.image_size
     if images:
-        photos = load_photos(find_photos(images), size, config.skip_bad)
-        tell_skipped(output, photos.skipped)
-        return "photos", photos.pixels
+        return "photos", photos_at(config, output, images, size).pixels
     generator = torch.Generator().manual_seed(config.seed)
     pixels = _test_images(config, output, checkpoint)
     if pixels is None or not len(pixels):

@@ -18,13 +18,12 @@ from lowshot_cli.commands.common import (
     embedder_of,
     model_in_use,
     named,
+    photos_at,
     stopping,
-    tell_skipped,
 )
 from lowshot_cli.commands.teaching import make_base
 from lowshot_cli.config import Config, difference, load_config
-from lowshot_cli.data.photos import find_photos, load_photos
-from lowshot_cli.embed import embed
+from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_writable
 from lowshot_cli.output import Output
@@ -83,13 +82,11 @@ def evaluate_photos(
     answers, shown = [], []
     for named_path in paths or (None,):
         path, checkpoint = model_in_use(config, named_path)
-        network = checkpoint.network(pick_device(config.device))
+        network = fused(checkpoint.network(pick_device(config.device)))
         embedded, repeated = {}, 0
         for name, places in sources.items():
             checkpoint.position(name)
-            files = find_photos(places, deep=True)
-            photos = load_photos(files, checkpoint.meta.image_size, config.skip_bad)
-            tell_skipped(output, photos.skipped)
+            photos = photos_at(config, output, places, checkpoint.meta.image_size, deep=True)
             repeated += repeats_of(checkpoint, name, photos.pixels)
             embedded[name] = embed(network, photos.pixels)
         if repeated:

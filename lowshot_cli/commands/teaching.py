@@ -19,12 +19,11 @@ from lowshot_cli.commands.common import (
     dataset_of,
     embedder_of,
     load,
+    photos_at,
     stopping,
     target,
-    tell_skipped,
 )
 from lowshot_cli.config import Config
-from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.errors import UsageError
 from lowshot_cli.files import ensure_free, ensure_writable, file_hash
 from lowshot_cli.output import Output
@@ -134,8 +133,7 @@ def imprint_photos(
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
     path = target(config, "imprinted", out, overwrite)
     parent, ancestor = _parent(config, add, source)
-    photos = load_photos(find_photos(images), parent.meta.image_size, config.skip_bad)
-    tell_skipped(output, photos.skipped)
+    photos = photos_at(config, output, images, parent.meta.image_size)
     network = parent.network(pick_device(config.device))
     taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
     calibrated = teach.can_calibrate(taught)

@@ -14,7 +14,8 @@ from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.commands.common import model_in_use, tell_skipped
 from lowshot_cli.config import Config
-from lowshot_cli.data.photos import cannot_read, find_photos
+from lowshot_cli.data.photos import find_photos
+from lowshot_cli.data.store import cannot_read
 from lowshot_cli.errors import UsageError
 from lowshot_cli.output import Output
 
@@ -50,7 +51,7 @@ def predict(
         tables.show_predictions(output, found)
     lines = [f"{one.file} ({one.reason})" for one in unreadable]
     if unreadable and not config.skip_bad:
-        raise cannot_read(lines, len(files))
+        raise cannot_read(lines, f"{len(files)} images")
     tell_skipped(output, lines)
 
 

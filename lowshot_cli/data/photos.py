@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lowshot_cli.data.folder import decode
 from lowshot_cli.data.sources import is_image
-from lowshot_cli.data.store import ByteArray
+from lowshot_cli.data.store import ByteArray, cannot_read
 from lowshot_cli.errors import DataError
 
-_MOST_NAMED = 10
 _BATCH = 256
 
 
@@ -126,14 +125,5 @@ def load_photos(files: Sequence[Path], image_size: int, skip_bad: bool = False) 
         tuple(bad for part in parts for bad in part.unreadable),
     )
     if photos.unreadable and not (skip_bad and photos.files):
-        raise cannot_read(photos.skipped, len(files))
+        raise cannot_read(photos.skipped, f"{len(files)} images")
     return photos
-
-
-def cannot_read(lines: Sequence[str], total: int) -> DataError:
-    """The error about unreadable files, of which the first ten are named."""
-    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
-    return DataError(
-        f"{len(lines)} of {total} images cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
-        "repair or delete them, or leave them out with --skip-bad",
-    )

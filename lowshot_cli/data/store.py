@@ -76,14 +76,23 @@ def load_or_decode(
     bad = [f"{n} ({why})" for _, about in opened.values() for n, why in about.bad.items()]
     if bad and not skip_bad:
         total = sum(len(group) for classes in splits.values() for group in classes)
-        more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
-        raise DataError(
-            f"{len(bad)} of {total} images in {root} cannot be read: "
-            f"{'; '.join(bad[:_MOST_NAMED])}{more}",
-            "repair or delete them, or leave them out with --skip-bad",
-        )
+        raise cannot_read(bad, f"{total} images in {root}")
     images = {split: _images(splits[split], *opened[split]) for split in splits}
     return images, tuple(bad)
+
+
+def cannot_read(lines: Sequence[str], among: str) -> DataError:
+    """The error about unreadable files, of which the first ten are named.
+
+    Args:
+        lines: about each of them.
+        among: which files they are among, in words.
+    """
+    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return DataError(
+        f"{len(lines)} of {among} cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
+        "repair or delete them, or leave them out with --skip-bad",
+    )
 
 
 def _from_cache(
