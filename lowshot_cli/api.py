@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import teach
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import ImprintMethod

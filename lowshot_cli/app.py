@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from lowshot_cli import options as o
-from lowshot_cli.errors import ExitCode, LowshotError
+from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 
 if TYPE_CHECKING:
     from lowshot_cli.config import Config
     from lowshot_cli.output import Output
 
 
+_TYPED = "lowshot.typed"
+
+
 class _Commands(TyperGroup):
     """Turns known problems into one line and an exit code."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except Interrupted as error:
+            error.hint = error.hint or f"`{_going_on(ctx.meta[_TYPED])}` goes on"
+            _fail(error)
         except LowshotError as error:
             _fail(error)
         except KeyboardInterrupt:
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            _fail(Interrupted("interrupted, what was there before is whole"))
         except BrokenPipeError:
             # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +52,12 @@ class _Commands(TyperGroup):
                 f"{place}: {error.strerror or error}", "check the space and your rights there"
             )
             _fail(problem)
+
+
+def _going_on(typed: Sequence[str]) -> str:
+    """The command that goes on where this one was stopped; a sweep does so by itself."""
+    resume = ["--resume"] if typed[0] == "train-base" and "--resume" not in typed else []
+    return shlex.join(["lowshot", *typed, *resume])
 
 
 def _fail(error: LowshotError) -> NoReturn:
@@ -67,7 +88,7 @@ def _root(version: o.Version = False) -> None:
 
 def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     """Resolve the config from the flags whose names are config fields; open the output."""
-    from lowshot_cli.config import load_config
+    from lowshot_cli.config_file import load_config
     from lowshot_cli.output import Output
 
     # An option that may be repeated and was not typed is an empty tuple.
@@ -106,6 +127,24 @@ _NOT_CONFIG = (
     "open_set",
     "sources",
     "unknown",
+    "at_least",
     "format",
     "check",
 )
+
+
+def open_standard_streams() -> None:
+    """Make stdin, stdout and stderr usable however the program was started.
+
+    A closed one is opened to nowhere, so that no file takes its number and gets its text. What an
+    encoding lacks is written out, so that text never ends a command.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # The lowest free number is the one that is closed.
+            os.open(os.devnull, os.O_RDWR)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

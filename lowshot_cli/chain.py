@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowshot_cli.checkpoint import Checkpoint, how_to_make, load
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import how_to_make, load
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import file_hash
 

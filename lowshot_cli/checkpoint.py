@@ -1,30 +1,23 @@
-"""The one file format: a safetensors file that rebuilds the model and suffices to teach it more."""
+"""A model with what it takes to teach it more, and how its classes are changed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.backbones import build_backbone, load_state
 from lowshot_cli.data import Dataset
-from lowshot_cli.errors import CheckpointError, LowshotError, UsageError, did_you_mean
-from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors
+from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
 from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries, class_statistics, shrunk_precision
 from lowshot_cli.meta import Meta, SupportRecord
 from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
 
-_MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
-_UNIT_TOLERANCE = 1e-3
 # What sets the bias must not also shape rows, so the hold-out is halved image by image.
 SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
 _Item = TypeVar("_Item")
@@ -80,15 +73,31 @@ class Checkpoint:
         return digest.hexdigest()
 
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
-        """Rebuild the embedding network in evaluation mode."""
+        """Rebuild the embedding network in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights are not of the backbone that is named.
+        """
+        network = self.blank_network()
+        try:
+            load_state(network.backbone, self.backbone)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"the checkpoint is inconsistent: {reason}") from None
+        return network.eval().to(device or torch.device("cpu"))
+
+    def blank_network(self) -> EmbeddingNetwork:
+        """The embedding network before its weights are loaded.
+
+        Raises:
+            LowshotError: an unknown backbone, or one that cannot take these sizes.
+        """
         meta = self.meta
         backbone = build_backbone(
             meta.backbone, meta.width, meta.embedding_size, meta.image_size, meta.input_size
         )
-        load_state(backbone, self.backbone)
         normalisation = Normalisation(meta.mean, meta.std)
-        network = EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
-        return network.eval().to(device or torch.device("cpu"))
+        return EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -233,117 +242,3 @@ class Checkpoint:
 
 def _without(items: tuple[_Item, ...], position: int) -> tuple[_Item, ...]:
     return items[:position] + items[position + 1 :]
-
-
-def save(checkpoint: Checkpoint, path: Path) -> str:
-    """Write a checkpoint atomically and return its hash.
-
-    Raises:
-        UsageError: `path` is a folder.
-        CheckpointError: it cannot be written; the file that was there is untouched.
-    """
-    ensure_free(path, overwrite=True)
-    head = checkpoint.head
-    tensors = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.items()}
-    tensors |= {f"support.{i}": tensor for i, tensor in enumerate(checkpoint.supports)}
-    tensors |= {
-        "head.proxies": head.proxies,
-        "head.scale": torch.tensor(head.scale),
-        "head.bias": torch.tensor(head.bias),
-        "holdout.embeddings": checkpoint.holdout,
-        "holdout.labels": checkpoint.holdout_labels,
-        "holdout.right": checkpoint.holdout_right,
-        "stages.centre": checkpoint.centre,
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Versions that did not know of these read files without them as well.
-    left_out = {name for name in ("input_size", "renamed") if not getattr(checkpoint.meta, name)}
-    text = json.dumps(checkpoint.meta.model_dump(mode="json", exclude=left_out), sort_keys=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"lowshot": text})
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(
-            f"cannot write {path}: {reason}", "what was there is intact"
-        ) from None
-    return file_hash(path)
-
-
-def load(path: Path) -> Checkpoint:
-    """Read and check a checkpoint.
-
-    Raises:
-        CheckpointError: absent, damaged, not lowshot's, or inconsistent.
-    """
-    try:
-        tensors, metadata = read_tensors(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}", how_to_make(path)) from None
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint: {reason}", how_to_make(path)
-        ) from None
-    if "lowshot" not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but not one of lowshot's", how_to_make(path)
-        )
-    try:
-        meta = Meta.model_validate_json(metadata["lowshot"])
-        return _assemble(meta, tensors)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "metadata"
-        raise CheckpointError(
-            f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
-        ) from None
-    except LowshotError as error:
-        raise CheckpointError(f"{path}: {error.message}", error.hint) from None
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is inconsistent: {reason}", how_to_make(path)) from None
-
-
-def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
-    n_classes, n_novel = len(meta.classes), len(meta.supports)
-
-    take = partial(checked_tensor, tensors)
-    centre = take("stages.centre", (None,))
-    size = meta.embedding_size + len(centre)
-    proxies = take("head.proxies", (n_classes, size))
-    if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
-        raise ValueError("head.proxies has rows that are not of length 1")
-    labels = take("holdout.labels", (None,), torch.int64)
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < meta.n_base):
-        raise ValueError("holdout.labels name classes that are not base classes")
-    prefix = "backbone."
-    backbone = {
-        name.removeprefix(prefix): take(name, tuple(tensor.shape), tensor.dtype)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    checkpoint = Checkpoint(
-        meta=meta,
-        head=Head(
-            proxies,
-            take("head.scale", ()).item(),
-            meta.n_base,
-            take("head.bias", ()).item(),
-        ),
-        backbone=backbone,
-        holdout=take("holdout.embeddings", (len(labels), size), torch.float16),
-        holdout_labels=labels,
-        holdout_right=take("holdout.right", (len(labels),), torch.bool),
-        centre=centre,
-        supports=tuple(take(f"support.{i}", (None, size)) for i in range(n_novel)),
-    )
-    if checkpoint.network().size(meta.image_size) != size:
-        raise ValueError(f"head.proxies is for embeddings of {size} numbers, unlike the network")
-    return checkpoint
-
-
-def how_to_make(path: Path) -> str:
-    """The command that makes a checkpoint of this name, as a hint."""
-    maker = _MAKERS.get(path.stem)
-    return f"`lowshot {maker}` makes it" if maker else "check the path after --checkpoint"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from lowshot_cli import options as o
-from lowshot_cli.app import app, begin
+from lowshot_cli.app import app, begin, open_standard_streams
 
 
 @app.command("train-base")
@@ -176,6 +176,7 @@ def sweep(
     methods: o.Methods = None,
     ways: o.Ways = None,
     max_forgetting: o.MaxForgetting = None,
+    drop_duplicates: o.DropDuplicates = None,
     save_models: o.SaveModels = False,
     resume: o.ResumeSweep = None,
     checkpoint: o.CheckpointFile = None,
@@ -209,4 +210,5 @@ import lowshot_cli.cli_models  # noqa: E402, F401
 
 def main() -> None:
     """Entry point of `lowshot` and `python -m lowshot_cli`."""
+    open_standard_streams()
     app(prog_name="lowshot")

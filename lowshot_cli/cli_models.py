@@ -5,18 +5,19 @@ from __future__ import annotations
 import typer
 
 from lowshot_cli import options as o
+from lowshot_cli import options_models as m
 from lowshot_cli.app import app, begin
 
 
 @app.command("predict")
 def predict(
     ctx: typer.Context,
-    sources: o.Sources = None,
-    most: o.Top = 3,
-    unknown: o.Unknown = False,
+    sources: m.Sources = None,
+    most: m.Top = 3,
+    unknown: m.Unknown = False,
     false_alarm: o.FalseAlarm = 5.0,
-    csv: o.Csv = False,
-    checkpoint: o.ModelFile = None,
+    csv: m.Csv = False,
+    checkpoint: m.ModelFile = None,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     skip_bad: o.SkipBad = None,
@@ -48,7 +49,7 @@ app.add_typer(classes, name="classes")
 @classes.command("list")
 def classes_list(
     ctx: typer.Context,
-    checkpoint: o.ModelFile = None,
+    checkpoint: m.ModelFile = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     workdir: o.Workdir = None,
@@ -68,9 +69,9 @@ def classes_list(
 @classes.command("remove")
 def classes_remove(
     ctx: typer.Context,
-    name: o.OldName,
-    force: o.Force = False,
-    checkpoint: o.ModelFile = None,
+    name: m.OldName,
+    force: m.Force = False,
+    checkpoint: m.ModelFile = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     workdir: o.Workdir = None,
@@ -90,10 +91,10 @@ def classes_remove(
 @classes.command("rename")
 def classes_rename(
     ctx: typer.Context,
-    name: o.OldName,
-    new_name: o.NewName,
-    force: o.Force = False,
-    checkpoint: o.ModelFile = None,
+    name: m.OldName,
+    new_name: m.NewName,
+    force: m.Force = False,
+    checkpoint: m.ModelFile = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
     workdir: o.Workdir = None,
@@ -113,12 +114,12 @@ def classes_rename(
 @app.command("export")
 def export(
     ctx: typer.Context,
-    format: o.ExportFormatName = "all",
-    check: o.CheckExport = False,
-    images: o.CheckImages = None,
+    format: m.ExportFormatName = "all",
+    check: m.CheckExport = False,
+    images: m.CheckImages = None,
     checkpoint: o.CheckpointFile = None,
-    out: o.ExportFolder = None,
-    overwrite: o.ExportOverwrite = False,
+    out: m.ExportFolder = None,
+    overwrite: m.ExportOverwrite = False,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     skip_bad: o.SkipBad = None,
@@ -171,7 +172,7 @@ def data_classes(
 @data.command("cache")
 def data_cache(
     ctx: typer.Context,
-    clear: o.Clear = False,
+    clear: m.Clear = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -183,3 +184,26 @@ def data_cache(
     from lowshot_cli.commands import data
 
     data.data_cache(output, clear)
+
+
+@data.command("duplicates")
+def data_duplicates(
+    ctx: typer.Context,
+    at_least: m.AtLeast = 0.85,
+    dataset: o.Dataset = None,
+    data_dir: o.DataDir = None,
+    image_size: o.ImageSize = None,
+    skip_bad: o.SkipBad = None,
+    config: o.ConfigFile = None,
+    print_config: o.PrintConfig = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Find test images that show what a training image shows.
+
+    Example: lowshot data duplicates --dataset glyphs
+    """
+    settings, output = begin(ctx, None)
+    from lowshot_cli.commands import data
+
+    data.data_duplicates(settings, output, at_least)

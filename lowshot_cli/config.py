@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
@@ -32,7 +32,7 @@ from lowshot_cli.choices import (
     Split,
     SweepMethod,
 )
-from lowshot_cli.errors import ConfigError, UsageError, did_you_mean, nearest
+from lowshot_cli.errors import did_you_mean
 
 
 def _split_commas(value: object) -> object:
@@ -58,6 +58,27 @@ def _none_or_points(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _storable(value: str) -> str:
+    """Text that a checkpoint can hold."""
+    if "\0" in value or not value.strip():
+        raise ValueError("should not be empty or hold NUL")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("should be valid UTF-8") from None
+    return value
+
+
+def _path(value: Path) -> Path:
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError("should be valid UTF-8") from None
+    if "\0" in str(value):
+        raise ValueError("should not hold NUL")
+    return value
+
+
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("needs at least one entry")
@@ -81,7 +102,9 @@ MaxForgetting = Annotated[
     Literal["none"] | Annotated[float, Field(ge=0, le=100)], BeforeValidator(_none_or_points)
 ]
 Count = Annotated[int, Field(gt=0)]
-Names = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+StorableText = Annotated[str, AfterValidator(_storable)]
+FilePath = Annotated[Path, AfterValidator(_path)]
+Names = Annotated[tuple[StorableText, ...], AfterValidator(_distinct)]
 Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]
 Methods = Annotated[
     tuple[SweepMethod, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)
@@ -112,7 +135,7 @@ class TrainBaseConfig(Section):
     backbone: Annotated[str, AfterValidator(_backbone)] = "resnet9"
     width: Count = 32
     embedding_size: Count | None = None
-    weights: str | None = None
+    weights: StorableText | None = None
     input_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     epochs: Annotated[int, Field(ge=0)] = 54
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -186,7 +209,8 @@ class FinetuneConfig(Section):
 class SweepConfig(Section):
     """Which trials are run: every novel class x shots x trials x methods.
 
-    With `sessions`, a trial adds `ways` classes in each of that many sessions, in class order.
+    `drop_duplicates` leaves out test images that resemble a training image. With `sessions`, a trial
+    adds `ways` classes in each of that many sessions, in class order.
     """
 
     trials: Count = 20
@@ -195,6 +219,7 @@ class SweepConfig(Section):
     methods: Methods = ("imprint", "random", "whitened", "finetune-head")
     ways: Count = 1
     sessions: Count | None = None
+    drop_duplicates: bool = False
     max_forgetting: MaxForgetting | None = None
 
 
@@ -202,12 +227,12 @@ class Config(Section):
     """The whole config; each command reads the common part and its own section."""
 
     dataset: DatasetName = "cifar100"
-    data_dir: Path | None = None
+    data_dir: FilePath | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     skip_bad: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Device = "auto"
-    workdir: Path = Path("runs")
+    workdir: FilePath = Path("runs")
     train_base: TrainBaseConfig = TrainBaseConfig()
     imprint: ImprintConfig = ImprintConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -233,88 +258,6 @@ class Config(Section):
         left_out = set() if "train_base" in self.model_fields_set else {"train_base"}
         values = self.model_dump(mode="json", exclude=left_out)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def load_config(
-    path: Path | None, section: str | None = None, flags: Mapping[str, Any] | None = None
-) -> Config:
-    """Resolve defaults < YAML at `path` < `flags` (None means not given).
-
-    A flag whose name is a top-level field goes there, any other into `section`.
-
-    Raises:
-        ConfigError: unreadable YAML, or an unknown key or a value out of range in it.
-        UsageError: a flag out of range.
-    """
-    values = _read_yaml(path) if path else {}
-    try:
-        Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, str(path)), "see configs/ for examples") from None
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    top = {name: value for name, value in given.items() if name in Config.model_fields}
-    rest = {name: value for name, value in given.items() if name not in top}
-    values = {**values, **top}
-    if section:
-        values[section] = {**values.get(section, {}), **rest}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(_explain(error, "the command line"), "--help says what fits") from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no config at {path}", "check the path after --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the config {path}: {error}", "name a text file in --config"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"{path} is not valid YAML: {reason}", "correct it there") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} must hold `key: value` lines", "see configs/ for examples")
-    return values
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    """One bullet per field, an unknown key with the nearest known one."""
-    bullets: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        location = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(location[:-1])
-            match = nearest(location[-1], known)
-            advice = f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known))}"
-            bullets[".".join(location)] = f"unknown key; {advice}"
-        else:
-            name = ".".join(location[: 2 if location and location[0] in _SECTIONS else 1])
-            value = str(problem["input"])
-            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            shown = value if len(value) <= 60 else value[:57] + "..."
-            bullets.setdefault(name or "config", f"{text}, got {shown!r}")
-    lines = [f"{name}: {text}" for name, text in bullets.items()]
-    if len(lines) == 1:
-        return f"{source}: {lines[0]}"
-    return "\n".join([f"{source}: {len(lines)} problems", *(f"  - {line}" for line in lines)])
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "train_base": TrainBaseConfig,
-    "imprint": ImprintConfig,
-    "finetune": FinetuneConfig,
-    "sweep": SweepConfig,
-}
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model = _SECTIONS.get(location[0], Config) if location else Config
-    return list(model.model_fields)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from lowshot_cli.augment import shift_and_mirror
 from lowshot_cli.cache import DiskCache
-from lowshot_cli.data import Images, digest_of
+from lowshot_cli.data import Images
 from lowshot_cli.files import read_tensors, write_tensors
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -120,10 +120,7 @@ def read_cached(cache: DiskCache, key: str) -> Tensor | None:
     """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
     path = cache.folder / f"{key}.safetensors"
     try:
-        tensors, metadata = read_tensors(path)
-        embeddings = tensors["embeddings"]
-        if metadata.get("checksum") != digest_of(embeddings.numpy()):
-            raise ValueError("checksum")
+        embeddings = read_tensors(path)[0]["embeddings"]
     except FileNotFoundError:
         return None
     except Exception:  # a damaged file is made again, whatever the damage
@@ -135,11 +132,10 @@ def read_cached(cache: DiskCache, key: str) -> Tensor | None:
 
 def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
     """Store embeddings; a cache folder that cannot be written to is no error."""
-    metadata = {"checksum": digest_of(embeddings.numpy())}
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
         path = cache.folder / f"{key}.safetensors"
-        write_tensors(path, {"embeddings": embeddings.contiguous()}, metadata)
+        write_tensors(path, {"embeddings": embeddings.contiguous()}, {})
     except OSError:
         return
 

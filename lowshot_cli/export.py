@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ def write(folder: Path, made: Mapping[str, bytes]) -> None:
         if name not in made:
             (folder / name).unlink(missing_ok=True)
     for name, content in made.items():
-        write_atomically(folder / name, partial(Path.write_bytes, data=content))
+        write_atomically(folder / name, content)
 
 
 def _program(checkpoint: Checkpoint) -> ExportedProgram:

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lowshot_cli.errors import LowshotError, UsageError
+from lowshot_cli.locks import remove_abandoned, try_lock
+
+CHECKSUM = "lowshot.checksum"
+# Bytes that the header of a safetensors file may take, whatever the size of the file.
+_SHORT_HEADER = 2 * 1024**2
+# As much of a file's name stands in that of its temporary file, which may not be too long.
+_NAME_PART = 100
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, then put it in `path`'s place.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a temporary file in the same folder, then put it in `path`'s place.
+
+    The temporary file is locked until then, so that what a killed process left behind is told
+    apart, and cleared away by whoever writes to `path` next.
 
     Raises:
         OSError: the folder cannot be written to or is full; `path` is as it was.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    remove_abandoned(path.parent, glob.escape(path.name[:_NAME_PART]))
+    descriptor, temporary = _locked_temporary(path)
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(content)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically.
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    while True:
+        prefix = f".{path.name[:_NAME_PART]}."
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+        # Between its making and its locking it may have been taken for abandoned.
+        if try_lock(descriptor) and os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
 
     Raises:
         OSError: as `write_atomically`.
     """
+    write_atomically(path, text.encode("utf-8"))
 
-    def write(temporary: Path) -> None:
-        try:
-            save_file(dict(tensors), str(temporary), metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
 
-    write_atomically(path, write)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically, with a checksum over all of it.
+
+    The checksum is a tensor of its own, as safetensors keeps metadata in no fixed order.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    checksum = torch.tensor(list(_digest(tensors, metadata)), dtype=torch.uint8)
+    write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -60,12 +90,52 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FileNotFoundError: no such file.
         SafetensorError: not a safetensors file, or a damaged one.
+        ValueError: its checksum, if it has one, is not that of its content, or it has a header out
+            of proportion.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
+    _check_header(path)
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, dict(file.metadata() or {})
+        metadata = dict(file.metadata() or {})
+    checksum = tensors.pop(CHECKSUM, None)
+    if checksum is not None and bytes(checksum.flatten().tolist()) != _digest(tensors, metadata):
+        raise ValueError("it is damaged: its checksum is another")
+    return tensors, metadata
+
+
+def _check_header(path: Path) -> None:
+    """Parsing a header takes many times its size in memory, so it must be short."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > max(_SHORT_HEADER, size // 10):
+        raise ValueError(f"its header is said to be {length:,} of its {size:,} bytes")
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(sorted(metadata.items())).encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        # As bytes, since NumPy has no bf16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Map a new `.npy` file of zeros for writing, its space taken at once.
+
+    Raises:
+        OSError: there is not enough of it. Found out later, it would end the process by a signal.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def checked_tensor(
@@ -105,8 +175,9 @@ def ensure_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe."):
-            pass
+        descriptor, name = tempfile.mkstemp(prefix=".probe.", suffix=".tmp", dir=folder)
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise LowshotError(
             f"cannot write to the folder {folder}: {error.strerror}", "name another with --workdir"

@@ -1,25 +1,14 @@
-"""Fine-tuning after imprinting: the novel rows alone, all rows, or the whole network."""
+"""Fine-tuning of rows after imprinting: the novel ones alone, or all."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.augment import crop_and_flip
-from lowshot_cli.backbones import pick_dtype
 from lowshot_cli.config import FinetuneConfig
-from lowshot_cli.data.splits import hash_keys
-from lowshot_cli.errors import TrainingError
-from lowshot_cli.model import EmbeddingNetwork
-from lowshot_cli.progress import OnProgress, Progress, silent
-
-_BATCH_STREAM = 11
 
 
 def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
@@ -187,7 +176,7 @@ def finetune_all_rows(
         if not base_is_frozen(config, step):
             base_optimiser.step()
             moved.append(base_rows)
-        _normalise(moved)
+        normalise(moved)
     return (
         pulled_back(base_rows.detach(), base.proxies, held, config.prior_shots),
         pulled_back(rows.detach(), start, shots, config.prior_shots),
@@ -195,7 +184,8 @@ def finetune_all_rows(
 
 
 @torch.no_grad()
-def _normalise(parameters: list[Tensor]) -> None:
+def normalise(parameters: list[Tensor]) -> None:
+    """Scale the rows of each `(n, D)` to length 1, in place."""
     for rows in parameters:
         rows.copy_(F.normalize(rows, dim=1))
 
@@ -203,145 +193,3 @@ def _normalise(parameters: list[Tensor]) -> None:
 def base_is_frozen(config: FinetuneConfig, step: int) -> bool:
     """Whether the base rows stay as they are in a step: always, on even steps, or never."""
     return config.freezing == "always" or (config.freezing == "alternate" and step % 2 == 0)
-
-
-@dataclass(frozen=True)
-class FullData:
-    """Images for fine-tuning the whole network.
-
-    Attributes:
-        base_pixels: `(N, 3, H, W)` uint8 fit images.
-        base_labels: `(N,)` int64 base rows.
-        support_pixels: `(n, 3, H, W)` uint8 support images of all novel classes.
-        support_labels: `(n,)` int64 rows, counted on after the base rows.
-        flip: whether images may be mirrored.
-    """
-
-    base_pixels: Tensor
-    base_labels: Tensor
-    support_pixels: Tensor
-    support_labels: Tensor
-    flip: bool
-
-
-def finetune_full(
-    network: EmbeddingNetwork,
-    proxies: Tensor,
-    scale: float,
-    data: FullData,
-    config: FinetuneConfig,
-    seed: int,
-    on_progress: OnProgress = silent,
-) -> Tensor:
-    """Train backbone and rows on the fit images and the shots, in place for the backbone.
-
-    The shots are repeated until a novel class has as many samples as an average base class, and
-    the class weights count the repeated samples. BatchNorm keeps its statistics: batches full of
-    a few repeated images would bend them. With `distil` the loss has that much of the divergence
-    from what the network said of base classes before (Li and Hoiem, "Learning without Forgetting",
-    ECCV 2016, at temperature 1).
-
-    Args:
-        network: trained in place, in evaluation mode throughout.
-        proxies: `(C, D)` unit rows, base first.
-        scale: factor on the cosines.
-        data: images of both kinds.
-        config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss`, `novel_weight`, `precision` and
-            `distil` are read.
-        seed: decides order and augmentation.
-        on_progress: told after each step.
-
-    Returns:
-        `(C, D)` unit rows.
-
-    Raises:
-        TrainingError: the loss is no longer finite.
-    """
-    n_base = int(data.base_labels.max()) + 1
-    order, labels = _with_repeated_support(data)
-    weights = sample_weights(labels, n_base, len(proxies) - n_base, config)
-    base_rows, novel_rows = (
-        part.clone().to(network.device).requires_grad_()
-        for part in (proxies[:n_base], proxies[n_base:])
-    )
-    old_rows = proxies[:n_base].to(network.device)
-    teacher = copy.deepcopy(network).requires_grad_(False) if config.distil else None
-    dtype = pick_dtype(config.precision, network.device)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(
-        [*parameters, novel_rows], lr=config.lr, momentum=0.9, nesterov=True
-    )
-    base_optimiser = torch.optim.SGD([base_rows], lr=config.lr, momentum=0.9, nesterov=True)
-    pixels = (data.base_pixels, data.support_pixels)
-    total = config.epochs * math.ceil(len(order) / config.batch_size)
-    network.eval()
-    for step, batch, generator in _batches(len(order), config, seed):
-        images = crop_and_flip(_gather(pixels, order[batch]), 3, data.flip, generator)
-        inputs = network.normalisation.apply(images, network.device)
-        embeddings = _embedded(network, inputs, dtype)
-        logits = scale * embeddings @ torch.cat([base_rows, novel_rows]).T
-        target = labels[batch]
-        losses = F.cross_entropy(logits, target.to(network.device), reduction="none")
-        loss = (losses * weights[batch].to(network.device)).mean()
-        if teacher is not None:
-            said = (scale * _embedded(teacher, inputs, dtype) @ old_rows.T).softmax(1)
-            now = logits[:, :n_base].log_softmax(1)
-            loss = loss + config.distil * F.kl_div(now, said, reduction="batchmean")
-        if not bool(loss.isfinite()):
-            raise TrainingError(f"the loss is not finite at step {step + 1}", "give a smaller --lr")
-        optimiser.zero_grad()
-        base_optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        moved = [novel_rows]
-        if not base_is_frozen(config, step):
-            base_optimiser.step()
-            moved.append(base_rows)
-        _normalise(moved)
-        facts = {"loss": loss.item()}
-        on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
-    return torch.cat([base_rows, novel_rows]).detach().cpu()
-
-
-def _embedded(network: EmbeddingNetwork, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    with torch.autocast(network.device.type, dtype, enabled=dtype != torch.float32):
-        return network.one_view(inputs)
-
-
-def _with_repeated_support(data: FullData) -> tuple[Tensor, Tensor]:
-    """Sample numbers and labels of one epoch; numbers from len(base) on are support images."""
-    n_fit = len(data.base_labels)
-    per_class = n_fit // len(data.base_labels.unique())
-    numbers, labels = [torch.arange(n_fit)], [data.base_labels]
-    for label in data.support_labels.unique():
-        members = (data.support_labels == label).nonzero().squeeze(1)
-        repeated = members.repeat(max(1, round(per_class / len(members))))
-        numbers.append(n_fit + repeated)
-        labels.append(data.support_labels[repeated])
-    return torch.cat(numbers), torch.cat(labels)
-
-
-def _gather(pixels: tuple[Tensor, Tensor], numbers: Tensor) -> Tensor:
-    base, support = pixels
-    result = torch.empty((len(numbers), *base.shape[1:]), dtype=torch.uint8)
-    is_base = numbers < len(base)
-    result[is_base] = base[numbers[is_base]]
-    result[~is_base] = support[numbers[~is_base] - len(base)]
-    return result
-
-
-def _batches(
-    count: int, config: FinetuneConfig, seed: int
-) -> Iterator[tuple[int, Tensor, torch.Generator]]:
-    """Step number, sample positions and a generator of the step's own, over all epochs."""
-    step = 0
-    for epoch in range(config.epochs):
-        shuffle = _generator(seed, epoch, -1)
-        for batch in torch.randperm(count, generator=shuffle).split(config.batch_size):
-            yield step, batch, _generator(seed, epoch, step)
-            step += 1
-
-
-def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    key = hash_keys(seed, _BATCH_STREAM, epoch, step + 1)[0]
-    return torch.Generator().manual_seed(int(key) >> 1)

@@ -11,7 +11,7 @@ from lowshot_cli.config import Config
 from lowshot_cli.data.splits import hash_keys, split_holdout
 from lowshot_cli.embed import embed
 from lowshot_cli.evaluate import NovelQueries, Scores, score_trials
-from lowshot_cli.finetune import finetune_full
+from lowshot_cli.finetune_full import finetune_full
 from lowshot_cli.imprint import BaseQueries, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather
 from lowshot_cli.progress import OnProgress, silent

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -36,14 +40,14 @@ class Meta(_Record):
     mirror: bool
     image_size: int = Field(ge=8, le=1024)
     input_size: int | None = Field(default=None, ge=8, le=1024)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
     dataset: str
     dataset_hash: str
     class_order_seed: int
     split: str
     holdout_per_class: int = Field(ge=1)
-    base_counts: tuple[tuple[int, int], ...]
+    base_counts: tuple[tuple[Count, Count], ...]
     parent: str | None = None
     config: dict[str, Any]
     version: str
@@ -55,6 +59,12 @@ class Meta(_Record):
     def _consistent(self) -> Meta:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class name stands twice")
+        if not isinstance(self.config.get("train_base"), dict):
+            raise ValueError("the config of the base model is missing")
+        if not all(isinstance(step.get("options"), dict) for step in self.history):
+            raise ValueError("a step of the history has no options")
+        if any(right > total for right, total in self.base_counts):
+            raise ValueError("more base test images are right than there are")
         if self.n_base > len(self.classes) or len(self.base_counts) != self.n_base:
             raise ValueError("base classes and their counts disagree")
         if len(self.supports) != len(self.classes) - self.n_base:

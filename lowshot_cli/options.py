@@ -289,36 +289,6 @@ ResumeSweep = Annotated[
     Optional[Path],
     Option("--resume", help="Go on with this run folder.", show_default=False),
 ]
-ExportFolder = Annotated[
-    Optional[Path],
-    Option("--out", help="Folder to write to.", show_default="export in the work folder"),
-]
-ExportFormatName = Annotated[
-    c.ExportFormat, Option("--format", help="ONNX, a PyTorch program, or both.")
-]
-ExportOverwrite = Annotated[bool, Option("--overwrite", help="Replace an export that is there.")]
-CheckExport = Annotated[
-    bool,
-    Option("--check", help="Compare the export, made now or there already, with the checkpoint."),
-]
-CheckImages = Annotated[
-    Optional[list[Path]],
-    Option(
-        "--images",
-        help="Photos to check on: a file, folder or glob; repeat for several.",
-        show_default="test images, or noise",
-    ),
-]
-Sources = Annotated[
-    Optional[list[str]],
-    Argument(help="Images: files, folders, globs; - reads a list.", show_default=False),
-]
-ModelFile = Annotated[
-    Optional[Path],
-    Option("--checkpoint", help="Model to use.", show_default="the work folder's furthest"),
-]
-Top = Annotated[int, Option("--top", help="Most probable classes to name.", min=1)]
-Unknown = Annotated[bool, Option("--unknown", help="Mark images that are of no known class.")]
 FalseAlarm = Annotated[
     float,
     Option(
@@ -328,7 +298,6 @@ FalseAlarm = Annotated[
         max=100,
     ),
 ]
-Csv = Annotated[bool, Option("--csv", help="Print results as CSV.")]
 LabelledImages = Annotated[
     Optional[list[str]],
     Option(
@@ -340,10 +309,14 @@ LabelledImages = Annotated[
 OpenSet = Annotated[
     bool, Option("--open-set", help="Also measure how classes never seen are rejected.")
 ]
-OldName = Annotated[str, Argument(help="The class.", show_default=False)]
-NewName = Annotated[str, Argument(help="Its new name.", show_default=False)]
-Force = Annotated[bool, Option("--force", help="Base classes too.")]
-Clear = Annotated[bool, Option("--clear", help="Delete all cached embeddings.")]
+DropDuplicates = Annotated[
+    Optional[bool],
+    Option(
+        "--drop-duplicates",
+        help="Leave out test images that resemble a training image.",
+        show_default=False,
+    ),
+]
 Version = Annotated[bool, Option("--version", help="Print the version and stop.", is_eager=True)]
 
 __all__ = [name for name in dir() if name[0].isupper() and name not in ("Literal", "Path")]

@@ -41,6 +41,10 @@ _SHORT_FACTS = {
 }
 
 
+# Joins emoji into one.
+_JOINER = "\u200d"
+
+
 class _FactsColumn(ProgressColumn):
     """The numbers of the latest report."""
 
@@ -65,7 +69,7 @@ class Output:
     def note(self, text: str) -> None:
         """A line for people, on stderr."""
         if not self.quiet:
-            self.messages.print(Text(text), soft_wrap=True)
+            self.messages.print(Text(printable(text)), soft_wrap=True)
 
     def finish(self, written: Sequence[object], then: str | None = None) -> None:
         """The closing lines: what was written, and what to type next."""
@@ -77,7 +81,8 @@ class Output:
     def data(self, value: object) -> None:
         """Results for programs."""
         if self.as_json:
-            print(json.dumps(value, ensure_ascii=False))
+            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+            print(json.dumps(value, ensure_ascii=not unicode), flush=True)
 
     def table(
         self,
@@ -101,13 +106,13 @@ class Output:
             numeric = all(_is_number(row[index]) for row in rows)
             table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         self.results.print(table)
 
     def line(self, text: str) -> None:
         """One line of results for people."""
         if not self.as_json:
-            self.results.print(Text(text), soft_wrap=True)
+            self.results.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Any]:
@@ -119,6 +124,8 @@ class Output:
                 tasks: dict[str, TaskID] = {}
 
                 def show(report: Report) -> None:
+                    if report.note:
+                        self.note(report.note)
                     if report.stage not in tasks:
                         tasks[report.stage] = bar.add_task(
                             report.stage, total=report.total, facts=""
@@ -135,6 +142,8 @@ class Output:
             yield self._print_milestone
 
     def _print_milestone(self, report: Report) -> None:
+        if report.note:
+            self.note(report.note)
         started = self._started.setdefault(report.stage, time.perf_counter())
         if report.milestone:
             elapsed = time.perf_counter() - started
@@ -173,9 +182,17 @@ def _is_number(cell: object) -> bool:
 def show_error(error: LowshotError) -> None:
     """One clear line on stderr, and what to do next on a second."""
     console = _console(sys.stderr)
-    console.print(Text(f"error: {error.message}"), soft_wrap=True)
+    message = "\n".join(map(printable, f"error: {error.message}".split("\n")))
+    console.print(Text(message), soft_wrap=True)
     if error.hint:
-        console.print(Text(f"  -> {error.hint}"), soft_wrap=True)
+        console.print(Text(printable(f"  -> {error.hint}")), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text as it is, but what would steer a terminal is written out, as Python would."""
+    return "".join(
+        c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def percent(value: float | None) -> str:

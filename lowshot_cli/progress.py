@@ -17,6 +17,7 @@ class Progress:
         unit: what is counted.
         facts: further numbers by name, such as `loss`.
         milestone: whether a log without a progress bar should show this report.
+        note: a line for people, such as a warning; shown once.
     """
 
     stage: str
@@ -25,6 +26,7 @@ class Progress:
     unit: str = "images"
     facts: Mapping[str, float] = field(default_factory=dict)
     milestone: bool = False
+    note: str = ""
 
 
 OnProgress = Callable[[Progress], None]

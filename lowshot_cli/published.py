@@ -34,6 +34,7 @@ class Published(nn.Module):
 
         Raises:
             UsageError: an unknown name, an absent library, or images that the model cannot take.
+            NotImplementedError: on the meta device, a model that reads tensors to be built.
         """
         super().__init__()
         ensure_known(name)
@@ -42,6 +43,8 @@ class Published(nn.Module):
         try:
             self.model, self.classifier = build(model, side)
             size = _feature_size(self.model, side)
+        except NotImplementedError:
+            raise
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UsageError(

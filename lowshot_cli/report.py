@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from lowshot_cli.files import write_atomically
 
 # Okabe and Ito's palette, told apart by people with any kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -58,7 +61,9 @@ def plot_accuracy(summary: dict[str, Any], path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4)
     figure.supxlabel(caption(summary), fontsize=8, color="#555555")
-    figure.savefig(path, dpi=144, format="png", metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=144, format="png", metadata={"Software": None})
+    write_atomically(path, drawn.getvalue())
 
 
 def _lines(entries: list[dict[str, Any]], along: str) -> dict[str, list[dict[str, Any]]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import platform
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +18,15 @@ import numpy as np
 import torch
 
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config, load_config
+from lowshot_cli.config import Config
+from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset
-from lowshot_cli.data.duplicates import leaking
+from lowshot_cli.data.duplicates import leaking, without_lookalikes
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
-from lowshot_cli.errors import DataError, Interrupted, UsageError
-from lowshot_cli.files import write_atomically
+from lowshot_cli.errors import DataError, Interrupted, LowshotError, UsageError
+from lowshot_cli.files import new_array, write_text
+from lowshot_cli.locks import locked
 from lowshot_cli.materials import Materials, make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
@@ -47,11 +53,31 @@ class SweepResult:
     n_rows: int
 
 
-def free_run_dir(workdir: Path) -> Path:
-    """A time-stamped folder for one sweep that does not exist yet."""
+@contextmanager
+def run_folder(workdir: Path, resumed: Path | None) -> Iterator[Path]:
+    """The folder of a sweep, which is this process's alone meanwhile: a new one unless resumed.
+
+    A new one in which nothing was written, as the sweep could not begin, is gone afterwards.
+    """
+    folder = resumed or _new_run_dir(workdir)
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _new_run_dir(workdir: Path) -> Path:
     stamp = time.strftime("sweep-%Y%m%d-%H%M%S")
-    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))
-    return next(workdir / name for name in names if not (workdir / name).exists())
+    for number in itertools.count(1):
+        folder = workdir / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another sweep began in the same second
+            continue
+        return folder
+    raise AssertionError
 
 
 def sweep(
@@ -83,6 +109,8 @@ def sweep(
         UsageError, CheckpointError, DataError: as `make_plan`.
     """
     plan = make_plan(checkpoint, dataset, config)
+    if config.sweep.drop_duplicates:
+        dataset = without_lookalikes(dataset, on_progress)
     if save_models:
         _check_saveable(plan)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,28 +119,35 @@ def sweep(
     tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
     sizes = (piece.stop - piece.start for piece in plan.pieces())
     skip = count_in(path, tally, sizes) if resume else 0
-    _write_text(run_dir / CONFIG, config.to_yaml())
+    write_text(run_dir / CONFIG, config.to_yaml())
     about = {"base": checkpoint.digest, "models": save_models, "versions": versions()}
-    _write_text(run_dir / ABOUT, json.dumps(about))
+    write_text(run_dir / ABOUT, json.dumps(about))
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
     size = checkpoint.head.size
     models = _open_models(run_dir, plan, size, "r+" if skip else "w+") if save_models else None
     file, before = RowFile(path, tally), tally.n_rows
+    going_on = f"`lowshot sweep --resume {shlex.quote(str(run_dir))}` goes on"
     try:
         for outcome in run(plan, materials, config, skip, on_progress, should_stop):
             if models is not None:
                 _keep(models, tally.n_rows, outcome)
             file.append(outcome.rows)
             tally.add(outcome.rows)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LowshotError(
+            f"cannot write to {run_dir}: {reason}; its {tally.n_rows:,} trials are whole",
+            f"free some space, then {going_on}",
+        ) from None
     finally:
         file.close()
     finished = time.perf_counter()
     if tally.n_rows < plan.n_rows:
         raise Interrupted(
             f"stopped after {tally.n_rows:,} of {plan.n_rows:,} trials, nothing is lost",
-            f"`lowshot sweep --resume {run_dir}` goes on",
+            going_on,
         )
     summary = {
         **_summary_of(tally, plan, materials),
@@ -127,7 +162,7 @@ def sweep(
         "versions": versions(),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
-    _write_text(run_dir / SUMMARY, text)
+    write_text(run_dir / SUMMARY, text)
     return SweepResult(summary, tally.n_rows)
 
 
@@ -176,10 +211,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
     """What a run folder says of itself.
 
@@ -209,8 +240,7 @@ def _open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", 
     path, shape = run_dir / MODELS, (plan.n_rows, plan.ways * size + 1)
     models: Models
     if mode == "w+":
-        models = np.lib.format.open_memmap(path, mode, np.float32, shape)
-        return models
+        return new_array(path, np.float32, shape)
     try:
         models = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from lowshot_cli.config import Config, ImprintConfig
 from lowshot_cli.data import Dataset, Images
 from lowshot_cli.data.duplicates import leaking
 from lowshot_cli.data.photos import Photos
+from lowshot_cli.data.sources import as_text
 from lowshot_cli.data.splits import draw_directions, draw_supports
 from lowshot_cli.embed import Views, embed
 from lowshot_cli.errors import CheckpointError, UsageError
@@ -138,7 +139,7 @@ def imprint_photos(
     record = SupportRecord(
         method=options.method,
         indices=(),
-        files=tuple(file.name for file in files),
+        files=tuple(as_text(file.name) for file in files),
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
     taught = checkpoint.with_class(name, row, support, record)

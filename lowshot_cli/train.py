@@ -72,7 +72,7 @@ def train_base(
         trainee = CosineClassifier(network, n_rows, size).to(device)
     run = _Run(config, dataset.content_hash, task, trainee, state_path)
     if resume:
-        run.restore()
+        run.restore(on_progress)
     run.fit(on_progress, should_stop)
     return run.result(dataset, loaded, on_progress)
 
@@ -164,13 +164,14 @@ class _Run:
             if should_stop() and self.step < self.total_steps:
                 self.save()
                 raise Interrupted(
-                    f"stopped in epoch {epoch + 1} of {self.options.epochs}, nothing is lost",
-                    "the same command with --resume goes on",
+                    f"stopped in epoch {epoch + 1} of {self.options.epochs}, nothing is lost"
                 )
 
-    def _report(self, on_progress: OnProgress, facts: dict[str, float], milestone: bool) -> None:
+    def _report(
+        self, on_progress: OnProgress, facts: dict[str, float], milestone: bool, note: str = ""
+    ) -> None:
         done, total = self.step * self.batch_size, self.total_steps * self.batch_size
-        on_progress(Progress("training", done, total, "images", facts, milestone))
+        on_progress(Progress("training", done, total, "images", facts, milestone, note))
 
     def _order(self, epoch: int) -> Tensor:
         generator = _generator(self.config.seed, _EPOCH_STREAM, epoch)
@@ -198,10 +199,7 @@ class _Run:
             loss = weight * loss + (1 - weight) * other
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is not finite in epoch {epoch + 1}",
-                f"try a smaller --lr than {options.lr:g}; --resume goes on from the last epoch",
-            )
+            raise self._diverged("loss is", epoch)
         self.optimiser.zero_grad()
         loss.backward()
         for group in self.optimiser.param_groups:
@@ -216,8 +214,21 @@ class _Run:
         right = (embeddings @ proxies.T).argmax(1) == self.task.holdout_labels
         return 100 * right.double().mean().item()
 
+    def _diverged(self, what: str, epoch: int) -> TrainingError:
+        kept = f", {self.state_path} is of an epoch before" if self.state_path.exists() else ""
+        return TrainingError(
+            f"the {what} not finite in epoch {epoch + 1}{kept}",
+            f"start again with a smaller --lr than {self.options.lr:g}",
+        )
+
     def save(self) -> None:
-        """Write the training state."""
+        """Write the training state.
+
+        Raises:
+            TrainingError: its numbers are not finite; the state on disk is as it was.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.trainee.state_dict().values()):
+            raise self._diverged("weights are", (self.step - 1) // self.steps_per_epoch)
         about = {
             "step": self.step,
             "seconds": self.seconds,
@@ -226,11 +237,16 @@ class _Run:
         }
         save_state(self.state_path, self.trainee, self.optimiser, about)
 
-    def restore(self) -> None:
-        """Go back to the training state on disk."""
-        about = restore_state(self.state_path, self.trainee, self.optimiser, self._identity())
+    def restore(self, on_progress: OnProgress) -> None:
+        """Go back to the newest training state on disk that is whole."""
+        state, identity = self.state_path, self._identity()
+        about, problem = restore_state(state, self.trainee, self.optimiser, identity)
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         self.holdout_accuracy = float(about["holdout_accuracy"])
+        if problem:
+            epoch = self.step / self.steps_per_epoch
+            note = f"warning: {problem}; going on from the state before it, epoch {epoch:.1f}"
+            self._report(on_progress, {}, milestone=False, note=note)
 
     def _identity(self) -> dict[str, object]:
         return {

@@ -25,7 +25,7 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     about: Mapping[str, Any],
 ) -> None:
-    """Write weights, momentum and `about` atomically.
+    """Write weights, momentum and `about` atomically; the state that was there is kept beside it.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -37,9 +37,25 @@ def save_state(
             tensors[f"momentum.{index}"] = momentum
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
+        if path.exists():
+            path.replace(previous(path))
         write_tensors(path, tensors, {_KEY: json.dumps(about)})
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error}", "free some space") from None
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}",
+            "free some space, then --resume goes on from the last epoch that is on disk",
+        ) from None
+
+
+def previous(path: Path) -> Path:
+    """Where the state before the newest one lies."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def delete_states(path: Path) -> None:
+    """Delete the training state and the one before it."""
+    for state in (path, previous(path)):
+        state.unlink(missing_ok=True)
 
 
 def restore_state(
@@ -47,8 +63,8 @@ def restore_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     config: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Load weights and momentum, and return what was saved about them.
+) -> tuple[dict[str, Any], str | None]:
+    """Load weights and momentum of the newest state that is whole.
 
     Args:
         path: the state.
@@ -56,21 +72,29 @@ def restore_state(
         optimiser: over the model's parameters, in the same order.
         config: what the saved config must be.
 
+    Returns:
+        What was saved about them, and what is wrong with a newer state, if there is one.
+
     Raises:
-        CheckpointError: no state, a damaged one, or one of another config.
+        CheckpointError: no state, damaged ones only, or one of another config.
     """
-    try:
-        tensors, metadata = read_tensors(path)
-        about: dict[str, Any] = json.loads(metadata[_KEY])
-    except FileNotFoundError:
-        raise CheckpointError(f"no training to resume at {path}", "leave out --resume") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", "leave out --resume") from None
+    problem = None
+    for candidate in (path, previous(path)):
+        try:
+            tensors, metadata = read_tensors(candidate)
+            about: dict[str, Any] = json.loads(metadata[_KEY])
+            break
+        except FileNotFoundError:
+            continue
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            problem = problem or f"{candidate} is damaged: {error}"
+    else:
+        raise CheckpointError(problem or f"no training to resume at {path}", "leave out --resume")
     changed = difference(about["config"], config)
     if changed:
         raise CheckpointError(
             f"{path} was made with another config: {'; '.join(changed)}",
-            "resume with the same flags, or start anew without --resume",
+            "go on with the same flags, or delete it to start anew",
         )
     prefix = "model."
     load_state(
@@ -82,7 +106,7 @@ def restore_state(
             # Kernels may round differently in another memory layout, so it is the parameter's.
             buffer = torch.empty_like(parameter).copy_(momentum)
             optimiser.state[parameter]["momentum_buffer"] = buffer
-    return about
+    return about, problem
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

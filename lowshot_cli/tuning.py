@@ -14,7 +14,8 @@ from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.evaluate import check_dataset
-from lowshot_cli.finetune import FullData, finetune_all_rows, finetune_full, finetune_rows
+from lowshot_cli.finetune import finetune_all_rows, finetune_rows
+from lowshot_cli.finetune_full import FullData, finetune_full
 from lowshot_cli.imprint import budget_of
 from lowshot_cli.meta import SupportRecord
 from lowshot_cli.model import relabel

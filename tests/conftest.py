@@ -14,9 +14,11 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load
 from lowshot_cli.cli import app
-from lowshot_cli.config import Config, load_config
+from lowshot_cli.config import Config
+from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder
 

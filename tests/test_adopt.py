@@ -22,8 +22,9 @@ from torch import Tensor
 
 from lowshot_cli.backbones import build_backbone
 from lowshot_cli.base_model import fitted_scale, prepare
-from lowshot_cli.checkpoint import load
-from lowshot_cli.config import Config, TrainBaseConfig, load_config
+from lowshot_cli.checkpoint_file import load
+from lowshot_cli.config import Config, TrainBaseConfig
+from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.embed import embed

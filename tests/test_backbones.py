@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lowshot_cli.backbones import build_backbone, load_state
-from lowshot_cli.checkpoint import load, save
-from lowshot_cli.config import Config, load_config
+from lowshot_cli.checkpoint_file import load, save
+from lowshot_cli.config import Config
+from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import centre_of_stages, embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from lowshot_cli.checkpoint import Checkpoint, load, save
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load, save
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import CheckpointError
@@ -106,7 +107,7 @@ def test_whitening_statistics_are_those_of_the_shaping_half(base: Checkpoint) ->
 
 
 def _broken(path: Path, target: Path, **changes: object) -> None:
-    tensors, metadata = load_file(path), read_tensors(path)[1]
+    tensors, metadata = read_tensors(path)
     meta = json.loads(metadata["lowshot"])
     for name, value in changes.items():
         if name in meta:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config, load_config
+from lowshot_cli.config import Config
+from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder
 from lowshot_cli.evaluate import evaluate

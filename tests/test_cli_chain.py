@@ -15,7 +15,7 @@ import torch
 import yaml
 from click.testing import Result
 
-from lowshot_cli.checkpoint import load
+from lowshot_cli.checkpoint_file import load
 
 RunCommand = Callable[..., Result]
 

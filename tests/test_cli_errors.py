@@ -20,7 +20,7 @@ from click.testing import Result
 from PIL import Image
 from safetensors.torch import save_file
 
-from lowshot_cli.checkpoint import load
+from lowshot_cli.checkpoint_file import load
 from lowshot_cli.cli import app
 
 RunCommand = Callable[..., Result]
@@ -75,7 +75,9 @@ def test_absent_data_and_no_network_name_the_folder_and_two_ways_out(
     folder = tmp_path / "empty"
     folder.mkdir()
     result = lowshot("train-base", "--data-dir", folder)
-    _refused(result, BAD_INPUT, folder, "name resolution", "--data-dir", "--dataset glyphs")
+    _refused(
+        result, BAD_INPUT, folder, "cannot download https://", "--data-dir", "--dataset glyphs"
+    )
     assert list(folder.iterdir()) == []
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from lowshot_cli.card import model_card
-from lowshot_cli.checkpoint import Checkpoint, load, save
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load, save
 from lowshot_cli.cli import app
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.photos import load_photos

@@ -15,10 +15,10 @@ from lowshot_cli.finetune import (
     BaseSamples,
     class_weights,
     finetune_all_rows,
-    finetune_full,
     finetune_rows,
     pulled_back,
 )
+from lowshot_cli.finetune_full import finetune_full
 from lowshot_cli.imprint import operating_bias
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.teach import imprint_classes

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.embed import embed

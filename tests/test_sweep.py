@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
 from lowshot_cli.results import COLUMNS, Rows, Tally
-from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, free_run_dir, rebuild, sweep
+from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, rebuild, run_folder, sweep
 from lowshot_cli.teach import imprint_classes
 from lowshot_cli.tuning import finetune
 
@@ -337,9 +338,15 @@ def test_a_base_class_is_no_novel_class(base: Checkpoint, glyphs: Dataset, confi
 
 
 def test_run_folders_never_collide(tmp_path: Path) -> None:
-    for _ in range(5):
-        free_run_dir(tmp_path).mkdir()
-    assert len(list(tmp_path.iterdir())) == 5
+    with ExitStack() as stack:
+        folders = {stack.enter_context(run_folder(tmp_path, None)) for _ in range(5)}
+        assert len(folders) == len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_sweep_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), run_folder(tmp_path, None):
+        raise UsageError("no such class")
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_of_the_tally_does_not_grow_with_the_trials() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowshot_cli.checkpoint import Checkpoint, save
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import save
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import embed

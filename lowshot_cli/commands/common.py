@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowshot_cli import chain
-from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
@@ -18,6 +18,7 @@ from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.embed import Embedder, user_cache
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import ensure_free, ensure_writable
+from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
 
 
@@ -48,7 +49,8 @@ def named(config: Config, checkpoint: Checkpoint) -> Config:
 
 def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
     """The dataset that the config names; images that were left out are told of."""
-    dataset = load_dataset(config, image_size)
+    with output.progress() as on_progress:
+        dataset = load_dataset(config, image_size, on_progress)
     tell_skipped(output, dataset.skipped)
     return dataset
 
@@ -98,9 +100,14 @@ def embedder_of(
     return Embedder(network, cache=user_cache(), on_progress=on_progress)
 
 
-def target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Path:
-    """Where a derived checkpoint goes; the chain's own files cost nothing and are replaced."""
+@contextmanager
+def target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Iterator[Path]:
+    """Where a derived checkpoint goes, in a folder that is this command's alone meanwhile.
+
+    The chain's own files cost nothing and are replaced.
+    """
     path = out or chain.chain_path(config.workdir, stage)
     ensure_writable(path.parent)
     ensure_free(path, overwrite or out is None)
-    return path
+    with locked(path.parent):
+        yield path

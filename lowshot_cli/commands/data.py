@@ -5,8 +5,11 @@ from __future__ import annotations
 from lowshot_cli.commands.common import load
 from lowshot_cli.config import Config
 from lowshot_cli.data import image_cache
+from lowshot_cli.data.duplicates import lookalikes
 from lowshot_cli.embed import user_cache
 from lowshot_cli.output import Output
+
+_MOST_PAIRS = 10
 
 
 def data_classes(config: Config, output: Output) -> None:
@@ -18,6 +21,36 @@ def data_classes(config: Config, output: Output) -> None:
     ]
     output.data([{"class": name, "train": train, "test": test} for name, train, test in rows])
     output.table(["class", "training images", "test images"], rows, title=dataset.name)
+
+
+def data_duplicates(config: Config, output: Output, at_least: float) -> None:
+    """Find test images that show what a training image shows."""
+    dataset = load(config, output)
+    train, test = dataset.train, dataset.test
+    with output.progress() as on_progress:
+        found = lookalikes(test.pixels, train.pixels, on_progress)
+    places = (found.similarity >= at_least).nonzero().squeeze(1)
+    order = places[found.similarity[places].argsort(descending=True, stable=True)].tolist()
+    pairs = [
+        {
+            "test": test.describe(place),
+            "class": dataset.class_names[int(test.labels[place])],
+            "train": train.describe(int(found.nearest[place])),
+            "train_class": dataset.class_names[int(train.labels[found.nearest[place]])],
+            "similarity": round(found.similarity[place].item(), 4),
+        }
+        for place in order
+    ]
+    same = sum(pair["class"] == pair["train_class"] for pair in pairs)
+    about = {"at_least": at_least, "test_images": len(test.labels), "found": len(pairs)}
+    output.data({**about, "same_class": same, "pairs": pairs})
+    rows = [list(pair.values()) for pair in pairs[:_MOST_PAIRS]]
+    title = f"test images that resemble a training image, {len(rows)} of {len(pairs)}"
+    output.table(["test image", "class", "training image", "class", "similarity"], rows, title)
+    output.line(
+        f"{len(pairs):,} of {len(test.labels):,} test images resemble a training image by "
+        f"{at_least:g} or more, {same:,} of them one of their own class"
+    )
 
 
 def data_cache(output: Output, clear: bool) -> None:

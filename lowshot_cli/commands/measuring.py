@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lowshot_cli import chain, tables
-from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import predict as predicting
 from lowshot_cli import sweep as sweeping
@@ -21,8 +21,9 @@ from lowshot_cli.commands.common import (
     photos_at,
     stopping,
 )
-from lowshot_cli.commands.teaching import make_base
-from lowshot_cli.config import Config, difference, load_config
+from lowshot_cli.commands.teaching import make_base_for_sweep
+from lowshot_cli.config import Config, difference
+from lowshot_cli.config_file import load_config
 from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_writable
@@ -114,7 +115,7 @@ def sweep(
     base_path = source or chain.chain_path(config.workdir, "base")
     if not base_path.exists() and "train_base" in config.model_fields_set:
         output.note(f"no base model at {base_path}, training it first")
-        make_base(config, output, base_path, resume=False, overwrite=False, report=False)
+        make_base_for_sweep(config, output, base_path)
     base = ckpt.load(base_path)
     if base.novel_classes:
         raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
@@ -124,8 +125,11 @@ def sweep(
         _check_resumed(resume, config)
     dataset = dataset_of(base, config, output)
     ensure_writable(config.workdir)
-    run_dir = resume or sweeping.free_run_dir(config.workdir)
-    with stopping() as should_stop, output.progress() as on_progress:
+    with (
+        sweeping.run_folder(config.workdir, resume) as run_dir,
+        stopping() as should_stop,
+        output.progress() as on_progress,
+    ):
         result = sweeping.sweep(
             base,
             dataset,
@@ -137,8 +141,8 @@ def sweep(
             on_progress,
             should_stop,
         )
-    plot = run_dir / "accuracy.png"
-    plot_accuracy(result.summary, plot)
+        plot = run_dir / "accuracy.png"
+        plot_accuracy(result.summary, plot)
     output.data(result.summary)
     show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
     show(output, result.summary)

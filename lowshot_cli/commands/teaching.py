@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowshot_cli import chain, tables, teach, tuning, weights
-from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import evaluate as evaluation
 from lowshot_cli import sweep as sweeping
 from lowshot_cli import train as training
@@ -26,7 +26,9 @@ from lowshot_cli.commands.common import (
 from lowshot_cli.config import Config
 from lowshot_cli.errors import UsageError
 from lowshot_cli.files import ensure_free, ensure_writable, file_hash
+from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
+from lowshot_cli.train_state import delete_states
 
 
 def train_base(
@@ -34,15 +36,24 @@ def train_base(
 ) -> None:
     """Train the base model and write `base.safetensors`."""
     path = out or chain.chain_path(config.workdir, "base")
-    make_base(config, output, path, resume, overwrite, report=True)
-
-
-def make_base(
-    config: Config, output: Output, path: Path, resume: bool, overwrite: bool, report: bool
-) -> None:
-    """Train a base model into `path`, telling of it where `report` says so."""
     ensure_writable(path.parent)
     ensure_free(path, overwrite)
+    with locked(path.parent):
+        _make_base(config, output, path, resume, report=True)
+
+
+def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
+    """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
+    ensure_writable(path.parent)
+    with locked(path.parent):
+        _make_base(config, output, path, _state_path(path).exists(), report=False)
+
+
+def _state_path(path: Path) -> Path:
+    return path.with_suffix(".state.safetensors")
+
+
+def _make_base(config: Config, output: Output, path: Path, resume: bool, report: bool) -> None:
     if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
         # Training finds them where the download leaves them.
         weights.read_weights(config.train_base, show_progress=not output.quiet)
@@ -50,12 +61,12 @@ def make_base(
         _finish_base(output, path, adopt_without_data(config), report, None)
         return
     dataset = load(config, output, weights.photo_side(config))
-    state = path.with_suffix(".state.safetensors")
+    state = _state_path(path)
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
     novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
     _finish_base(output, path, result, report, novel[0] if novel else None)
-    state.unlink(missing_ok=True)
+    delete_states(state)
 
 
 def _finish_base(
@@ -87,15 +98,17 @@ def imprint(
     """Add classes to the base model and write `imprinted.safetensors`."""
     if not config.imprint.classes:
         raise UsageError("no class to imprint", "name one with --class")
-    path = target(config, "imprinted", out, overwrite)
-    parent, ancestor = _parent(config, add, source)
-    dataset = dataset_of(parent, config, output)
-    with output.progress() as on_progress:
-        embedder = embedder_of(parent, config, on_progress)
-        taught, drawn = teach.imprint_classes(parent, dataset, embedder.network, config, replace)
-        before = evaluation.evaluate(parent, dataset, embedder)
-        after = evaluation.evaluate(taught, dataset, embedder)
-    ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
+    with target(config, "imprinted", out, overwrite) as path:
+        parent, ancestor = _parent(config, add, source)
+        dataset = dataset_of(parent, config, output)
+        with output.progress() as on_progress:
+            embedder = embedder_of(parent, config, on_progress)
+            taught, drawn = teach.imprint_classes(
+                parent, dataset, embedder.network, config, replace
+            )
+            before = evaluation.evaluate(parent, dataset, embedder)
+            after = evaluation.evaluate(taught, dataset, embedder)
+        ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
     accuracies = {row.name: row.accuracy for row in after.per_class}
     output.data(
         {
@@ -131,14 +144,14 @@ def imprint_photos(
     overwrite: bool,
 ) -> None:
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
-    path = target(config, "imprinted", out, overwrite)
-    parent, ancestor = _parent(config, add, source)
-    photos = photos_at(config, output, images, parent.meta.image_size)
-    network = parent.network(pick_device(config.device))
-    taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
-    calibrated = teach.can_calibrate(taught)
-    cost = teach.expected_forgetting(taught) if calibrated else None
-    ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
+    with target(config, "imprinted", out, overwrite) as path:
+        parent, ancestor = _parent(config, add, source)
+        photos = photos_at(config, output, images, parent.meta.image_size)
+        network = parent.network(pick_device(config.device))
+        taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
+        calibrated = teach.can_calibrate(taught)
+        cost = teach.expected_forgetting(taught) if calibrated else None
+        ckpt.save(taught.derived(ancestor, config.portable(), "imprint"), path)
     method = taught.meta.supports[-1].method
     output.data(
         {
@@ -194,14 +207,14 @@ def imprint_from_run(
     """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
     if run_dir is None or trial is None:
         raise UsageError("--from-run and --trial go together", "give both")
-    path = target(config, "imprinted", out, overwrite)
-    parent_path = source or chain.chain_path(config.workdir, "base")
-    base = ckpt.load(parent_path)
-    dataset = dataset_of(base, config, output)
-    rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
-    with output.progress() as on_progress:
-        found = evaluation.evaluate(rebuilt, dataset, embedder_of(base, config, on_progress))
-    ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
+    with target(config, "imprinted", out, overwrite) as path:
+        parent_path = source or chain.chain_path(config.workdir, "base")
+        base = ckpt.load(parent_path)
+        dataset = dataset_of(base, config, output)
+        rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
+        with output.progress() as on_progress:
+            found = evaluation.evaluate(rebuilt, dataset, embedder_of(base, config, on_progress))
+        ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
     output.data(tables.evaluation_json(path, found))
     tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], "lowshot evaluate")
@@ -211,16 +224,16 @@ def finetune(
     config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
 ) -> None:
     """Fine-tune the imprinted model and write `finetuned.safetensors`."""
-    path = target(config, "finetuned", out, overwrite)
-    parent_path = source or chain.chain_path(config.workdir, "imprinted")
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
-    dataset = dataset_of(parent, config, output)
-    evaluation.check_dataset(parent, dataset)
-    with output.progress() as on_progress:
-        tuned = tuning.finetune(parent, config, dataset, on_progress)
-        before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
-        after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
-    ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
+    with target(config, "finetuned", out, overwrite) as path:
+        parent_path = source or chain.chain_path(config.workdir, "imprinted")
+        parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
+        dataset = dataset_of(parent, config, output)
+        evaluation.check_dataset(parent, dataset)
+        with output.progress() as on_progress:
+            tuned = tuning.finetune(parent, config, dataset, on_progress)
+            before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
+            after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
+        ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
     output.data(
         {
             "checkpoint": str(path),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from lowshot_cli import checkpoint as ckpt
+from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import predict as predicting
 from lowshot_cli import tables, teach
 from lowshot_cli.backbones import pick_device
@@ -17,6 +18,7 @@ from lowshot_cli.config import Config
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.data.store import cannot_read
 from lowshot_cli.errors import UsageError
+from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
 
 
@@ -45,7 +47,7 @@ def predict(
             predicting.predict(checkpoint, network, files, most, threshold, on_progress=on_progress)
         )
     if as_csv:
-        print(tables.predictions_csv(found), end="")
+        print(tables.predictions_csv(found), end="", flush=True)
     else:
         output.data(tables.predictions_json(found))
         tables.show_predictions(output, found)
@@ -86,9 +88,9 @@ def remove_class(
     config: Config, output: Output, name: str, force: bool, source: Path | None
 ) -> None:
     """Remove a class from a model, in its file."""
-    path, checkpoint = _changed(config, name, force, source)
-    changed = teach.without_class(checkpoint, name)
-    _rewrite(output, path, changed.noted("classes remove", {"class": name}))
+    with _changed(config, name, force, source) as (path, checkpoint):
+        changed = teach.without_class(checkpoint, name)
+        _rewrite(output, path, changed.noted("classes remove", {"class": name}))
 
 
 def rename_class(
@@ -97,21 +99,25 @@ def rename_class(
     """Rename a class of a model, in its file."""
     if not new.strip():
         raise UsageError("a class needs a name", "give one that is not blank")
-    path, checkpoint = _changed(config, name, force, source)
-    changed = checkpoint.renamed(name, new)
-    _rewrite(output, path, changed.noted("classes rename", {"class": name, "to": new}))
+    with _changed(config, name, force, source) as (path, checkpoint):
+        changed = checkpoint.renamed(name, new)
+        _rewrite(output, path, changed.noted("classes rename", {"class": name, "to": new}))
 
 
+@contextmanager
 def _changed(
     config: Config, name: str, force: bool, source: Path | None
-) -> tuple[Path, Checkpoint]:
-    path, checkpoint = model_in_use(config, source)
-    checkpoint.position(name)
-    if name in checkpoint.base_classes and not force:
-        raise UsageError(
-            f"{name!r} is a base class of {path}", "add --force to change it all the same"
-        )
-    return path, checkpoint
+) -> Iterator[tuple[Path, Checkpoint]]:
+    """The model that is to change, in a folder that is this command's alone meanwhile."""
+    folder = source.parent if source else config.workdir
+    with locked(folder) if folder.is_dir() else nullcontext():
+        path, checkpoint = model_in_use(config, source)
+        checkpoint.position(name)
+        if name in checkpoint.base_classes and not force:
+            raise UsageError(
+                f"{name!r} is a base class of {path}", "add --force to change it all the same"
+            )
+        yield path, checkpoint
 
 
 def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowshot_cli.cache import DiskCache
 from lowshot_cli.errors import DataError, UsageError, did_you_mean
+from lowshot_cli.progress import OnProgress, silent
 
 if TYPE_CHECKING:
     from lowshot_cli.config import Config
@@ -103,12 +104,15 @@ def digest_of(array: npt.NDArray[Any]) -> str:
     return blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
-def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
+def load_dataset(
+    config: Config, image_size: int | None = None, on_progress: OnProgress = silent
+) -> Dataset:
     """Load the dataset that the config names.
 
     Args:
         config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
         image_size: side in pixels that a checkpoint asks for; wins over the config's.
+        on_progress: told about a download.
 
     Raises:
         DataError: absent or broken data.
@@ -119,7 +123,7 @@ def load_dataset(config: Config, image_size: int | None = None) -> Dataset:
     if config.dataset == "cifar100":
         if size not in (None, cifar.IMAGE_SIZE):
             raise DataError(f"CIFAR-100 images are {cifar.IMAGE_SIZE} pixels wide, not {size}")
-        return cifar.load(config.data_folder)
+        return cifar.load(config.data_folder, on_progress)
     if config.dataset == "glyphs":
         return glyphs.make(size or glyphs.IMAGE_SIZE)
     if config.dataset == "none":

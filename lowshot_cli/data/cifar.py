@@ -11,12 +11,23 @@ import numpy as np
 import torch
 
 from lowshot_cli.data import Dataset, Images
+from lowshot_cli.data.download import Archive, fetch
 from lowshot_cli.errors import DataError
+from lowshot_cli.progress import OnProgress, silent
 
 IMAGE_SIZE = 32
 N_CLASSES = 100
 FOLDER = "cifar-100-python"
 _SPLITS = {"train": 50_000, "test": 10_000}
+ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    size=169_001_437,
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+    files={
+        f"{FOLDER}/{name}": most
+        for name, most in (("train", 200_000_000), ("test", 40_000_000), ("meta", 1_000_000))
+    },
+)
 _ALLOWED_GLOBALS = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -35,7 +46,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def load(data_dir: Path) -> Dataset:
+def load(data_dir: Path, on_progress: OnProgress = silent) -> Dataset:
     """Load both splits; download the archive into `data_dir` where they are absent.
 
     Raises:
@@ -43,7 +54,7 @@ def load(data_dir: Path) -> Dataset:
     """
     folder = data_dir / FOLDER
     if not all((folder / name).is_file() for name in (*_SPLITS, "meta")):
-        _download(data_dir)
+        _download(data_dir, on_progress)
     meta = _unpickle(folder / "meta")
     names = meta.get("fine_label_names")
     if (
@@ -93,17 +104,13 @@ def _refetch(folder: Path) -> str:
     return f"delete {folder} to download it again"
 
 
-def _download(data_dir: Path) -> None:
-    from torchvision.datasets import CIFAR100
-
-    folder = data_dir / FOLDER
+def _download(data_dir: Path, on_progress: OnProgress) -> None:
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        CIFAR100(str(data_dir), download=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(getattr(error, "reason", error)).splitlines()[0]
+        fetch(ARCHIVE, data_dir, on_progress)
+    except (DataError, OSError) as error:
+        reason = getattr(error, "message", None) or getattr(error, "strerror", None) or error
         raise DataError(
-            f"CIFAR-100 is not in {folder} and cannot be downloaded: {reason}",
+            f"CIFAR-100 is not in {data_dir / FOLDER} and cannot be downloaded: {reason}",
             "name the folder that holds cifar-100-python with --data-dir or LOWSHOT_DATA, "
             "or use --dataset glyphs, which needs no data",
         ) from None

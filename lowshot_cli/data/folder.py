@@ -17,6 +17,8 @@ from lowshot_cli.data.store import ByteArray, load_or_decode
 from lowshot_cli.errors import DataError
 
 IMAGE_SIZE = 64
+# No others are tried, whatever a file is called: some of Pillow's readers start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 TEST_SHARE = 0.2
 # Panoramas are photos too; what is twice as large again is still refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -102,7 +104,7 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
         DataError: not a readable image.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             # JPEG is decoded at the smallest scale that is at least twice the size.
             image.draft(None, (2 * image_size, 2 * image_size))
             return as_pixels(image, image_size)
@@ -122,9 +124,15 @@ def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any picture in RGB: 16 bits scaled to 8, transparent pixels over white."""
+    """Any picture in RGB: 16 bits scaled to 8, transparent pixels over white.
+
+    Raises:
+        DataError: a floating-point picture with numbers that are not finite.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise DataError("numbers that are not finite")
         # Whole numbers run to 65535, fractions to 1, unless they stay within 8 bits anyway.
         top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
         grey = (values.clip(0, top) * (255 / top)).round().astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,8 +13,12 @@ from zipfile import BadZipFile, ZipFile
 from lowshot_cli.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# Images hardly shrink in an archive; what grows further than this was made to fill a memory.
+_MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
+_MOST_IMAGE_BYTES = 256 * 1024**2
 # train/<class>/<file> is as deep as a dataset goes.
 _DEPTH = 2
+_MAKE_ANEW = "make it anew from the folder of images"
 _Parts = tuple[str, ...]
 
 
@@ -46,8 +51,13 @@ Tree = Mapping[_Parts, list[Photo]]
 def photo_of(path: Path, root: Path | None = None) -> Photo:
     """An image file, named relative to `root`."""
     status = path.stat()
-    name = str(path.relative_to(root)) if root else str(path)
+    name = as_text(str(path.relative_to(root)) if root else str(path))
     return Photo(name, path, (status.st_size, status.st_mtime_ns))
+
+
+def as_text(name: str) -> str:
+    """A name of the file system as text that can be stored: bytes that are no UTF-8 in hex."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def list_photos(root: Path) -> Tree:
@@ -78,7 +88,7 @@ def _list_folder(root: Path) -> Tree:
         parts = Path(folder).relative_to(root).parts
         below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
         images = sorted(name for name in files if is_image(name))
-        tree[parts] = [photo_of(Path(folder) / name, root) for name in images]
+        tree[tuple(map(as_text, parts))] = [photo_of(Path(folder) / name, root) for name in images]
     return tree
 
 
@@ -89,6 +99,7 @@ def _list_archive(path: Path) -> Tree:
         raise DataError(
             f"{path} is neither a folder nor a zip archive: {error}", "check --data-dir"
         ) from None
+    _refuse_hostile(archive, path)
     tree: dict[_Parts, list[Photo]] = {}
     for info in sorted(archive.infolist(), key=lambda info: info.filename):
         *parts, name = PurePosixPath(info.filename).parts
@@ -101,3 +112,25 @@ def _list_archive(path: Path) -> Tree:
     while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:
         tree = {parts[1:]: photos for parts, photos in tree.items()}
     return tree
+
+
+def _refuse_hostile(archive: ZipFile, path: Path) -> None:
+    """Refuse an archive with names that lead out of it, or that was made to grow.
+
+    Raises:
+        DataError: it is one of these; names the first member that makes it so.
+    """
+    total = 0
+    for info in archive.infolist():
+        place = PurePosixPath(info.filename.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts:
+            raise DataError(f"{path} names a place outside itself: {info.filename!r}", _MAKE_ANEW)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{path} holds a link: {info.filename!r}", _MAKE_ANEW)
+        total += info.file_size
+        if is_image(info.filename) and info.file_size > _MOST_IMAGE_BYTES:
+            raise DataError(
+                f"{path}: {info.filename!r} takes {info.file_size:,} bytes", "leave it out"
+            )
+    if total > max(_HARMLESS_BYTES, _MOST_GROWTH * path.stat().st_size):
+        raise DataError(f"{path} would grow to {total:,} bytes", "unpack it and name the folder")

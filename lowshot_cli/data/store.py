@@ -20,6 +20,7 @@ from lowshot_cli.cache import DiskCache
 from lowshot_cli.data import Images, digest_of
 from lowshot_cli.data.sources import Photo
 from lowshot_cli.errors import DataError
+from lowshot_cli.files import new_array
 
 _ABOUT = "about.json"
 _FORMAT = 2
@@ -149,9 +150,7 @@ def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decod
     try:
         about = {}
         for split, classes in splits.items():
-            array = np.lib.format.open_memmap(
-                temporary / f"{split}.npy", "w+", np.uint8, _shape(classes, size)
-            )
+            array = new_array(temporary / f"{split}.npy", np.uint8, _shape(classes, size))
             about[split] = asdict(_decode_into(array, classes, size, decode))
             array.flush()
         (temporary / _ABOUT).write_text(json.dumps(about), encoding="utf-8")

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowshot_cli import __version__
-from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.embed import Embedder, embed, user_cache

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 import lowshot_cli
-from lowshot_cli.checkpoint import Checkpoint, load
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint_file import load
 from lowshot_cli.config import Config
 from lowshot_cli.data import load_dataset
 from lowshot_cli.data.photos import read_photos

@@ -1,0 +1,151 @@
+"""Fetching a dataset's archive without trust in whoever sends it."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.error import URLError
+
+from lowshot_cli.errors import DataError
+from lowshot_cli.files import write_atomically
+from lowshot_cli.progress import OnProgress, Progress, silent
+
+_CHUNK = 1024**2
+_TIMEOUT_SECONDS = 30
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A `.tar.gz` to be had somewhere.
+
+    Attributes:
+        url: where; https.
+        size: in bytes.
+        md5: hex digest of the whole.
+        files: the members that are wanted, and the most bytes that each may take.
+    """
+
+    url: str
+    size: int
+    md5: str
+    files: Mapping[str, int]
+
+
+class _AlteredError(Exception):
+    """What was sent is not the archive."""
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only to https."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
+    ) -> Any:
+        _ensure_https(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> None:
+    """Download an archive, and unpack the files that are wanted of it.
+
+    Nothing is unpacked before the checksum is right. What was cut off or altered on its way is
+    fetched once more. The archive has no name on the disk, so nothing of it outlives the process.
+
+    Args:
+        archive: to fetch.
+        folder: where its files go, under their names in the archive.
+        on_progress: told about the bytes.
+
+    Raises:
+        DataError: no connection, an altered archive, or one with members that have no place in it.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, _ATTEMPTS + 1):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                _download(archive, file, on_progress)
+            except (_AlteredError, HTTPException) as error:
+                if attempt == _ATTEMPTS:
+                    raise DataError(
+                        f"{archive.url} sends something else than expected, twice: {error}",
+                        "try again later, or fetch it elsewhere",
+                    ) from None
+            except (URLError, TimeoutError, ConnectionError) as error:
+                reason = getattr(error, "reason", None) or error
+                raise DataError(f"cannot download {archive.url}: {reason}") from None
+            else:
+                unpack(file, archive, folder)
+                return
+
+
+def _ensure_https(url: str) -> None:
+    if not url.startswith("https://"):
+        raise DataError(f"{url} is no https address", "nothing is fetched over any other")
+
+
+def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> None:
+    _ensure_https(archive.url)
+    opener = urllib.request.build_opener(_NoDowngrade)
+    digest, done = hashlib.md5(usedforsecurity=False), 0
+    with opener.open(archive.url, timeout=_TIMEOUT_SECONDS) as answer:
+        while chunk := answer.read(_CHUNK):
+            done += len(chunk)
+            if done > archive.size:
+                raise _AlteredError(f"more than {archive.size:,} bytes")
+            digest.update(chunk)
+            file.write(chunk)
+            on_progress(
+                Progress("downloading", done, archive.size, "bytes", milestone=done == archive.size)
+            )
+    if done != archive.size:
+        raise _AlteredError(f"{done:,} bytes, not {archive.size:,}")
+    if digest.hexdigest() != archive.md5:
+        raise _AlteredError(f"md5 {digest.hexdigest()}, not {archive.md5}")
+
+
+def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
+    """Copy the files that are wanted out of a `.tar.gz`; nothing else of it touches the disk.
+
+    Raises:
+        DataError: it is damaged, lacks a file, or has a member that would be dangerous to unpack.
+        OSError: the folder cannot be written to.
+    """
+    file.seek(0)
+    missing = set(archive.files)
+    try:
+        with tarfile.open(fileobj=file, mode="r:gz") as tar:
+            for member in tar:
+                _check_member(member, archive)
+                if member.name in missing:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    path = folder / member.name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(path, content.read())
+                    missing.discard(member.name)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{archive.url} is no archive that can be read: {error}") from None
+    if missing:
+        raise DataError(f"{archive.url} lacks {', '.join(sorted(missing))}")
+
+
+def _check_member(member: tarfile.TarInfo, archive: Archive) -> None:
+    place, most = PurePosixPath(member.name), archive.files.get(member.name, _CHUNK)
+    if place.is_absolute() or ".." in place.parts:
+        problem = "leads out of the folder"
+    elif not (member.isreg() or member.isdir()):
+        problem = "is neither a file nor a folder"
+    elif member.size > most:
+        problem = f"takes {member.size:,} bytes, more than {most:,}"
+    else:
+        return
+    raise DataError(f"{archive.url} is not unpacked: its member {member.name!r} {problem}")
