@@ -1,7 +1,8 @@
 """Names to networks.
 
 Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and the package's own to
-what their last two stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative.
+what their last two stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative. Its
+`embedding_size` is E, its `stage_sizes` are M1 and M2.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Resized(nn.Module):
         super().__init__()
         self.backbone, self.side, self.shrinks = backbone, side, shrinks
         self.embedding_size = backbone.embedding_size
+        self.stage_sizes = backbone.stage_sizes
 
     @property
     def project(self) -> nn.Module:
@@ -123,6 +125,7 @@ class ResNet9(nn.Module):
     def __init__(self, width: int, embedding_size: int) -> None:
         super().__init__()
         self.embedding_size = embedding_size
+        self.stage_sizes = (8 * width, 4 * width)
         self.early = nn.Sequential(
             _conv(3, width),
             _conv(width, 2 * width),
@@ -149,6 +152,7 @@ class ResNet18(nn.Module):
 
         super().__init__()
         self.embedding_size = embedding_size
+        self.stage_sizes = (512, 256)
         network = resnet18(weights=None)
         stem = [network.conv1, network.bn1, network.relu, network.maxpool]
         if image_size <= SMALL_IMAGE:

@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from lowshot_cli.backbones import ResNet9, ResNet18, Resized
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.errors import CheckpointError, LowshotError
 from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.meta import Meta
 from lowshot_cli.model import Head
+from lowshot_cli.published import Published
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 _UNIT_TOLERANCE = 1e-3
@@ -141,21 +143,21 @@ def _check_network(checkpoint: Checkpoint) -> None:
     meta, given = checkpoint.meta, checkpoint.backbone
     try:
         with torch.device("meta"):
-            network = checkpoint.blank_network().eval().to("meta")
-            size = network.size(meta.image_size)
+            backbone = checkpoint.blank_network().backbone
     except NotImplementedError:
         return
-    wanted = network.backbone.state_dict()
+    assert isinstance(backbone, ResNet9 | ResNet18 | Published | Resized)
+    if len(checkpoint.centre) not in (0, sum(backbone.stage_sizes)):
+        raise ValueError(
+            f"stages.centre has {len(checkpoint.centre)} numbers, unlike the stages of the network"
+        )
+    wanted = backbone.state_dict()
     if unknown := next((name for name in given if name not in wanted), None):
         raise ValueError(f"backbone.{unknown} is no tensor of {meta.backbone}")
     for name, blank in wanted.items():
         tensor = checked_tensor(given, name, tuple(blank.shape), blank.dtype)
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise ValueError(f"backbone.{name} has a negative variance")
-    if size != checkpoint.head.size:
-        raise ValueError(
-            f"head.proxies is for embeddings of {checkpoint.head.size} numbers, unlike the network"
-        )
 
 
 def how_to_make(path: Path) -> str:

@@ -209,8 +209,8 @@ class FinetuneConfig(Section):
 class SweepConfig(Section):
     """Which trials are run: every novel class x shots x trials x methods.
 
-    `drop_duplicates` leaves out test images that resemble a training image. With `sessions`, a trial
-    adds `ways` classes in each of that many sessions, in class order.
+    `drop_duplicates` leaves out test images that resemble a training image. With `sessions`, a
+    trial adds `ways` classes in each of that many sessions, in class order.
     """
 
     trials: Count = 20

@@ -158,11 +158,6 @@ class EmbeddingNetwork(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    @torch.inference_mode()
-    def size(self, side: int) -> int:
-        """D, found with a blank image of `side` pixels."""
-        return int(self(torch.zeros(1, 3, side, side, device=self.device)).shape[1])
-
     def trained(self, images: Tensor) -> Tensor:
         """The trained part alone, `(B, E)` unit, of normalised images as they are."""
         return F.normalize(self.backbone(images)[0].float(), dim=1)

@@ -22,6 +22,7 @@ class Published(nn.Module):
         classifier: name of the layers in it that are left out, as state dicts call them.
         project: to another number of features, where one is asked for.
         embedding_size: E.
+        stage_sizes: none, as it shows no earlier stages.
     """
 
     def __init__(self, name: str, embedding_size: int | None, side: int) -> None:
@@ -54,6 +55,7 @@ class Published(nn.Module):
         wanted = size if embedding_size is None else embedding_size
         self.project = nn.Identity() if wanted == size else nn.Linear(size, wanted, bias=False)
         self.embedding_size = wanted
+        self.stage_sizes: tuple[int, ...] = ()
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Features `(B, E)` of images `(B, 3, H, W)`; no stages."""

@@ -22,7 +22,7 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 # same picture. On CIFAR-100 it finds the same shot stored twice and nothing else.
 NEAR = 10.0
 _SIDE = 16
-# Similarity from which `lookalikes` are taken for the same picture. Judged by eye on CIFAR-100, most
+# Similarity from which `lookalikes` count as the same picture. Judged by eye on CIFAR-100, most
 # pairs are, and about half of those just above it.
 SIMILAR = 0.85
 # A pair that is less similar before it is shifted is not looked at again.

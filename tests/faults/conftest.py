@@ -1,0 +1,87 @@
+"""Fixtures of the fault tests: commands in processes of their own, to be killed and starved."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Running:
+    """A command under way in a process of its own."""
+
+    pid: int
+    server: Server
+    out: Path
+    err: Path
+
+    def wait(self) -> int:
+        """Its exit status, negative for the signal that ended it."""
+        return int(self.server.answer())
+
+    @property
+    def stderr(self) -> str:
+        return self.err.read_text(encoding="utf-8")
+
+    @property
+    def stdout(self) -> str:
+        return self.out.read_text(encoding="utf-8")
+
+
+class Server:
+    """Starts commands in forks of a process that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment.pop("LOWSHOT_DATA", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def start(self, *arguments: object, cwd: Path, **settings: Any) -> Running:
+        """Start a command in a folder."""
+        self.count += 1
+        out, err = (self.folder / f"{self.count}.{name}" for name in ("out", "err"))
+        argv = [str(argument) for argument in arguments]
+        job = {"argv": argv, "cwd": str(cwd), "out": str(out), "err": str(err), **settings}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return Running(int(self.answer()), self, out, err)
+
+    def run(self, *arguments: object, cwd: Path, **settings: Any) -> Running:
+        """Run a command to its end, which must be a good one."""
+        running = self.start(*arguments, cwd=cwd, **settings)
+        status = running.wait()
+        assert status == 0, running.stderr
+        return running
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("server"))
+    yield started
+    assert started.process.stdin is not None
+    started.process.stdin.close()
+    started.process.wait()
