@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowshot_cli.backbones import ResNet9, ResNet18, Resized
+from lowshot_cli.backbones import Resized, ResNet9, ResNet18
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.errors import CheckpointError, LowshotError
 from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors

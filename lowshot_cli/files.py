@@ -80,7 +80,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Raises:
         OSError: as `write_atomically`.
     """
-    checksum = torch.tensor(list(_digest(tensors, metadata)), dtype=torch.uint8)
+    checksum = torch.tensor(list(content_digest(tensors, metadata)), dtype=torch.uint8)
     write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata))
 
 
@@ -100,7 +100,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata() or {})
     checksum = tensors.pop(CHECKSUM, None)
-    if checksum is not None and bytes(checksum.flatten().tolist()) != _digest(tensors, metadata):
+    if checksum is not None and bytes(checksum.flatten().tolist()) != content_digest(
+        tensors, metadata
+    ):
         raise ValueError("it is damaged: its checksum is another")
     return tensors, metadata
 
@@ -114,7 +116,8 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header is said to be {length:,} of its {size:,} bytes")
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The checksum of a safetensors file, 16 bytes over its tensors and metadata."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(sorted(metadata.items())).encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from pathlib import Path
@@ -216,8 +217,9 @@ class RowFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what could not be written to it has been told of already."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:

@@ -130,7 +130,10 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
         ({"holdout.labels": torch.full((600,), 12)}, "not base classes"),
         ({"stages.centre": None}, "stages.centre"),
         ({"stages.centre": torch.zeros(SIZE - 31)}, "head.proxies is"),
-        ({"stages.centre": torch.zeros(8), "head.proxies": torch.eye(12, 40)}, "holdout.embeddings"),
+        (
+            {"stages.centre": torch.zeros(8), "head.proxies": torch.eye(12, 40)},
+            "holdout.embeddings",
+        ),
         ({"classes": ["a"] * 12}, "stands twice"),
         ({"format": 2}, "format"),
         ({"n_base": 13}, "disagree"),

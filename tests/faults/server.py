@@ -1,7 +1,8 @@
 """Runs commands in forks of a process that has imported everything, each in milliseconds.
 
-Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and, if need be, `fsize`,
-the most bytes a file may grow to. Answers with the pid, and with the exit status once it has ended.
+Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and, if need be,
+`env` and `fsize`, the most bytes a file may grow to. Answers with the pid, and with the exit status
+once it has ended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import lowshot_cli.cli
 import lowshot_cli.commands.data
 import lowshot_cli.commands.measuring
 import lowshot_cli.commands.teaching
-import lowshot_cli.commands.using  # noqa: F401
+import lowshot_cli.commands.using
 from lowshot_cli.data import glyphs
 
 
