@@ -18,7 +18,7 @@ from lowshot_cli.data.photos import Photos
 from lowshot_cli.data.sources import as_text
 from lowshot_cli.data.splits import draw_directions, draw_supports
 from lowshot_cli.embed import Views, embed
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.evaluate import check_dataset
 from lowshot_cli.imprint import (
     budget_of,
@@ -70,7 +70,7 @@ def imprint_classes(
     Raises:
         UsageError: no class named, a known class, more shots than images.
         CheckpointError: another dataset.
-        DataError: an unknown class.
+        DataError: an unknown class, or one without a direction of its own.
     """
     options = config.imprint
     if not options.classes:
@@ -89,6 +89,7 @@ def imprint_classes(
         indices = members[torch.from_numpy(chosen)]
         pixels = dataset.train.pixels[indices]
         row, support = _imprint_one(checkpoint, network, pixels, label, config)
+        check_row(name, row)
         record = support_record(dataset.train, indices, options.method)
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
@@ -118,6 +119,7 @@ def imprint_photos(
 
     Raises:
         UsageError: not one class named, a known class, more shots than photos.
+        DataError: the class has no direction of its own.
     """
     if not can_calibrate(checkpoint):
         plain = config.imprint.model_copy(update={"method": "imprint", "max_forgetting": "none"})
@@ -136,6 +138,7 @@ def imprint_photos(
     chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
     pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
     row, support = _imprint_one(checkpoint, network, pixels, label, config)
+    check_row(name, row)
     record = SupportRecord(
         method=options.method,
         indices=(),
@@ -193,6 +196,20 @@ def _imprint_one(
         views = embed(network, pixels, views=augmented_views(options, checkpoint.meta.mirror))
         return rows_of("imprint", views, checkpoint), support
     return rows_of(options.method, support, checkpoint), support
+
+
+def check_row(name: str, row: Tensor) -> None:
+    """A class whose images differ in nothing from the others has no direction of its own.
+
+    Raises:
+        DataError: it is one.
+    """
+    if not bool(row.any()):
+        raise DataError(
+            f"the images of {name!r} have no direction of their own: to the model they are what "
+            "the base classes are on average",
+            "look at them, or try another --method",
+        )
 
 
 def rows_of(method: str, support: Tensor, checkpoint: Checkpoint) -> Tensor:

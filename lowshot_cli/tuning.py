@@ -20,7 +20,7 @@ from lowshot_cli.imprint import budget_of
 from lowshot_cli.meta import SupportRecord
 from lowshot_cli.model import relabel
 from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.teach import can_calibrate, pixel_hash, rows_of, set_bias
+from lowshot_cli.teach import can_calibrate, check_row, pixel_hash, rows_of, set_bias
 
 
 def finetune(
@@ -40,7 +40,7 @@ def finetune(
     Raises:
         UsageError: no novel class to fine-tune.
         CheckpointError: another dataset.
-        DataError: a support image is gone or has changed.
+        DataError: a support image is gone or has changed, or a class has no direction of its own.
     """
     options = config.finetune
     if not checkpoint.novel_classes:
@@ -67,6 +67,8 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
     targets = torch.arange(len(shots)).repeat_interleave(shots)
     start = [rows_of("whitened", part, checkpoint) for part in checkpoint.supports]
+    for name, row in zip(checkpoint.novel_classes, start, strict=True):
+        check_row(name, row)
     base_rows, rows = head.proxies[:n_base], torch.stack(start)
     if options.freezing == "always":
         rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]

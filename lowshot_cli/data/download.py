@@ -123,11 +123,11 @@ def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
     missing = set(archive.files)
     try:
         with tarfile.open(fileobj=file, mode="r:gz") as tar:
-            for member in tar:
+            members = tar.getmembers()
+            for member in members:
                 _check_member(member, archive)
-                if member.name in missing:
-                    content = tar.extractfile(member)
-                    assert content is not None
+            for member in members:
+                if member.name in missing and (content := tar.extractfile(member)):
                     path = folder / member.name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_atomically(path, content.read())
