@@ -88,9 +88,13 @@ def _root(version: o.Version = False) -> None:
 
 def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     """Resolve the config from the flags whose names are config fields; open the output."""
+    import logging
+
     from lowshot_cli.config_file import load_config
     from lowshot_cli.output import Output
 
+    # It tells of homes and caches that it can do without.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # An option that may be repeated and was not typed is an empty tuple.
     flags = {name: value for name, value in ctx.params.items() if value != ()}
     control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}

@@ -154,8 +154,15 @@ class Output:
             self.note(", ".join([*parts, f"{elapsed:.0f} s"]))
 
 
+class _Console(Console):
+    """Leaves it to the app to end a command whose reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console(file: Any) -> Console:
-    return Console(file=file, markup=False, highlight=False, emoji=False)
+    return _Console(file=file, markup=False, highlight=False, emoji=False)
 
 
 def _bar(console: Console) -> Progress:

@@ -109,6 +109,7 @@ def sweep(
         UsageError, CheckpointError, DataError: as `make_plan`.
     """
     plan = make_plan(checkpoint, dataset, config)
+    given = len(dataset.test.labels)
     if config.sweep.drop_duplicates:
         dataset = without_lookalikes(dataset, on_progress)
     if save_models:
@@ -152,6 +153,7 @@ def sweep(
     summary = {
         **_summary_of(tally, plan, materials),
         "base_accuracy_before": materials.base_accuracy,
+        "dropped_duplicates": given - len(dataset.test.labels),
         "avoided_duplicates": sum(len(found) for found in materials.avoided.values()),
         "timing": {
             "embed_seconds": embedded - started,

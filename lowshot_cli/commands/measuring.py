@@ -146,6 +146,11 @@ def sweep(
     output.data(result.summary)
     show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
     show(output, result.summary)
+    if config.sweep.drop_duplicates:
+        output.line(
+            f"without {result.summary['dropped_duplicates']:,} test images that resemble a "
+            "training image"
+        )
     output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
 
 

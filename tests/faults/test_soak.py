@@ -1,0 +1,55 @@
+"""Many sweeps in one process: memory and open files stay flat.
+
+`pytest -n0 -s -m slow tests/faults/test_soak.py` runs 200 and prints the curve.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCommand
+from tests.faults.test_checkpoint_fuzz import _status
+
+FEW, MANY = 30, 200
+WARM = 10
+MOST_GROWTH = 12 * 1024**2
+
+
+def soak(lowshot: RunCommand, workdir: Path, count: int) -> list[tuple[int, int, int]]:
+    """Sweep number, bytes in memory and open files, along the way."""
+    curve = []
+    sweep = ["sweep", "--trials", "4", "--novel", "6", "--shots", "1,5", "--save-models"]
+    for number in range(count + 1):
+        result = lowshot(*sweep, "--workdir", workdir, "--seed", number)
+        assert result.exit_code == 0, result.stderr
+        for folder in workdir.glob("sweep-*"):
+            shutil.rmtree(folder)
+        if number % 10 == 0:
+            gc.collect()
+            curve.append((number, _status("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
+    return curve
+
+
+def _check_flat(curve: list[tuple[int, int, int]]) -> None:
+    warm = [(size, files) for number, size, files in curve if number >= WARM]
+    sizes, files = zip(*warm, strict=True)
+    assert max(sizes) - sizes[0] <= MOST_GROWTH, curve
+    assert len(set(files)) == 1, curve
+
+
+def test_sweeps_leave_nothing_in_memory_and_no_file_open(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    _check_flat(soak(lowshot, workdir, FEW))
+
+
+@pytest.mark.slow
+def test_two_hundred_sweeps_leave_nothing_behind(lowshot: RunCommand, workdir: Path) -> None:
+    curve = soak(lowshot, workdir, MANY)
+    for number, size, files in curve:
+        print(f"{number:4} sweeps  {size / 1024**2:7.1f} MiB  {files} open files")
+    _check_flat(curve)
