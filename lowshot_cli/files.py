@@ -100,10 +100,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata() or {})
     checksum = tensors.pop(CHECKSUM, None)
-    if checksum is not None and bytes(checksum.flatten().tolist()) != content_digest(
-        tensors, metadata
-    ):
-        raise ValueError("it is damaged: its checksum is another")
+    if checksum is not None:
+        given = bytes(checksum.to(torch.uint8).flatten().tolist())
+        if given != content_digest(tensors, metadata):
+            raise ValueError("it is damaged: its checksum is another")
     return tensors, metadata
 
 

@@ -1,7 +1,7 @@
 """Runs commands in forks of a process that has imported everything, each in milliseconds.
 
 Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and, if need be,
-`env` and `fsize`, the most bytes a file may grow to. Answers with the pid, and with the exit status
+`env`, `cpus`, how many there seem to be, and `fsize`, the most bytes a file may grow to. Answers with the pid, and with the exit status
 once it has ended.
 """
 
@@ -32,6 +32,10 @@ def _run(job: dict[str, Any]) -> None:
         os.dup2(file, number)
     if job.get("fsize") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["fsize"], job["fsize"]))
+    if job.get("cpus") is not None:
+        # Pools of threads are made for this many.
+        os.cpu_count = lambda: job["cpus"]  # type: ignore[assignment]
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["cpus"]])
     os.environ.update(job.get("env", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["lowshot", *job["argv"]]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.plan import make_plan
 from lowshot_cli.train import train_base
 from tests.conftest import RunCommand
-from tests.faults.conftest import ROOT
+from tests.faults.conftest import Server
 
 
 def test_no_image_is_support_and_query_in_any_trial(base: Checkpoint, glyphs: Dataset) -> None:
@@ -156,12 +154,12 @@ def _photos(folder: Path, glyphs: Dataset) -> Path:
     return folder
 
 
-def _whole_run(photos: Path, folder: Path, cpus: set[int], seed: int = 0) -> dict[str, bytes]:
-    """Train, imprint and sweep on the given processors; the bytes of what that leaves."""
+def _whole_run(
+    server: Server, photos: Path, folder: Path, cpus: int, seed: int = 0
+) -> dict[str, bytes]:
+    """Train, imprint, fine-tune and sweep on some processors; the bytes of what that leaves."""
     folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"XDG_CACHE_HOME": str(folder / "cache")}
-    data = ["--dataset", "folder", "--data-dir", str(photos), "--seed", str(seed)]
+    data = ["--dataset", "folder", "--data-dir", photos, "--seed", seed]
     small = ["--image-size", "32", "--holdout", "8", "--width", "4", "--epochs", "2"]
     for arguments in (
         ["train-base", "--classes", "A,Z", "--precision", "fp32", *small],
@@ -169,33 +167,23 @@ def _whole_run(photos: Path, folder: Path, cpus: set[int], seed: int = 0) -> dic
         ["finetune"],
         ["sweep", "--trials", "3", "--shots", "1,2"],
     ):
-        command = [sys.executable, "-m", "lowshot_cli", *arguments, *data]
-        answer = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        )
-        assert answer.returncode == 0, answer.stderr
+        cache = {"XDG_CACHE_HOME": str(folder / "cache")}
+        server.run(*arguments, *data, cwd=folder, cpus=cpus, env=cache)
     runs = folder / "runs"
     (rows,) = runs.glob("sweep-*/results.csv")
     return {path.name: path.read_bytes() for path in (*runs.glob("*.safetensors"), rows)}
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_decodes_and_when(
-    glyphs: Dataset, tmp_path: Path
+    server: Server, glyphs: Dataset, tmp_path: Path
 ) -> None:
-    photos, all_cpus = _photos(tmp_path / "photos", glyphs), os.sched_getaffinity(0)
-    one = _whole_run(photos, tmp_path / "one", {min(all_cpus)})
-    many = _whole_run(photos, tmp_path / "many", all_cpus)
-    assert one.keys() == {"base.safetensors", "imprinted.safetensors", "finetuned.safetensors"} | {
-        "results.csv"
-    }
+    photos = _photos(tmp_path / "photos", glyphs)
+    one = _whole_run(server, photos, tmp_path / "one", 1)
+    many = _whole_run(server, photos, tmp_path / "many", 8)
+    stages = {f"{stage}.safetensors" for stage in ("base", "imprinted", "finetuned")}
+    assert one.keys() == stages | {"results.csv"}
     assert one == many
-    other = _whole_run(photos, tmp_path / "other", all_cpus, seed=1)
+    other = _whole_run(server, photos, tmp_path / "other", 8, seed=1)
     assert all(other[name] != one[name] for name in one)
 
 

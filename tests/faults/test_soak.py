@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import RunCommand
 from tests.faults.test_checkpoint_fuzz import _status
 
-FEW, MANY = 30, 200
+FEW, MANY = 20, 200
 WARM = 10
 MOST_GROWTH = 12 * 1024**2
 
