@@ -19,7 +19,7 @@ from lowshot_cli.errors import LowshotError
 from lowshot_cli.files import read_tensors, write_atomically
 from lowshot_cli.locks import LOCK, locked
 from tests.conftest import RunCommand
-from tests.faults.conftest import ROOT, Server
+from tests.faults.conftest import ROOT, Server, wait_until
 
 BAD_INPUT, INTERRUPTED = 3, 130
 SMALL = {
@@ -157,8 +157,7 @@ def _photos(folder: Path) -> None:
 def _interrupt_training(server: Server, config: Path, folder: Path, times: int) -> tuple[int, str]:
     runs = folder / "runs"
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=folder)
-    while not (runs / "base.state.safetensors").exists():
-        time.sleep(0.01)
+    wait_until(lambda: (runs / "base.state.safetensors").exists())
     for _ in range(times):
         os.kill(running.pid, signal.SIGINT)
         time.sleep(0.002)
@@ -193,8 +192,7 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
 ) -> None:
     before = (runs / "imprinted.safetensors").read_bytes()
     running = server.start("finetune", "--config", config, cwd=runs.parent)
-    while not (runs / LOCK).exists():
-        time.sleep(0.001)
+    wait_until(lambda: (runs / LOCK).exists())
     os.kill(running.pid, signal.SIGINT)
     assert running.wait() == INTERRUPTED
     assert running.stderr.strip() == "error: interrupted, what was there before is whole"
@@ -215,8 +213,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     shutil.rmtree(tmp_path / "runs")
     state = tmp_path / "runs" / "base.state.safetensors"
     running = server.start(*longer, cwd=tmp_path)
-    while not state.with_suffix(".previous.safetensors").exists() or not state.exists():
-        time.sleep(0.002)
+    wait_until(lambda: state.with_suffix(".previous.safetensors").exists() and state.exists())
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     content = bytearray(state.read_bytes())
@@ -246,8 +243,7 @@ def test_resuming_with_another_config_shows_the_difference(
     server: Server, config: Path, tmp_path: Path
 ) -> None:
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=tmp_path)
-    while not (tmp_path / "runs" / "base.state.safetensors").exists():
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "runs" / "base.state.safetensors").exists())
     os.kill(running.pid, signal.SIGINT)
     running.wait()
     changed = ["--epochs", "60", "--lr", "0.3", "--width", "5", "--resume"]
@@ -276,8 +272,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     server: Server, config: Path, tmp_path: Path
 ) -> None:
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=tmp_path)
-    while not (tmp_path / "runs" / LOCK).exists():
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "runs" / LOCK).exists())
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert (tmp_path / "runs" / LOCK).exists()
