@@ -1,7 +1,7 @@
 """Runs commands in forks of a process that has imported everything, each in milliseconds.
 
-Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and, if need be,
-`env`, `cpus`, how many there seem to be, and `fsize`, the most bytes a file may grow to. Answers with
+Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and if need be `env`,
+`cpus`, how many there seem to be, and `fsize`, the most bytes a file may grow to. Answers with
 the pid, and with the exit status once it has ended.
 """
 

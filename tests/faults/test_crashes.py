@@ -157,7 +157,7 @@ def _photos(folder: Path) -> None:
 def _interrupt_training(server: Server, config: Path, folder: Path, times: int) -> tuple[int, str]:
     runs = folder / "runs"
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=folder)
-    wait_until(lambda: (runs / "base.state.safetensors").exists())
+    wait_until((runs / "base.state.safetensors").exists)
     for _ in range(times):
         os.kill(running.pid, signal.SIGINT)
         time.sleep(0.002)
@@ -192,7 +192,7 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
 ) -> None:
     before = (runs / "imprinted.safetensors").read_bytes()
     running = server.start("finetune", "--config", config, cwd=runs.parent)
-    wait_until(lambda: (runs / LOCK).exists())
+    wait_until((runs / LOCK).exists)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait() == INTERRUPTED
     assert running.stderr.strip() == "error: interrupted, what was there before is whole"
@@ -243,7 +243,7 @@ def test_resuming_with_another_config_shows_the_difference(
     server: Server, config: Path, tmp_path: Path
 ) -> None:
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=tmp_path)
-    wait_until(lambda: (tmp_path / "runs" / "base.state.safetensors").exists())
+    wait_until((tmp_path / "runs" / "base.state.safetensors").exists)
     os.kill(running.pid, signal.SIGINT)
     running.wait()
     changed = ["--epochs", "60", "--lr", "0.3", "--width", "5", "--resume"]
@@ -272,7 +272,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     server: Server, config: Path, tmp_path: Path
 ) -> None:
     running = server.start("train-base", "--config", config, "--epochs", "60", cwd=tmp_path)
-    wait_until(lambda: (tmp_path / "runs" / LOCK).exists())
+    wait_until((tmp_path / "runs" / LOCK).exists)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert (tmp_path / "runs" / LOCK).exists()
