@@ -104,7 +104,8 @@ def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     if control["print_config"]:
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
-    return config, Output(as_json=bool(control["json"]), quiet=bool(control["quiet"]))
+    typed = shlex.join(["lowshot", *ctx.meta[_TYPED]])
+    return config, Output(bool(control["json"]), bool(control["quiet"]), typed)
 
 
 _NOT_CONFIG = (
@@ -132,6 +133,7 @@ _NOT_CONFIG = (
     "sources",
     "unknown",
     "at_least",
+    "report",
     "format",
     "check",
 )

@@ -138,6 +138,7 @@ def evaluate(
     checkpoints: o.Checkpoints = None,
     labelled: o.LabelledImages = None,
     open_set: o.OpenSet = False,
+    report: o.Report = None,
     false_alarm: o.FalseAlarm = 5.0,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
@@ -164,7 +165,7 @@ def evaluate(
         measuring.evaluate_photos(settings, output, checkpoints or [], labelled)
     else:
         rate = false_alarm if open_set else None
-        measuring.evaluate(settings, output, checkpoints or [], rate)
+        measuring.evaluate(settings, output, checkpoints or [], rate, report)
 
 
 @app.command("sweep")

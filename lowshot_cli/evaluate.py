@@ -54,6 +54,7 @@ class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
     Base, novel accuracy and harmonic mean are None where there are no images of such classes.
+    `counts` `(C, C)` int64 says how many images of each class are taken for which.
     """
 
     n_base: int
@@ -65,6 +66,7 @@ class Evaluation:
     forgetting: float | None
     per_class: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
+    counts: Tensor
 
 
 def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
@@ -148,6 +150,7 @@ def tally(
             for i, (name, size) in enumerate(zip(names, sizes, strict=True))
         ),
         confusions=_worst_confusions(table, names),
+        counts=table,
     )
 
 
@@ -249,6 +252,34 @@ def score_trials(
         "ncr_at_5": ncr[:, 1],
     }
     return Scores({name: values.round(4) + 0.0 for name, values in metrics.items()}, share)
+
+
+def novel_recall(
+    rows: Tensor,
+    units: Tensor,
+    base: BaseQueries,
+    novel: Mapping[int, NovelQueries],
+    points: tuple[float, ...],
+) -> Tensor:
+    """NCR at several budgets: `(T, len(points))` percent of the novel queries of each trial.
+
+    Args:
+        rows: `(T, W, D)` unit novel rows.
+        units: `(T, W)` int64 label of the novel class of each row.
+        base: base test queries.
+        novel: test queries by label.
+        points: of base accuracy that may be lost, ascending.
+    """
+    shifts = base.turning_points(base.margins(rows), points)
+    reached, total = torch.zeros(len(rows), len(points)), torch.zeros(len(rows), 1)
+    for label in units.unique().tolist():
+        queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
+        for part, chosen in _blocks(members):
+            own, _ = _own_margins(rows[chosen], units[chosen] == label, queries)
+            reach = (own[:, None, :] < shifts[chosen][:, :, None]).sum(2)
+            reached[part] += reach[: len(part)]
+        total[members] += len(queries.best)
+    return 100 * reached / total
 
 
 def _blocks(members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

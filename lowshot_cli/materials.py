@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -139,16 +139,30 @@ def make_tile(
     """
     groups, trials = plan.locate(piece)
     padding = (0, max(0, size - len(trials)))
-    numbers = np.pad(trials, padding, mode="edge")
-    units = np.array([plan.groups[group] for group in np.pad(groups, padding, mode="edge")])
-    drawn = np.empty((*units.shape, piece.shots), dtype=np.int64)
+    groups, numbers = (np.pad(each, padding, mode="edge") for each in (groups, trials))
+    tile = draw_tile(piece.method, piece.shots, groups, numbers, plan, available, avoided)
+    return replace(tile, count=len(trials))
+
+
+def draw_tile(
+    method: str,
+    shots: int,
+    groups: IntArray,
+    trials: IntArray,
+    plan: Plan,
+    available: Mapping[int, int],
+    avoided: Mapping[int, IntArray],
+) -> Tile:
+    """Draw the supports of any trials, given the group `(T,)` and number `(T,)` of each."""
+    units = np.array([plan.groups[group] for group in groups])
+    drawn = np.empty((*units.shape, shots), dtype=np.int64)
     for label in np.unique(units):
         place = units == label
-        own = np.broadcast_to(numbers[:, None], units.shape)[place]
+        own = np.broadcast_to(trials[:, None], units.shape)[place]
         drawn[place] = draw_supports(
-            plan.seed, int(label), own, piece.shots, available[int(label)], avoided[int(label)]
+            plan.seed, int(label), own, shots, available[int(label)], avoided[int(label)]
         )
-    return Tile(piece.method, piece.shots, len(trials), units, numbers, drawn)
+    return Tile(method, shots, len(trials), units, trials, drawn)
 
 
 def gather(embeddings: Mapping[int, Tensor], tile: Tile) -> Tensor:

@@ -309,6 +309,10 @@ LabelledImages = Annotated[
 OpenSet = Annotated[
     bool, Option("--open-set", help="Also measure how classes never seen are rejected.")
 ]
+Report = Annotated[
+    Optional[Path],
+    Option("--report", help="Also write a page with plots to this file.", show_default=False),
+]
 DropDuplicates = Annotated[
     Optional[bool],
     Option(

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from lowshot_cli.errors import LowshotError
 from lowshot_cli.progress import Progress as Report
+from lowshot_cli.rows import is_number
 
 _FACTS = {
     "epoch": "epoch {:.0f}",
@@ -58,10 +59,11 @@ class Output:
     Args:
         as_json: print results as JSON and nothing else on stdout.
         quiet: leave out progress and notes.
+        command: as it was typed.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(self, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
+        self.as_json, self.quiet, self.command = as_json, quiet, command
         self.results = _console(sys.stdout)
         self.messages = _console(sys.stderr)
         self._started: dict[str, float] = {}
@@ -103,7 +105,7 @@ class Output:
         )
         table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
         for index, name in enumerate(columns):
-            numeric = all(_is_number(row[index]) for row in rows)
+            numeric = all(is_number(row[index]) for row in rows)
             table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(str(cell))) for cell in row))
@@ -182,10 +184,6 @@ def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str =
     )
 
 
-def _is_number(cell: object) -> bool:
-    return str(cell)[:1] in set("0123456789+-−–") or str(cell) == ""
-
-
 def show_error(error: LowshotError) -> None:
     """One clear line on stderr, and what to do next on a second."""
     console = _console(sys.stderr)
@@ -200,16 +198,3 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in text
     )
-
-
-def percent(value: float | None) -> str:
-    """A percentage with one decimal, an en dash where there is none."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def with_interval(summary: dict[str, Any]) -> str:
-    """`62.6 ± 2.1` from a metric's summary."""
-    interval = summary["ci95"]
-    if interval is None:
-        return f"{summary['mean']:.1f}"
-    return f"{summary['mean']:.1f} ± {(interval[1] - interval[0]) / 2:.1f}"

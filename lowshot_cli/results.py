@@ -183,6 +183,11 @@ class Tally:
                 )
         return entries
 
+    def swallowed(self, method: str, shots: int) -> FloatArray:
+        """Mean percent of each group's novel queries that each base class takes, `(G, C)`."""
+        cell = self._cells[method, shots]
+        return cell.swallowed / np.maximum(cell.counts, 1)[:, None]
+
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """A summary as in the `--json` contract."""

@@ -26,6 +26,7 @@ from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, LowshotError, UsageError
 from lowshot_cli.files import new_array, write_text
+from lowshot_cli.findings import Findings, find
 from lowshot_cli.locks import locked
 from lowshot_cli.materials import Materials, make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
@@ -47,10 +48,12 @@ class SweepResult:
     Attributes:
         summary: as in the `--json` contract, with paired differences and per-class means.
         n_rows: rows in `results.csv`.
+        findings: what a report shows besides.
     """
 
     summary: dict[str, Any]
     n_rows: int
+    findings: Findings
 
 
 @contextmanager
@@ -165,7 +168,8 @@ def sweep(
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     write_text(run_dir / SUMMARY, text)
-    return SweepResult(summary, tally.n_rows)
+    findings = find(plan, materials, config, tally, summary.get("classes", []))
+    return SweepResult(summary, tally.n_rows, findings)
 
 
 def _check_saveable(plan: Plan) -> None:

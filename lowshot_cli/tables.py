@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lowshot_cli import rows
 from lowshot_cli.base_model import TrainResult
 from lowshot_cli.evaluate import Evaluation
-from lowshot_cli.output import Output, percent, with_interval
+from lowshot_cli.output import Output
+from lowshot_cli.plots import caption
 from lowshot_cli.predict import OpenSet, Prediction
-from lowshot_cli.report import caption
+from lowshot_cli.rows import percent
 
 
 def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
@@ -87,22 +89,8 @@ def show_evaluations(
     title: str = "accuracy on test images",
 ) -> None:
     """One row per checkpoint."""
-    output.table(
-        ["checkpoint", "base %", "novel %", "all %", "harmonic", "forgetting", "classes"],
-        [
-            [
-                name,
-                percent(one.base_accuracy),
-                percent(one.novel_accuracy),
-                percent(one.global_accuracy),
-                percent(one.harmonic_mean),
-                percent(one.forgetting),
-                f"{one.n_base} + {one.n_novel}",
-            ]
-            for name, one in found
-        ],
-        title=title,
-    )
+    columns, *cells = rows.evaluation_rows(found)
+    output.table(columns, cells, title=title)
 
 
 def predictions_json(found: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -137,7 +125,7 @@ def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
         output.line("  ".join(cells).rstrip())
 
 
-_BAR = 10
+_BAR, _HARDEST = 10, 5
 
 
 def _others(one: Prediction) -> str:
@@ -176,12 +164,8 @@ def show_open_set(output: Output, name: str, found: OpenSet) -> None:
 
 def show_details(output: Output, found: Evaluation, name: str) -> None:
     """Accuracy by class, worst first, and the worst confusions."""
-    rows = [
-        [row.name, "base" if row.is_base else "novel", percent(row.accuracy), row.n]
-        for row in sorted(found.per_class, key=lambda row: (row.is_base, row.accuracy or 0))
-        if row.n or not row.is_base
-    ]
-    output.table(["class", "kind", "accuracy %", "n"], rows, title=f"{name}, by class")
+    columns, *cells = rows.class_rows(found)
+    output.table(columns, cells, title=f"{name}, by class")
     output.table(
         ["images of", "taken for", "n"],
         [[c.truth, c.taken_for, c.n] for c in found.confusions],
@@ -191,83 +175,30 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
 
 def show_sessions(output: Output, summary: dict[str, Any]) -> None:
     """Accuracy over all classes after each session, and what it is made of after the last."""
-    cells = sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
+    cells = sorted(summary["cells"], key=lambda c: (rows.order(summary, c), c["shots"]))
     steps: dict[tuple[str, int], list[str]] = {}
     for entry in summary["sessions"]:
         found = steps.setdefault((entry["method"], entry["shots"]), [])
         found.append(percent(entry["global_accuracy"]["mean"]))
     before = percent(summary["base_accuracy_before"])
     numbers = [str(number) for number in range(1, cells[0]["session"] + 1)]
-    rows = [[c["method"], c["shots"], before, *steps[c["method"], c["shots"]]] for c in cells]
+    after = [[c["method"], c["shots"], before, *steps[c["method"], c["shots"]]] for c in cells]
     title = "accuracy over all classes after each session, %"
-    output.table(["method", "shots", "base", *numbers], rows, title=title)
-    metrics = ("global_accuracy", "base_accuracy", "novel_accuracy", "harmonic_mean", "forgetting")
-    rows = [[c["method"], c["shots"], *(with_interval(c[name]) for name in metrics)] for c in cells]
-    output.table(
-        ["method", "shots", "all %", "base %", "novel %", "harmonic", "forgetting"],
-        rows,
-        title="after the last session",
-        caption=caption(summary),
-    )
+    output.table(["method", "shots", "base", *numbers], after, title=title)
+    columns, *last = rows.session_rows(summary)
+    output.table(columns, last, title="after the last session", caption=caption(summary))
 
 
 def show_sweep(output: Output, summary: dict[str, Any]) -> None:
-    """One row per method and number of shots."""
-    rows = [
-        [
-            cell["method"],
-            cell["shots"],
-            with_interval(cell["novel_accuracy"]),
-            with_interval(cell["ncr_at_2"]),
-            percent(cell["base_accuracy"]["mean"]),
-            percent(cell["harmonic_mean"]["mean"]),
-            f"{cell['forgetting']['mean']:.1f}",
-        ]
-        for cell in sorted(summary["cells"], key=lambda c: (_order(summary, c), c["shots"]))
-    ]
-    output.table(
-        ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
-        rows,
-        title="accuracy on test images, mean over novel classes",
-        caption=caption(summary),
-    )
-
-    _show_paired(output, summary)
-    _show_hardest(output, summary)
-
-
-def _show_paired(output: Output, summary: dict[str, Any]) -> None:
-    """What each method gains over the first one on the same draws."""
-    first = summary["cells"][0]["method"]
-    rows = [
-        [pair["methods"][0], pair["shots"], *(with_interval(pair[name]) for name in _PAIRED)]
-        for pair in sorted(summary["paired"], key=lambda p: (p["methods"][0], p["shots"]))
-        if pair["methods"][1] == first
-    ]
-    if rows:
-        columns = ["method", "shots", "novel", "NCR@2", "base"]
-        output.table(columns, rows, title=f"points gained over {first} on the same draws")
-
-
-_PAIRED = ("novel_accuracy", "ncr_at_2", "base_accuracy")
-
-
-def _show_hardest(output: Output, summary: dict[str, Any], most: int = 5) -> None:
-    """The novel classes that the last method learns worst, and what takes their images."""
+    """One row per method and number of shots, what methods gain, and the hardest classes."""
+    columns, *cells = rows.sweep_rows(summary)
+    title = "accuracy on test images, mean over novel classes"
+    output.table(columns, cells, title=title, caption=caption(summary))
+    columns, *pairs = rows.paired_rows(summary)
+    if pairs:
+        first = summary["cells"][0]["method"]
+        output.table(columns, pairs, title=f"points gained over {first} on the same draws")
     last = summary["cells"][-1]
-    chosen = [
-        entry
-        for entry in summary["classes"]
-        if (entry["method"], entry["shots"]) == (last["method"], last["shots"])
-    ]
-    hardest = sorted(chosen, key=lambda entry: entry["ncr_at_2"])[:most]
-    rows = [
-        [e["class"], percent(e["ncr_at_2"]), e["swallowed_by"], percent(e["swallowed"])]
-        for e in hardest
-    ]
+    columns, *hardest = rows.hardest_rows(summary, _HARDEST)
     title = f"hardest classes for {last['method']} with {last['shots']} shots"
-    output.table(["class", "NCR@2", "swallowed most by", "% of its images"], rows, title=title)
-
-
-def _order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
-    return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])
+    output.table(columns, hardest, title=title)

@@ -45,6 +45,9 @@ def _glyphs_need_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOWSHOT_DATA", raising=False)
 
 
+PLOTS = ("accuracy", "per_class", "tradeoff")
+
+
 def _done(result: Result) -> Result:
     assert result.exit_code == 0, result.stderr
     return result
@@ -98,7 +101,8 @@ def test_the_chain_runs_with_no_path_typed(lowshot: RunCommand, tmp_path: Path) 
         "results.csv",
         "results.json",
         "run.json",
-        "accuracy.png",
+        *(f"{name}.{kind}" for name in PLOTS for kind in ("png", "svg")),
+        "report.html",
     }
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 

@@ -21,6 +21,7 @@ from lowshot_cli.commands.common import (
     photos_at,
     stopping,
 )
+from lowshot_cli.commands.reporting import report_evaluation, report_sweep
 from lowshot_cli.commands.teaching import make_base_for_sweep
 from lowshot_cli.config import Config, difference
 from lowshot_cli.config_file import load_config
@@ -28,14 +29,19 @@ from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_writable
 from lowshot_cli.output import Output
-from lowshot_cli.report import plot_accuracy
 from lowshot_cli.teach import repeats_of
 
 
 def evaluate(
-    config: Config, output: Output, paths: Sequence[Path], false_alarm: float | None = None
+    config: Config,
+    output: Output,
+    paths: Sequence[Path],
+    false_alarm: float | None = None,
+    report: Path | None = None,
 ) -> None:
     """Measure checkpoints side by side; with a false-alarm rate, also on classes never seen."""
+    if report is not None:
+        ensure_writable(report.parent)
     if not paths:
         paths = [chain.chain_path(config.workdir, stage) for stage in chain.CHAIN]
         paths = [path for path in paths if path.is_file()]
@@ -68,6 +74,10 @@ def evaluate(
     for (path, _), measured in zip(found, unknown, strict=False):
         tables.show_open_set(output, path.stem, measured)
     tables.show_details(output, found[-1][1], found[-1][0].stem)
+    if report is not None:
+        shown = [(path.stem, one) for path, one in found]
+        report_evaluation(report, shown, checkpoint, dataset, embedder, config, output)
+        output.finish([report])
 
 
 def evaluate_photos(
@@ -141,8 +151,7 @@ def sweep(
             on_progress,
             should_stop,
         )
-        plot = run_dir / "accuracy.png"
-        plot_accuracy(result.summary, plot)
+        drawn = report_sweep(result, base, config, output, run_dir)
     output.data(result.summary)
     show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
     show(output, result.summary)
@@ -151,7 +160,7 @@ def sweep(
             f"without {result.summary['dropped_duplicates']:,} test images that resemble a "
             "training image"
         )
-    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, plot])
+    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn])
 
 
 def _check_split(base: Checkpoint, path: Path, config: Config) -> None:

@@ -299,6 +299,23 @@ def test_a_hundred_thousand_mutated_checkpoints(grown: Path, tmp_path: Path) -> 
     assert sum(outcomes.values()) == MANY
 
 
+@pytest.mark.parametrize(("backbone", "width"), [("resnet9", 4096), ("torchvision:vit_h_14", 12)])
+def test_a_small_file_that_names_a_huge_network_takes_no_memory(
+    grown: Path, tmp_path: Path, backbone: str, width: int
+) -> None:
+    mutator = Mutator(grown, tmp_path / "huge.safetensors")
+    size = {"image_size": 224} if ":" in backbone else {}
+    mutator._seal(mutator.tensors, {**mutator.meta, "backbone": backbone, "width": width, **size})
+    _try(grown)
+    if ":" in backbone:
+        import torchvision.models  # noqa: F401 (its own memory is not the file's)
+    before = memory_now()
+    loaded, complaint = _try(mutator.target)
+    assert loaded is None
+    assert "inconsistent" in complaint
+    assert memory_peak() - before < 2 * mutator.target.stat().st_size + EXTRA_BYTES
+
+
 def test_a_header_that_takes_more_memory_than_the_file_is_refused(
     grown: Path, tmp_path: Path
 ) -> None:

@@ -200,6 +200,22 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
     assert not list(runs.glob(".*"))
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.4999, 0.77, 0.9999])
+def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
+    server: Server, runs: Path, kept: float
+) -> None:
+    sweep = ["sweep", "--trials", "90", "--novel", "6", "--shots", "1,2", "--method", "imprint"]
+    server.run(*sweep, cwd=runs.parent)
+    (folder,) = runs.glob("sweep-*")
+    rows = folder / "results.csv"
+    whole = rows.read_bytes()
+    # Somewhere within a row, as the disk has it after a crash.
+    end = max(whole.index(b"\n") + 1, int(kept * len(whole)))
+    rows.write_bytes(whole[: end - 1 if whole[end - 1 : end] == b"\n" and kept else end])
+    server.run("sweep", "--resume", folder, cwd=runs.parent)
+    assert rows.read_bytes() == whole
+
+
 # Damaged training states
 
 

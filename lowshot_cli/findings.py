@@ -1,0 +1,205 @@
+"""What a report of a sweep shows beyond its numbers: curves, confusions, a map, support images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.config import Config
+from lowshot_cli.evaluate import novel_recall
+from lowshot_cli.materials import Materials, Tile, draw_tile
+from lowshot_cli.metrics import FloatArray
+from lowshot_cli.plan import Plan
+from lowshot_cli.results import Tally
+from lowshot_cli.trials import novel_rows
+
+# Points of base accuracy that may be lost, along the trade-off curve.
+BUDGETS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+# Their rows are no rows on the base model's embeddings, or say nothing about a method.
+_NO_CURVE = ("finetune-full", "random", "nearest", "proxies")
+_MAPPED_CLASSES, _MAPPED_QUERIES = 6, 60
+_SHOWN_CLASSES, _FEW_SHOTS = 6, 5
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """NCR in percent at each of `BUDGETS`, mean over novel classes with one trial each."""
+
+    method: str
+    shots: int
+    recall: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Embeddings in the two directions in which class means differ most.
+
+    Attributes:
+        base: `(C, 2)` means of base classes.
+        names: of the novel classes.
+        queries: per novel class the places `(q, 2)` of its test images.
+        proxies: `(n, 2)` places of their rows.
+        method: that made the rows.
+        shots: that they were made of.
+    """
+
+    base: FloatArray
+    names: tuple[str, ...]
+    queries: tuple[FloatArray, ...]
+    proxies: FloatArray
+    method: str
+    shots: int
+
+
+@dataclass(frozen=True)
+class SupportImages:
+    """The draws with which a class did best and worst, each with its NCR@2 in percent.
+
+    `best` and `worst` are `(k, 3, H, W)` uint8.
+    """
+
+    name: str
+    ncr_at_2: float
+    best: Tensor
+    worst: Tensor
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Material of a report.
+
+    Attributes:
+        trade_offs: per method and number of shots.
+        novel_names: of the groups of novel classes.
+        base_names: of the base classes.
+        swallowed: `(G, C)` percent of each group's test images that each base class takes, with the
+            last method and the most shots.
+        map: of the embeddings, with the last method that leaves the base model as it is.
+        supports: of the hardest and of the easiest classes.
+        supports_of: method and number of shots of these.
+    """
+
+    trade_offs: tuple[TradeOff, ...]
+    novel_names: tuple[str, ...]
+    base_names: tuple[str, ...]
+    swallowed: FloatArray
+    map: EmbeddingMap | None
+    supports: tuple[SupportImages, ...]
+    supports_of: tuple[str, int]
+
+
+def find(
+    plan: Plan,
+    materials: Materials,
+    config: Config,
+    tally: Tally,
+    classes: Sequence[dict[str, Any]],
+) -> Findings:
+    """Collect what a report shows; of a sequence of sessions, nothing but its names.
+
+    Args:
+        plan: of the sweep.
+        materials: its embeddings.
+        config: `seed` and `finetune`.
+        tally: of all its rows.
+        classes: `classes` of its summary.
+    """
+    last, most = plan.methods[-1], max(plan.shots)
+    methods = [m for m in plan.methods if m not in _NO_CURVE] if not plan.sequence else []
+    trade_offs, rows, tile = [], None, None
+    for method in methods:
+        for shots in plan.shots:
+            tile = _one_trial_each(method, shots, plan, materials)
+            rows = novel_rows(tile, materials, config)
+            units = torch.from_numpy(tile.units)
+            reached = novel_recall(rows, units, materials.base, materials.novel, BUDGETS)
+            trade_offs.append(TradeOff(method, shots, tuple(reached.mean(0).tolist())))
+    few = max((s for s in plan.shots if s <= _FEW_SHOTS), default=min(plan.shots))
+    drawn = [c for c in classes if (c["method"], c["shots"]) == (last, few)]
+    return Findings(
+        trade_offs=tuple(trade_offs),
+        novel_names=plan.names,
+        base_names=materials.checkpoint.base_classes,
+        swallowed=tally.swallowed(last, most),
+        map=_map(tile, rows, plan, materials) if tile and rows is not None else None,
+        supports=_supports(drawn, materials),
+        supports_of=(last, few),
+    )
+
+
+def _one_trial_each(method: str, shots: int, plan: Plan, materials: Materials) -> Tile:
+    groups = np.arange(len(plan.groups))
+    nothing = np.zeros_like(groups)
+    available, avoided = materials.available, materials.avoided
+    return draw_tile(method, shots, groups, nothing, plan, available, avoided)
+
+
+def _map(tile: Tile, rows: Tensor, plan: Plan, materials: Materials) -> EmbeddingMap:
+    chosen = np.unique(np.linspace(0, len(plan.groups) - 1, _MAPPED_CLASSES).round().astype(int))
+    labels = [plan.groups[group][0] for group in chosen]
+    return map_of(
+        means_of(materials.base.embeddings, materials.base_truth[materials.base_right]),
+        {materials.dataset.class_names[lab]: materials.novel[lab].embeddings for lab in labels},
+        rows[torch.from_numpy(chosen), 0],
+        tile.method,
+        tile.shots,
+    )
+
+
+def means_of(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Normalised mean `(C, D)` of the embeddings `(N, D)` of each label `(N,)`."""
+    size = int(labels.max()) + 1
+    sums = torch.zeros(size, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    return F.normalize(sums, dim=1)
+
+
+def map_of(
+    base: Tensor, queries: Mapping[str, Tensor], rows: Tensor, method: str, shots: int
+) -> EmbeddingMap:
+    """Place embeddings on the plane in which class means differ most (principal components).
+
+    Args:
+        base: `(C, D)` means of base classes.
+        queries: per novel class the embeddings `(q, D)` of its test images.
+        rows: `(n, D)` of the same classes.
+        method: that made the rows.
+        shots: that they were made of.
+    """
+    means = torch.cat([base, torch.stack([found.mean(0) for found in queries.values()])])
+    centre = means.mean(0)
+    directions = torch.linalg.svd(means - centre, full_matrices=False).Vh[:2]
+
+    def place(embeddings: Tensor) -> FloatArray:
+        found: FloatArray = ((embeddings - centre) @ directions.T).double().numpy()
+        return found
+
+    return EmbeddingMap(
+        base=place(base),
+        names=tuple(queries),
+        queries=tuple(place(found[:_MAPPED_QUERIES]) for found in queries.values()),
+        proxies=place(rows),
+        method=method,
+        shots=shots,
+    )
+
+
+def _supports(classes: Sequence[dict[str, Any]], materials: Materials) -> tuple[SupportImages, ...]:
+    ordered = sorted(classes, key=lambda entry: entry["ncr_at_2"])
+    hardest = ordered[: _SHOWN_CLASSES - 2]
+    easiest = [entry for entry in ordered[-2:] if entry not in hardest]
+    pixels = materials.dataset.train.pixels
+    return tuple(
+        SupportImages(
+            entry["class"],
+            entry["ncr_at_2"],
+            pixels[torch.tensor(entry["best_support"][0])],
+            pixels[torch.tensor(entry["worst_support"][0])],
+        )
+        for entry in (*hardest, *easiest)
+    )
