@@ -6,11 +6,11 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli import options as o
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
@@ -21,14 +21,62 @@ if TYPE_CHECKING:
 
 
 _TYPED = "lowshot.typed"
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _Commands(TyperGroup):
+class _Command(TyperCommand):
+    """Shows options in panels, and names the nearest one to a mistyped one."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                panels.setdefault(panel_of(parameter), []).append(record)
+        # Typer draws panels with Rich alone, which would take brackets in the text for markup.
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Those that look like it, the nearest first; shown, they would stand in no such order.
+            if similar := getattr(error, "possibilities", None):
+                del similar[1:]
+            raise
+
+
+def panel_of(parameter: Any) -> str:
+    """The heading under which the help shows a parameter."""
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return parameter.rich_help_panel or (o.COMMON if parameter.name == "help" else "Options")
+
+
+class Commands(typer.Typer):
+    """A Typer app whose commands show their options in panels."""
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[_Function], _Function]:
+        """As Typer's."""
+        return super().command(*names, cls=_Command, **settings)
+
+
+class _Group(TyperGroup):
     """Turns known problems into one line and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As Typer's, which knows nothing of the commands of groups."""
+        name = args[0]
+        for group, commands in self.commands.items():
+            below = getattr(commands, "commands", {})
+            if name in below and name not in self.commands and not ctx.resilient_parsing:
+                ctx.fail(f"No such command {name!r}. Did you mean '{group} {name}'?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -67,9 +115,9 @@ def _fail(error: LowshotError) -> NoReturn:
     raise typer.Exit(error.exit_code) from None
 
 
-app = typer.Typer(
+app = Commands(
     name="lowshot",
-    cls=_Commands,
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

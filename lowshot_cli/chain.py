@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import how_to_make, load
+from lowshot_cli.choices import CHAIN
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import file_hash
-
-CHAIN = ("base", "imprinted", "finetuned")
 
 
 def chain_path(workdir: Path, stage: str) -> Path:

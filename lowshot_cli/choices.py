@@ -30,4 +30,6 @@ SweepMethod = Literal[
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
+# Checkpoints of a work folder, each made from the one before.
+CHAIN = ("base", "imprinted", "finetuned")
 ExportFormat = Literal["onnx", "torch", "all"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from lowshot_cli import options as o
+from lowshot_cli import options_models as m
 from lowshot_cli.app import app, begin, open_standard_streams
 
 
@@ -44,6 +45,8 @@ def train_base(
     """Train the base model.
 
     Example: lowshot train-base --classes 40
+
+    Example: lowshot train-base --dataset glyphs --epochs 6
     """
     settings, output = begin(ctx, "train_base")
     from lowshot_cli.commands import teaching
@@ -124,7 +127,9 @@ def finetune(
 ) -> None:
     """Sharpen imprinted classes from the same few images.
 
-    Example: lowshot finetune --scope head
+    Example: lowshot finetune
+
+    Example: lowshot finetune --steps 200 --max-forgetting 1
     """
     settings, output = begin(ctx, "finetune")
     from lowshot_cli.commands import teaching
@@ -135,11 +140,11 @@ def finetune(
 @app.command("evaluate")
 def evaluate(
     ctx: typer.Context,
-    checkpoints: o.Checkpoints = None,
-    labelled: o.LabelledImages = None,
-    open_set: o.OpenSet = False,
-    report: o.Report = None,
-    false_alarm: o.FalseAlarm = 5.0,
+    checkpoints: m.Checkpoints = None,
+    labelled: m.LabelledImages = None,
+    open_set: m.OpenSet = False,
+    report: m.Report = None,
+    false_alarm: m.FalseAlarm = 5.0,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
@@ -155,6 +160,8 @@ def evaluate(
     """Measure checkpoints on the test images, or on photos of your own.
 
     Example: lowshot evaluate
+
+    Example: lowshot evaluate --open-set --false-alarm 5
 
     Example: lowshot evaluate --images "my mug"=photos/
     """
@@ -196,6 +203,8 @@ def sweep(
     """Run many trials and report means with intervals.
 
     Example: lowshot sweep --trials 20
+
+    Example: lowshot sweep --novel 10 --shots 1,5 --method imprint,whitened
     """
     if resume is not None and config is None:
         ctx.params["config"] = resume / "config.yaml"

@@ -6,7 +6,7 @@ import typer
 
 from lowshot_cli import options as o
 from lowshot_cli import options_models as m
-from lowshot_cli.app import app, begin
+from lowshot_cli.app import Commands, app, begin
 
 
 @app.command("predict")
@@ -15,7 +15,7 @@ def predict(
     sources: m.Sources = None,
     most: m.Top = 3,
     unknown: m.Unknown = False,
-    false_alarm: o.FalseAlarm = 5.0,
+    false_alarm: m.FalseAlarm = 5.0,
     csv: m.Csv = False,
     checkpoint: m.ModelFile = None,
     dataset: o.Dataset = None,
@@ -42,7 +42,7 @@ def predict(
     using.predict(settings, output, sources or [], most, rate, csv, checkpoint)
 
 
-classes = typer.Typer(no_args_is_help=True, help="List, remove and rename the classes of a model.")
+classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
 app.add_typer(classes, name="classes")
 
 
@@ -59,6 +59,8 @@ def classes_list(
     """List the classes that a model knows and how it learnt them.
 
     Example: lowshot classes list
+
+    Example: lowshot classes list --checkpoint runs/base.safetensors
     """
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import using
@@ -81,6 +83,8 @@ def classes_remove(
     """Make a model forget a class.
 
     Example: lowshot classes remove "my mug"
+
+    Example: lowshot classes remove apple --force
     """
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import using
@@ -104,6 +108,8 @@ def classes_rename(
     """Call a class of a model otherwise.
 
     Example: lowshot classes rename "my mug" "blue mug"
+
+    Example: lowshot classes rename sweet_pepper "bell pepper" --force
     """
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import using
@@ -143,7 +149,7 @@ def export(
     exporting.export(settings, output, checkpoint, out, format, overwrite, check, images or [])
 
 
-data = typer.Typer(no_args_is_help=True, help="Look at datasets and at the cache.")
+data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
 app.add_typer(data, name="data")
 
 
@@ -161,6 +167,8 @@ def data_classes(
 ) -> None:
     """List a dataset's classes.
 
+    Example: lowshot data classes
+
     Example: lowshot data classes --dataset glyphs
     """
     settings, output = begin(ctx, None)
@@ -177,6 +185,8 @@ def data_cache(
     quiet: o.Quiet = False,
 ) -> None:
     """Show the embedding cache, or empty it.
+
+    Example: lowshot data cache
 
     Example: lowshot data cache --clear
     """
@@ -202,6 +212,8 @@ def data_duplicates(
     """Find test images that show what a training image shows.
 
     Example: lowshot data duplicates --dataset glyphs
+
+    Example: lowshot data duplicates --at-least 0.95 --json
     """
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import data

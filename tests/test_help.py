@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -42,6 +42,9 @@ COMMON = {
     "--json",
     "--quiet",
 }
+# Numbers of these options count nothing.
+UNITLESS = {"--seed", "--class-order-seed", "--lr", "--backbone-lr", "--novel-weight", "--at-least"}
+UNITS = "pixels|percent|points|images|epochs|steps|channels|dimensions|classes|trials|row"
 # One of these in the list of modules would be seconds of waiting.
 HEAVY = {"torch", "torchvision", "scipy", "matplotlib"}
 
@@ -146,10 +149,11 @@ def test_every_command_has_the_common_options(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ALL_COMMANDS)
-def test_the_example_in_the_help_can_be_typed(lowshot: RunCommand, command: str) -> None:
+def test_the_examples_in_the_help_can_be_typed(lowshot: RunCommand, command: str) -> None:
     text = lowshot(*command.split(), "--help").stdout
     examples = re.findall(rf"Example: lowshot ({command}.*)", text)
-    assert examples
+    assert len(examples) >= 2
+    assert len(examples) == text.count("Example:")
     for example in examples:
         prints = any(p.name == "print_config" for p in ALL_COMMANDS[command].params)
         arguments = shlex.split(example) + (["--print-config"] if prints else [])
@@ -176,12 +180,79 @@ def test_defaults_shown_in_the_help_are_those_that_hold(lowshot: RunCommand, com
     assert checked >= 3
 
 
-def test_an_unknown_command_or_option_names_the_nearest(lowshot: RunCommand) -> None:
-    for arguments, nearest in ((["imprnt"], "imprint"), (["sweep", "--trails=3"], "--trials")):
-        result = lowshot(*arguments)
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_options_stand_in_panels_common_ones_last(lowshot: RunCommand, command: str) -> None:
+    text = lowshot(*command.split(), "--help").stdout
+    panels = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
+    assert panels == list(dict.fromkeys(panels))
+    assert panels[-1] == "Common options"
+    common = text.partition("\nCommon options:\n")[2]
+    options = {name for parameter in ALL_COMMANDS[command].params for name in parameter.opts}
+    assert set(re.findall(r"^  (--[\w-]+)", common, re.MULTILINE)) == {
+        *(options & {*COMMON, "--image-size", "--skip-bad"}),
+        "--help",
+    }
+
+
+def test_the_longest_help_is_grouped_by_what_options_are_for(lowshot: RunCommand) -> None:
+    text = lowshot("train-base", "--help").stdout
+    panels = dict(re.findall(r"^(\w[\w ]*):\n(.*?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL))
+    grouped = {
+        "Base classes": "--classes",
+        "Backbone": "--width",
+        "Training": "--epochs",
+        "Checkpoints": "--out",
+    }
+    assert list(panels) == [*grouped, "Common options"]
+    for panel, option in grouped.items():
+        assert re.search(rf"^  {option}\b", panels[panel], re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_the_help_says_units_and_defaults(command: str) -> None:
+    for parameter in ALL_COMMANDS[command].params:
+        if parameter.param_type_name == "argument" or parameter.is_flag:
+            continue
+        name = parameter.opts[0]
+        known = parameter.show_default or parameter.default is not None
+        assert known, f"{command} {name} does not say its default"
+        kind = str(get_type_hints(ALL_COMMANDS[command].callback)[parameter.name])
+        if re.search(r"\b(int|float)\b", kind) and name not in UNITLESS:
+            assert re.search(UNITS, parameter.help, re.IGNORECASE), f"{command} {name}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("imprnt", "Did you mean 'imprint'?"),
+        ("train_base", "Did you mean 'train-base'?"),
+        ("classes remov mug", "Did you mean 'remove'?"),
+        ("remove mug", "Did you mean 'classes remove'?"),
+        ("duplicates", "Did you mean 'data duplicates'?"),
+        ("sweep --trails=3", "--trials"),
+        ("imprint --shot 5", "--shots"),
+        ("classes list --jsn", "--json"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_the_nearest(
+    lowshot: RunCommand, typed: str, offered: str
+) -> None:
+    result = lowshot(*typed.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    problem = result.stderr.rpartition("Error: ")[2]
+    assert offered in problem
+    # One alone, beside what was typed.
+    assert len(re.findall(r"--\w", problem)) in (0, 2)
+
+
+def test_what_resembles_nothing_is_answered_without_a_guess(lowshot: RunCommand) -> None:
+    for typed in (["xyzzy"], ["imprint", "--xyzzy"]):
+        result = lowshot(*typed)
         assert result.exit_code == 2
-        assert result.stdout == ""
-        assert nearest in result.stderr
+        assert "xyzzy" in result.stderr
+        assert "Did you mean" not in result.stderr
+        assert "ossible" not in result.stderr
 
 
 def test_nothing_typed_shows_the_help(lowshot: RunCommand) -> None:

@@ -13,6 +13,7 @@ from lowshot_cli import predict as predicting
 from lowshot_cli import sweep as sweeping
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.choices import CHAIN
 from lowshot_cli.commands.common import (
     dataset_of,
     embedder_of,
@@ -43,7 +44,7 @@ def evaluate(
     if report is not None:
         ensure_writable(report.parent)
     if not paths:
-        paths = [chain.chain_path(config.workdir, stage) for stage in chain.CHAIN]
+        paths = [chain.chain_path(config.workdir, stage) for stage in CHAIN]
         paths = [path for path in paths if path.is_file()]
     if not paths:
         raise CheckpointError(
@@ -53,7 +54,7 @@ def evaluate(
     unknown: list[predicting.OpenSet] = []
     for path in paths:
         checkpoint = ckpt.load(path)
-        if path.parent == config.workdir and path.stem in chain.CHAIN:
+        if path.parent == config.workdir and path.stem in CHAIN:
             stale = chain.staleness(config.workdir, path.stem, checkpoint)
             if stale:
                 output.note(f"{path} is left out: {stale}")

@@ -1,0 +1,126 @@
+"""The command reference of the README, written from the commands: `python -m tests.reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from lowshot_cli.app import panel_of
+from lowshot_cli.cli import app
+from lowshot_cli.options import COMMON
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"
+END = "<!-- End of the command reference. -->"
+
+
+def all_commands() -> dict[str, Any]:
+    """Every command by what is typed after `lowshot`, those of groups included."""
+    group: Any = typer.main.get_command(app)
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        found |= {f"{name} {last}": c for last, c in below.items()} if below else {name: command}
+    return found
+
+
+def reference() -> str:
+    """What stands between the markers; the same in every environment."""
+    parts: list[str] = []
+    common: dict[str, str] = {}
+    for name, command in all_commands().items():
+        rows = {id(p): _row(p, _choices(command, p.name)) for p in command.params}
+        common |= {p.name: rows[id(p)] for p in command.params if panel_of(p) == COMMON}
+        parts += _command(name, command, rows)
+    parts += _details("Common options", _table("option", common.values()))
+    return "\n".join(parts)
+
+
+def _command(name: str, command: Any, rows: dict[int, str]) -> list[str]:
+    paragraphs = [" ".join(text.split()) for text in command.help.split("\n\n")]
+    said = [text for text in paragraphs if not text.startswith("Example:")]
+    examples = [text.removeprefix("Example: ") for text in paragraphs if text not in said]
+    usage = " ".join(["lowshot", name, "[OPTIONS]", *map(_place, _of(command, "argument"))])
+    lines = [*map(_escaped, said), "", "```", usage, "```", "", "Examples:"]
+    lines += ["", "```", *examples, "```", ""]
+    own = [rows[id(p)] for p in command.params if panel_of(p) != COMMON]
+    lines += _table("option", own) if own else []
+    names = ", ".join(f"`{p.opts[0]}`" for p in command.params if panel_of(p) == COMMON)
+    return _details(f"lowshot {name}", [*lines, "", f"Common options: {names}."])
+
+
+def _of(command: Any, kind: str) -> list[Any]:
+    return [p for p in command.params if p.param_type_name == kind]
+
+
+def _place(argument: Any) -> str:
+    """An argument in the line of usage."""
+    name = argument.metavar if argument.required else f"[{argument.metavar}]"
+    return f"{name}..." if argument.nargs == -1 else str(name)
+
+
+def _row(parameter: Any, choices: tuple[str, ...]) -> str:
+    option = parameter.param_type_name == "option"
+    meaning = _escaped(parameter.help)
+    if choices:
+        meaning = f"{meaning.rstrip('.')}: {', '.join(f'`{name}`' for name in choices)}."
+    if parameter.envvar:
+        meaning = f"{meaning.rstrip('.')}; or `{parameter.envvar}` in the environment."
+    name = parameter.opts[0] if option else parameter.metavar
+    return f"| `{name}` | {meaning} | {_escaped(_default(parameter))} |"
+
+
+def _default(parameter: Any) -> str:
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    if getattr(parameter, "is_flag", False):
+        return "off"
+    return "–" if parameter.default is None else f"{parameter.default}"
+
+
+def _choices(command: Any, name: str) -> tuple[str, ...]:
+    """The words that a parameter may take, where it takes no others."""
+    hint = get_type_hints(command.callback)[name]
+    found = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return get_args(found[0]) if found else ()
+
+
+def _table(first: str, rows: Iterable[str]) -> list[str]:
+    return [f"| {first} | meaning | default |", "|---|---|---|", *rows]
+
+
+def _details(summary: str, lines: Iterable[str]) -> list[str]:
+    return [f"<details><summary>{summary}</summary>", "", *lines, "", "</details>"]
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown shows it literally, but for code in backquotes."""
+    return "".join(_literal(text))
+
+
+def _literal(text: str) -> Iterator[str]:
+    for number, part in enumerate(text.split("`")):
+        code = number % 2 == 1
+        literal = part if code else part.replace("*", r"\*").replace("<", "&lt;")
+        literal = literal.replace("|", r"\|")
+        yield f"`{literal}`" if code else literal
+
+
+def refreshed(readme: str) -> str:
+    """The README with its reference written anew.
+
+    Raises:
+        ValueError: it lacks the markers.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{reference()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")

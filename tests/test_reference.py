@@ -1,0 +1,67 @@
+"""The README's command reference says what the commands say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.reference import BEGIN, END, README, all_commands, reference, refreshed
+
+
+def test_the_readme_holds_the_reference_that_would_be_written() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert refreshed(readme) == readme, "`python -m tests.reference` writes it anew"
+
+
+def test_the_reference_stands_before_the_section_on_speed() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert re.search(rf"\n## Command reference\n.*{re.escape(BEGIN)}", readme, re.DOTALL)
+    assert readme.split(END)[1].startswith("\n\n## Speed\n")
+
+
+def test_every_option_of_every_command_has_a_row() -> None:
+    text = reference()
+    sections = dict(re.findall(r"<summary>(.+?)</summary>(.*?)</details>", text, re.DOTALL))
+    common = sections.pop("Common options")
+    assert list(sections) == [f"lowshot {name}" for name in all_commands()]
+    for name, command in all_commands().items():
+        section = sections[f"lowshot {name}"]
+        for parameter in command.params:
+            shown = parameter.metavar or parameter.opts[0]
+            assert f"| `{shown}` | " in section + common
+            assert f"`{shown}`" in section
+        assert section.count("\nlowshot ") >= 3
+
+
+def test_a_stale_reference_is_noticed_and_the_rest_is_left_alone() -> None:
+    old = f"before\n{BEGIN}\nlowshot forgotten-command\n{END}\nafter\n"
+    new = refreshed(old)
+    assert new.startswith(f"before\n{BEGIN}\n")
+    assert new.endswith(f"{END}\nafter\n")
+    assert "forgotten-command" not in new
+    with pytest.raises(ValueError, match="reference"):
+        refreshed("no markers")
+
+
+def test_rows_have_three_cells_whatever_the_text() -> None:
+    for line in reference().splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4, line
+
+
+def test_the_reference_does_not_depend_on_the_environment() -> None:
+    odd = {"COLUMNS": "30", "LOWSHOT_WORKDIR": "/elsewhere", "LOWSHOT_DATA": "/data", "LC_ALL": "C"}
+    command = "import sys; from tests.reference import reference as r; "
+    command += "sys.stdout.buffer.write(r().encode())"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=README.parent,
+        env={**os.environ, **odd},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode() == reference()
