@@ -148,6 +148,19 @@ def test_the_page_of_an_evaluation_shows_the_last_model(
     assert "What novel accuracy costs" not in _Page(alone.read_text()).headings
 
 
+def test_the_page_is_of_the_last_model_that_was_measured(
+    lowshot: RunCommand, tmp_path: Path, workdir: Path
+) -> None:
+    for command in (["imprint", "--class", "Z"], ["finetune"], ["imprint", "--class", "omega"]):
+        assert lowshot(*command, "--workdir", workdir).exit_code == 0
+    page = tmp_path / "page.html"
+    result = lowshot("evaluate", "--report", page, "--workdir", workdir)
+    assert "finetuned.safetensors is left out" in result.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "Map of embeddings of omega." in text
+    assert 'alt="training image of Z"' not in text
+
+
 def test_a_page_that_cannot_be_written_is_told_of_before_any_work(
     lowshot: RunCommand, workdir: Path, tmp_path: Path
 ) -> None:

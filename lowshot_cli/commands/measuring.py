@@ -63,6 +63,7 @@ def evaluate(
         with output.progress() as on_progress:
             embedder = embedder_of(checkpoint, config, on_progress)
             found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+            last = (checkpoint, dataset, embedder)
             if false_alarm is not None:
                 unknown.append(predicting.open_set(checkpoint, dataset, embedder, false_alarm))
     if not found:
@@ -77,7 +78,7 @@ def evaluate(
     tables.show_details(output, found[-1][1], found[-1][0].stem)
     if report is not None:
         shown = [(path.stem, one) for path, one in found]
-        report_evaluation(report, shown, checkpoint, dataset, embedder, config, output)
+        report_evaluation(report, shown, *last, config, output)
         output.finish([report])
 
 
