@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Some shells evaluate what they are offered, and names come from the files of strangers.
 _HARMLESS = re.compile(r"[\w./][\w./+ -]*")
-# Bytes of a header that are read while somebody waits.
-_SHORT_HEADER = 2 * 1024**2
 
 
 def new_classes(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -99,14 +97,14 @@ def read_meta(path: Path) -> Meta | None:
     """What a checkpoint says of itself, by its header alone; None where it cannot be read."""
     import json
 
-    from lowshot_cli.meta import Meta
+    from lowshot_cli.meta import SHORT_HEADER, Meta
 
     try:
         if not path.is_file():
             return None
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > _SHORT_HEADER:
+            if length > SHORT_HEADER:
                 return None
             header = json.loads(file.read(length))
         return Meta.model_validate_json(header["__metadata__"]["lowshot"])

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.locks import remove_abandoned, try_lock
+from lowshot_cli.meta import SHORT_HEADER
 
 CHECKSUM = "lowshot.checksum"
-# Bytes that the header of a safetensors file may take, whatever the size of the file.
-_SHORT_HEADER = 2 * 1024**2
 # As much of a file's name stands in that of its temporary file, which may not be too long.
 _NAME_PART = 100
 
@@ -112,7 +111,7 @@ def _check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > max(_SHORT_HEADER, size // 10):
+    if length > max(SHORT_HEADER, size // 10):
         raise ValueError(f"its header is said to be {length:,} of its {size:,} bytes")
 
 

@@ -1,4 +1,4 @@
-"""What a report of a sweep shows beyond its numbers: curves, confusions, a map, support images."""
+"""What a report shows beyond its numbers: curves, confusions, a map, support images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
-from lowshot_cli.evaluate import novel_recall
+from lowshot_cli.data import Dataset
+from lowshot_cli.embed import Embedder
+from lowshot_cli.evaluate import NovelQueries, novel_recall
+from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.materials import Materials, Tile, draw_tile
 from lowshot_cli.metrics import FloatArray
 from lowshot_cli.plan import Plan
@@ -75,7 +79,7 @@ class Findings:
     """Material of a report.
 
     Attributes:
-        trade_offs: per method and number of shots.
+        trade_offs: per method, with the most shots.
         novel_names: of the groups of novel classes.
         base_names: of the base classes.
         swallowed: `(G, C)` percent of each group's test images that each base class takes, with the
@@ -114,12 +118,11 @@ def find(
     methods = [m for m in plan.methods if m not in _NO_CURVE] if not plan.sequence else []
     trade_offs, rows, tile = [], None, None
     for method in methods:
-        for shots in plan.shots:
-            tile = _one_trial_each(method, shots, plan, materials)
-            rows = novel_rows(tile, materials, config)
-            units = torch.from_numpy(tile.units)
-            reached = novel_recall(rows, units, materials.base, materials.novel, BUDGETS)
-            trade_offs.append(TradeOff(method, shots, tuple(reached.mean(0).tolist())))
+        tile = _one_trial_each(method, most, plan, materials)
+        rows = novel_rows(tile, materials, config)
+        units = torch.from_numpy(tile.units)
+        reached = novel_recall(rows, units, materials.base, materials.novel, BUDGETS)
+        trade_offs.append(TradeOff(method, most, tuple(reached.mean(0).tolist())))
     few = max((s for s in plan.shots if s <= _FEW_SHOTS), default=min(plan.shots))
     drawn = [c for c in classes if (c["method"], c["shots"]) == (last, few)]
     return Findings(
@@ -187,6 +190,43 @@ def map_of(
         method=method,
         shots=shots,
     )
+
+
+def find_in_model(
+    checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
+) -> tuple[TradeOff | None, EmbeddingMap | None]:
+    """What the novel classes of a model cost together, and where they lie.
+
+    None where no novel class has test images.
+
+    Args:
+        checkpoint: the model.
+        dataset: the one it was trained on.
+        embedder: of the checkpoint's network.
+    """
+    known = dataset.class_names
+    inside = [n for n in checkpoint.novel_classes if checkpoint.dataset_name(n) in known]
+    if not inside:
+        return None, None
+    labels = checkpoint.base_labels(dataset)
+    novel_labels = [dataset.label(checkpoint.dataset_name(name)) for name in inside]
+    made = embedder.classes(dataset.test, [*labels, *novel_labels])
+    base, novel = made[: len(labels)], made[len(labels) :]
+    truth = torch.arange(len(base)).repeat_interleave(torch.tensor([len(b) for b in base]))
+    queries, proxies = torch.cat(base), checkpoint.head.base.proxies
+    rows = checkpoint.head.proxies[[checkpoint.position(name) for name in inside]]
+    recall = novel_recall(
+        rows[None],
+        torch.arange(len(inside))[None],
+        BaseQueries.of(proxies, queries, truth),
+        {number: NovelQueries.of(proxies, embeddings) for number, embeddings in enumerate(novel)},
+        BUDGETS,
+    )
+    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
+    method, shots = records[inside[0]].method, len(records[inside[0]].pixel_hashes)
+    few = dict(list(zip(inside, novel, strict=True))[:_MAPPED_CLASSES])
+    shown = map_of(means_of(queries, truth), few, rows[: len(few)], method, shots)
+    return TradeOff(method, shots, tuple(recall[0].tolist())), shown
 
 
 def _supports(classes: Sequence[dict[str, Any]], materials: Materials) -> tuple[SupportImages, ...]:

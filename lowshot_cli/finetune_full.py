@@ -17,7 +17,7 @@ from lowshot_cli.config import FinetuneConfig
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.errors import TrainingError
 from lowshot_cli.finetune import base_is_frozen, normalise, sample_weights
-from lowshot_cli.model import EmbeddingNetwork
+from lowshot_cli.model import EmbeddingNetwork, are_finite
 from lowshot_cli.progress import OnProgress, Progress, silent
 
 _BATCH_STREAM = 11
@@ -119,7 +119,7 @@ def finetune_full(
         facts = {"loss": loss.item()}
         on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
     trained = torch.cat([base_rows, novel_rows]).detach().cpu()
-    if not all(bool(t.isfinite().all()) for t in (trained, *network.state_dict().values())):
+    if not are_finite([trained, *network.state_dict().values()]):
         raise _diverged(total - 1, total, config)
     return trained
 

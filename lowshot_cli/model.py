@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -198,6 +198,11 @@ class EmbeddingNetwork(nn.Module):
         trained, *stages = self.backbone(images)
         roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
         return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in them is infinite or none."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def widened(rows: Tensor, size: int) -> Tensor:

@@ -108,19 +108,19 @@ def accuracy(summary: dict[str, Any]) -> Figure:
 
 
 def sweep_trade_off(summary: dict[str, Any], findings: Findings, budget: float | None) -> Figure:
-    """`trade_off` of each method of a sweep with the most shots.
+    """`trade_off` of each method of a sweep.
 
     Args:
         summary: as in the `--json` contract.
         findings: of the same sweep, with trade-offs.
         budget: points of base accuracy that the novel bias may cost on the hold-out.
     """
-    most = max(curve.shots for curve in findings.trade_offs)
-    curves = [curve for curve in findings.trade_offs if curve.shots == most]
+    curves = findings.trade_offs
     cells = {(cell["method"], cell["shots"]): cell for cell in summary["cells"]}
-    chosen = [cells[curve.method, most] for curve in curves]
+    chosen = [cells[curve.method, curve.shots] for curve in curves]
     marks = [(cell["forgetting"]["mean"], cell["novel_accuracy"]["mean"]) for cell in chosen]
-    note = f"{most} shots, one trial of each of {len(findings.novel_names)} classes a line"
+    n_classes = len(findings.novel_names)
+    note = f"{curves[0].shots} shots, one trial of each of {n_classes} classes a line"
     return trade_off(curves, marks, budget, note)
 
 
@@ -166,7 +166,8 @@ def per_class(summary: dict[str, Any]) -> Figure:
         key=lambda entry: float(entry["ncr_at_2"]),
     )
     names = [entry["class"] for entry in last]
-    shown = names[: _MOST_CLASSES // 2] + names[max(len(names) - _MOST_CLASSES // 2, 30) :]
+    half = _MOST_CLASSES // 2
+    shown = names[:half] + names[max(len(names) - half, half) :]
     made = figure(6.4, 1.6 + 0.19 * len(shown))
     axes = made.subplots()
     for number, count in enumerate(shots):

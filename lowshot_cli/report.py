@@ -26,18 +26,21 @@ Facts = Sequence[tuple[str, str]]
 
 
 def sweep_page(
-    summary: Mapping[str, Any], findings: Findings, facts: Facts, config: str, budget: float | None
+    summary: dict[str, Any],
+    findings: Findings,
+    figures: Mapping[str, Any],
+    facts: Facts,
+    config: str,
 ) -> str:
     """The report of a sweep.
 
     Args:
         summary: as in the `--json` contract.
         findings: what is shown besides.
+        figures: of `plots`: `accuracy` and, as far as there are, `tradeoff` and `per_class`.
         facts: what was run, where and with what, a name and a value each.
         config: resolved, as YAML.
-        budget: points of base accuracy that the novel bias may cost.
     """
-    summary = dict(summary)
     is_sequence = "sessions" in summary
     cells = rows.session_rows(summary) if is_sequence else rows.sweep_rows(summary)
     numbers = [_table(cells, f"{caption(summary)}. {_MEANING}")]
@@ -47,13 +50,13 @@ def sweep_page(
     sections = [
         ("What was run", [_facts(facts), _code("the whole config", config)]),
         ("Results", numbers),
-        ("Accuracy", [_accuracy(summary)]),
+        ("Accuracy", [_accuracy(summary, figures["accuracy"])]),
     ]
     if not is_sequence:
         last = summary["cells"][-1]
         sections += [
-            ("What novel accuracy costs", _trade_offs(summary, findings, budget)),
-            ("Class by class", _classes(summary, findings)),
+            ("What novel accuracy costs", _trade_offs(figures.get("tradeoff"))),
+            ("Class by class", _classes(summary, findings, figures["per_class"])),
             ("Who takes whose images", _swallowed(findings, last)),
             ("Embeddings", _map(findings.map)),
         ]
@@ -84,7 +87,7 @@ def evaluation_page(
         supports: images `(k, 3, H, W)` uint8 that its novel classes were learnt from.
         facts: as for `sweep_page`.
         config: likewise.
-        budget: likewise.
+        budget: points of base accuracy that the novel bias may cost.
     """
     last_name, last = found[-1]
     sizes = last.counts.sum(1, keepdim=True).clamp(min=1)
@@ -125,23 +128,22 @@ _LEARNT = "The support images of each novel class."
 _CONFUSED = "The largest confusions; a row is the classes' own images, in percent of them."
 
 
-def _accuracy(summary: dict[str, Any]) -> _Block:
+def _accuracy(summary: dict[str, Any], drawn: Any) -> _Block:
     along = "sessions" if "sessions" in summary else "numbers of shots"
     text = f"Accuracy of each method over {along}; the numbers are in the table of results."
-    return _figure(plots.accuracy(summary), text, "Bars are the intervals of the table above.")
+    return _figure(drawn, text, "Bars are the intervals of the table above.")
 
 
-def _trade_offs(summary: dict[str, Any], findings: Findings, budget: float | None) -> list[_Block]:
-    if not findings.trade_offs:
+def _trade_offs(drawn: Any) -> list[_Block]:
+    if drawn is None:
         return []
-    drawn = plots.sweep_trade_off(summary, findings, budget)
     text = "Novel accuracy against base accuracy given up, one line a method."
     return [_figure(drawn, text, _COST)]
 
 
-def _classes(summary: dict[str, Any], findings: Findings) -> list[_Block]:
+def _classes(summary: dict[str, Any], findings: Findings, drawn: Any) -> list[_Block]:
     text = "NCR@2 of each novel class; the hardest are also in the table."
-    blocks = [_figure(plots.per_class(summary), text, "Mean over the trials of each class.")]
+    blocks = [_figure(drawn, text, "Mean over the trials of each class.")]
     blocks.append(_table(rows.hardest_rows(summary, 10), "The hardest classes."))
     method, shots = findings.supports_of
     shown = [

@@ -21,7 +21,7 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
-from lowshot_cli.model import CosineClassifier
+from lowshot_cli.model import CosineClassifier, are_finite
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
 from lowshot_cli.weights import LoadedWeights
@@ -227,7 +227,7 @@ class _Run:
         Raises:
             TrainingError: its numbers are not finite; the state on disk is as it was.
         """
-        if not all(bool(tensor.isfinite().all()) for tensor in self.trainee.state_dict().values()):
+        if not are_finite(self.trainee.state_dict().values()):
             raise self._diverged("weights are", (self.step - 1) // self.steps_per_epoch)
         about = {
             "step": self.step,

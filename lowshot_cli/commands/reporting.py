@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lowshot_cli import plots, report
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
 from lowshot_cli.embed import Embedder
-from lowshot_cli.evaluate import Evaluation, NovelQueries, novel_recall
+from lowshot_cli.evaluate import Evaluation
 from lowshot_cli.files import write_text
-from lowshot_cli.findings import BUDGETS, EmbeddingMap, TradeOff, map_of, means_of
-from lowshot_cli.imprint import BaseQueries, budget_of
+from lowshot_cli.findings import find_in_model
+from lowshot_cli.imprint import budget_of
 from lowshot_cli.output import Output
 from lowshot_cli.sweep import SweepResult, versions
 
 REPORT = "report.html"
-_MAPPED = 6
 
 
 def report_sweep(
@@ -37,7 +35,7 @@ def report_sweep(
         figures["tradeoff"] = plots.sweep_trade_off(summary, findings, budget)
     written = [plots.save(drawn, run_dir / name)[0] for name, drawn in figures.items()]
     facts = _facts(checkpoint, config, output)
-    page = report.sweep_page(summary, findings, facts, config.to_yaml(), budget)
+    page = report.sweep_page(summary, findings, figures, facts, config.to_yaml())
     write_text(run_dir / REPORT, page)
     return [*written, run_dir / REPORT]
 
@@ -52,7 +50,7 @@ def report_evaluation(
     output: Output,
 ) -> None:
     """Write the report of an evaluation, with the details of its last model."""
-    trade_off, shown = _costs_and_map(checkpoint, dataset, embedder)
+    trade_off, shown = find_in_model(checkpoint, dataset, embedder)
     supports = {
         name: dataset.train.pixels[torch.tensor(record.indices)]
         for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True)
@@ -69,41 +67,6 @@ def report_evaluation(
         budget_of("whitened", config.imprint.max_forgetting),
     )
     write_text(path, page)
-
-
-def _costs_and_map(
-    checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
-) -> tuple[TradeOff | None, EmbeddingMap | None]:
-    """What the novel classes of a model cost together, and where they lie.
-
-    None where no novel class has test images.
-    """
-    known = dataset.class_names
-    inside = [n for n in checkpoint.novel_classes if checkpoint.dataset_name(n) in known]
-    if not inside:
-        return None, None
-    labels = checkpoint.base_labels(dataset)
-    made = embedder.classes(
-        dataset.test, [*labels, *(dataset.label(checkpoint.dataset_name(n)) for n in inside)]
-    )
-    base, novel = made[: len(labels)], made[len(labels) :]
-    rows = {n: checkpoint.head.proxies[checkpoint.position(n)] for n in inside}
-    proxies = checkpoint.head.base.proxies
-    truth = torch.arange(len(base)).repeat_interleave(torch.tensor([len(b) for b in base]))
-    stacked: Tensor = torch.stack(list(rows.values()))
-    recall = novel_recall(
-        stacked[None],
-        torch.arange(len(inside))[None],
-        BaseQueries.of(proxies, torch.cat(base), truth),
-        {number: NovelQueries.of(proxies, embeddings) for number, embeddings in enumerate(novel)},
-        BUDGETS,
-    )
-    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
-    method, shots = records[inside[0]].method, len(records[inside[0]].pixel_hashes)
-    means = means_of(torch.cat(base), truth)
-    few = dict(list(zip(inside, novel, strict=True))[:_MAPPED])
-    shown = map_of(means, few, stacked[: len(few)], method, shots)
-    return TradeOff(method, shots, tuple(recall[0].tolist())), shown
 
 
 def _facts(checkpoint: Checkpoint, config: Config, output: Output) -> list[tuple[str, str]]:

@@ -9,10 +9,11 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
 
+from lowshot_cli.data.sources import leads_out
 from lowshot_cli.errors import DataError
 from lowshot_cli.files import write_atomically
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -139,8 +140,8 @@ def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
 
 
 def _check_member(member: tarfile.TarInfo, archive: Archive) -> None:
-    place, most = PurePosixPath(member.name), archive.files.get(member.name, _CHUNK)
-    if place.is_absolute() or ".." in place.parts:
+    most = archive.files.get(member.name, _CHUNK)
+    if leads_out(member.name):
         problem = "leads out of the folder"
     elif not (member.isreg() or member.isdir()):
         problem = "is neither a file nor a folder"

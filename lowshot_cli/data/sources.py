@@ -60,6 +60,12 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def leads_out(name: str) -> bool:
+    """Whether a member of an archive would lie outside the folder that it is unpacked to."""
+    place = PurePosixPath(name.replace("\\", "/"))
+    return place.is_absolute() or ".." in place.parts
+
+
 def list_photos(root: Path) -> Tree:
     """The images of every folder under `root`, or in a `.zip`, by the folder's path in it.
 
@@ -122,8 +128,7 @@ def _refuse_hostile(archive: ZipFile, path: Path) -> None:
     """
     total = 0
     for info in archive.infolist():
-        place = PurePosixPath(info.filename.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts:
+        if leads_out(info.filename):
             raise DataError(f"{path} names a place outside itself: {info.filename!r}", _MAKE_ANEW)
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path} holds a link: {info.filename!r}", _MAKE_ANEW)

@@ -15,6 +15,30 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# A base model on glyphs that trains in a second.
+SMALL = {
+    "classes": 4,
+    "width": 4,
+    "embedding_size": 8,
+    "epochs": 3,
+    "batch_size": 32,
+    "holdout": 20,
+    "mixup": 0.0,
+    "precision": "fp32",
+}
+
+
+def write_config(folder: Path, **sections: Any) -> Path:
+    """Write a config for `SMALL` and whatever else is given."""
+    path = folder / "small.yaml"
+    path.write_text(json.dumps({"dataset": "glyphs", "train_base": SMALL, **sections}))
+    return path
+
+
+def memory(name: str) -> int:
+    """Bytes of this process by a name of its status, such as `VmRSS`."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split(f"{name}:")[1].split()[0])
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -86,11 +110,15 @@ class Server:
         assert status == 0, running.stderr
         return running
 
+    def close(self) -> None:
+        """End the process that commands are forked from."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(tmp_path_factory.mktemp("server"))
     yield started
-    assert started.process.stdin is not None
-    started.process.stdin.close()
-    started.process.wait()
+    started.close()

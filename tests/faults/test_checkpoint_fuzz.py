@@ -25,6 +25,7 @@ from lowshot_cli.embed import embed
 from lowshot_cli.errors import CheckpointError, LowshotError
 from lowshot_cli.files import CHECKSUM, content_digest, read_tensors
 from lowshot_cli.teach import imprint_classes
+from tests.faults.conftest import memory
 
 FEW, MANY = 1_000, 100_000
 EXTRA_BYTES = 64 * 1024**2
@@ -259,20 +260,15 @@ def _try(path: Path) -> tuple[Checkpoint | None, str]:
         return None, error.message
 
 
-def _status(name: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return 1024 * int(text.split(f"{name}:")[1].split()[0])
-
-
 def memory_now() -> int:
     """Bytes in memory; from now on the peak counts anew."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return memory("VmRSS")
 
 
 def memory_peak() -> int:
     """Most bytes in memory since `memory_now`."""
-    return _status("VmHWM")
+    return memory("VmHWM")
 
 
 def _use(checkpoint: Checkpoint, image: torch.Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -19,26 +18,14 @@ from lowshot_cli.errors import LowshotError
 from lowshot_cli.files import read_tensors, write_atomically
 from lowshot_cli.locks import LOCK, locked
 from tests.conftest import RunCommand
-from tests.faults.conftest import ROOT, Server, wait_until
+from tests.faults.conftest import ROOT, Server, wait_until, write_config
 
 BAD_INPUT, INTERRUPTED = 3, 130
-SMALL = {
-    "classes": 4,
-    "width": 4,
-    "embedding_size": 8,
-    "epochs": 3,
-    "batch_size": 32,
-    "holdout": 20,
-    "mixup": 0.0,
-    "precision": "fp32",
-}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(json.dumps({"dataset": "glyphs", "train_base": SMALL}))
-    return path
+    return write_config(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="module")
@@ -325,9 +312,7 @@ def test_two_runs_that_share_the_cache_both_get_it_right(
     assert first == second
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
     for server in servers:
-        assert server.process.stdin is not None
-        server.process.stdin.close()
-        server.process.wait()
+        server.close()
 
 
 def test_what_a_killed_writer_left_is_cleared_away_but_not_what_is_being_written(

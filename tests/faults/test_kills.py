@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -14,18 +13,8 @@ from pathlib import Path
 import pytest
 
 from lowshot_cli.checkpoint_file import load
-from tests.faults.conftest import Running, Server
+from tests.faults.conftest import SMALL, Running, Server, write_config
 
-SMALL = {
-    "classes": 4,
-    "width": 4,
-    "embedding_size": 8,
-    "epochs": 4,
-    "batch_size": 32,
-    "holdout": 20,
-    "mixup": 0.0,
-    "precision": "fp32",
-}
 SWEEP = {"trials": 260, "shots": [1, 2], "novel": 6, "methods": ["imprint", "whitened"]}
 # Kills of each command that have to hit a write.
 KILLS = 10
@@ -72,9 +61,8 @@ def nothing() -> None:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(json.dumps({"dataset": "glyphs", "train_base": SMALL, "sweep": SWEEP}))
-    return path
+    longer = {**SMALL, "epochs": 4}
+    return write_config(tmp_path_factory.mktemp("config"), train_base=longer, sweep=SWEEP)
 
 
 @pytest.fixture(scope="module")

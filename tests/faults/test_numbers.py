@@ -33,16 +33,15 @@ def test_a_huge_learning_rate_stops_before_it_spoils_what_was_learnt(
         assert all(tensor.isfinite().all() for tensor in load_file(state).values())
 
 
-@pytest.mark.parametrize("scope", [["--scope", "full", "--lr"], ["--scope", "head"]])
+@pytest.mark.parametrize("scope", ["full", "head"])
 def test_a_huge_rate_of_fine_tuning_leaves_no_broken_model(
-    lowshot: RunCommand, workdir: Path, tmp_path: Path, scope: list[str]
+    lowshot: RunCommand, workdir: Path, tmp_path: Path, scope: str
 ) -> None:
     typed = ["--workdir", workdir]
     assert lowshot("imprint", "--class", "Z", *typed).exit_code == 0
     rate = tmp_path / "rate.yaml"
     rate.write_text(json.dumps({"finetune": {"head_lr": 1e9, "lr": 1e9}}))
-    flags = scope[:2]
-    result = lowshot("finetune", "--config", rate, *flags, *typed)
+    result = lowshot("finetune", "--config", rate, "--scope", scope, *typed)
     if result.exit_code == 0:
         load(workdir / "finetuned.safetensors")
     else:

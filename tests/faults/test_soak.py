@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunCommand
-from tests.faults.test_checkpoint_fuzz import _status
+from tests.faults.conftest import memory
 
 FEW, MANY = 20, 200
 WARM = 10
@@ -30,7 +30,7 @@ def soak(lowshot: RunCommand, workdir: Path, count: int) -> list[tuple[int, int,
             shutil.rmtree(folder)
         if number % 10 == 0:
             gc.collect()
-            curve.append((number, _status("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
+            curve.append((number, memory("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
     return curve
 
 
