@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -31,7 +31,7 @@ def build_backbone(
     embedding_size: int | None,
     image_size: int,
     input_size: int | None = None,
-) -> ResNet9 | ResNet18 | Published | Resized:
+) -> Backbone:
     """Build an untrained backbone.
 
     Args:
@@ -45,13 +45,11 @@ def build_backbone(
         UsageError: an unknown name, an absent library, or a size that the model cannot take.
     """
     side, size = input_size or image_size, embedding_size or EMBEDDING_SIZE
-    backbone: ResNet9 | ResNet18 | Published
+    backbone: Backbone
     if ":" in name:
         backbone = Published(name, embedding_size, side)
-    elif name == "resnet18":
-        backbone = ResNet18(size, side)
-    elif name == "resnet9":
-        backbone = ResNet9(width, size)
+    elif name in _OWN:
+        backbone = _OWN[name](width, size, side)
     else:
         raise UsageError(f"there is no backbone {name!r}", did_you_mean(name, BACKBONES))
     return Resized(backbone, side, shrinks=side < image_size) if input_size else backbone
@@ -72,13 +70,11 @@ def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 class Resized(nn.Module):
     """A backbone that sees images `(B, 3, H, W)` at another size, bilinearly resized."""
 
-    def __init__(
-        self, backbone: ResNet9 | ResNet18 | Published, side: int, shrinks: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, side: int, shrinks: bool = False) -> None:
         super().__init__()
         self.backbone, self.side, self.shrinks = backbone, side, shrinks
-        self.embedding_size = backbone.embedding_size
-        self.stage_sizes = backbone.stage_sizes
+        self.embedding_size: int = backbone.embedding_size
+        self.stage_sizes: tuple[int, ...] = backbone.stage_sizes
 
     @property
     def project(self) -> nn.Module:
@@ -167,6 +163,14 @@ class ResNet18(nn.Module):
         early = self.early(images)
         late = self.late(early).mean((2, 3))
         return self.project(late), late, early.mean((2, 3))
+
+
+Backbone = ResNet9 | ResNet18 | Published | Resized
+# Each from the width, the embedding size and the side of the images in pixels.
+_OWN: dict[str, Callable[[int, int, int], Backbone]] = {
+    "resnet9": lambda width, size, _: ResNet9(width, size),
+    "resnet18": lambda _, size, side: ResNet18(size, side),
+}
 
 
 def pick_device(name: str) -> torch.device:

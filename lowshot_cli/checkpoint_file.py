@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowshot_cli.backbones import Resized, ResNet9, ResNet18
+from lowshot_cli.backbones import Backbone
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.errors import CheckpointError, LowshotError
 from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.meta import Meta
 from lowshot_cli.model import Head
-from lowshot_cli.published import Published
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 _UNIT_TOLERANCE = 1e-3
@@ -146,7 +145,7 @@ def _check_network(checkpoint: Checkpoint) -> None:
             backbone = checkpoint.blank_network().backbone
     except NotImplementedError:
         return
-    assert isinstance(backbone, ResNet9 | ResNet18 | Published | Resized)
+    assert isinstance(backbone, Backbone)
     if len(checkpoint.centre) not in (0, sum(backbone.stage_sizes)):
         raise ValueError(
             f"stages.centre has {len(checkpoint.centre)} numbers, unlike the stages of the network"

@@ -16,17 +16,7 @@ EMBEDDING_SIZE = 64
 # Published weights of a library's model, where a file could be named.
 DEFAULT_WEIGHTS = "DEFAULT"
 ImprintMethod = Literal["imprint", "random", "augmented", "whitened", "calibrated"]
-SweepMethod = Literal[
-    "imprint",
-    "random",
-    "augmented",
-    "whitened",
-    "calibrated",
-    "nearest",
-    "proxies",
-    "finetune-head",
-    "finetune-full",
-]
+SweepMethod = Literal[ImprintMethod, "nearest", "proxies", "finetune-head", "finetune-full"]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,13 +20,7 @@ from lowshot_cli.data.splits import draw_directions, draw_supports
 from lowshot_cli.embed import Views, embed
 from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.evaluate import check_dataset
-from lowshot_cli.imprint import (
-    budget_of,
-    calibrated,
-    imprint,
-    operating_bias,
-    whitened,
-)
+from lowshot_cli.imprint import budget_of, calibrated, imprint, operating_bias, whitened
 from lowshot_cli.meta import SupportRecord
 from lowshot_cli.model import EmbeddingNetwork, widened
 
@@ -213,16 +207,27 @@ def check_row(name: str, row: Tensor) -> None:
 
 
 def rows_of(method: str, support: Tensor, checkpoint: Checkpoint) -> Tensor:
-    """Novel rows `(..., D)` that follow from supports `(..., k, D)` and the base model alone.
+    """Novel rows `(..., D)` that follow from supports `(..., k, D)` and the base model alone."""
+    return _ROWS[method](support, checkpoint)
 
-    `imprint` and `calibrated` are their papers' methods and read the trained part of embeddings.
-    """
-    if method == "whitened":
-        return whitened(support, *checkpoint.statistics)
-    size = checkpoint.meta.embedding_size
-    trained, proxies = support[..., :size], checkpoint.head.base.proxies[:, :size]
-    rows = imprint(trained) if method == "imprint" else calibrated(trained, proxies)
-    return widened(rows, checkpoint.head.size)
+
+def _imprint(support: Tensor, model: Checkpoint) -> Tensor:
+    """The paper's method, which reads the trained part of embeddings."""
+    return widened(imprint(support[..., : model.meta.embedding_size]), model.head.size)
+
+
+def _calibrated(support: Tensor, model: Checkpoint) -> Tensor:
+    """TEEN's method, which reads the trained part of embeddings."""
+    size = model.meta.embedding_size
+    rows = calibrated(support[..., :size], model.head.base.proxies[:, :size])
+    return widened(rows, model.head.size)
+
+
+_ROWS: dict[str, Callable[[Tensor, Checkpoint], Tensor]] = {
+    "whitened": lambda support, model: whitened(support, *model.statistics),
+    "imprint": _imprint,
+    "calibrated": _calibrated,
+}
 
 
 def augmented_views(options: ImprintConfig, mirror: bool) -> Views:
