@@ -96,20 +96,29 @@ class Output:
         """Results for people: names to the left, numbers to the right."""
         if self.as_json:
             return
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=title,
-            caption=caption,
-            title_justify="left",
-        )
-        table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, name in enumerate(columns):
             numeric = all(is_number(row[index]) for row in rows)
             table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(str(cell))) for cell in row))
+        # Rich would fold a title and a caption to the width of the columns.
+        if title:
+            self.results.print(Text(printable(title), style="bold"), soft_wrap=True)
         self.results.print(table)
+        if caption:
+            self.results.print(Text(f"{caption}\n", style="dim"))
+
+    def listing(self, start: str, items: Sequence[str]) -> None:
+        """Results for people: items with commas between, in lines that end between two of them."""
+        lines = [start]
+        for number, item in enumerate(items, 1):
+            part = f" {item}" + "," * (number < len(items))
+            if len(lines[-1]) + len(part) > self.results.width:
+                lines.append(" ")
+            lines[-1] += part
+        for line in lines:
+            self.line(line)
 
     def line(self, text: str) -> None:
         """One line of results for people."""
@@ -151,7 +160,10 @@ class Output:
             elapsed = time.perf_counter() - started
             if report.done == report.total:
                 del self._started[report.stage]
-            parts = [f"{report.stage} {report.done:,}/{report.total:,} {report.unit}"]
+            far = f"{report.done:,}/{report.total:,} {report.unit}"
+            if "epoch" in report.facts:  # the whole line has to fit into 80 columns
+                far = f"{100 * report.done / report.total:.0f} %"
+            parts = [f"{report.stage} {far}"]
             parts += [facts] if (facts := _facts(report)) else []
             self.note(", ".join([*parts, f"{elapsed:.0f} s"]))
 

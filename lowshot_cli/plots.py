@@ -279,12 +279,12 @@ def caption(summary: dict[str, Any]) -> str:
     """What the intervals of a sweep are about."""
     cell = summary["cells"][0]
     about = (
-        "conditional on one base model and its base queries "
-        f"(base accuracy before: {summary['base_accuracy_before']:.1f} %)"
+        "conditional on one base model and its base queries; base accuracy before "
+        f"{summary['base_accuracy_before']:.1f} %"
     )
     if "sessions" in summary:
         return (
-            f"{cell['n_trials']:,} draws of supports for the same {cell['n_classes']} classes in "
+            f"{cell['n_trials']:,} support draws of {cell['n_classes']} classes in "
             f"{cell['session']} sessions; 95 % intervals over draws,\n{about}"
         )
     return (

@@ -166,11 +166,12 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
     """Accuracy by class, worst first, and the worst confusions."""
     columns, *cells = rows.class_rows(found)
     output.table(columns, cells, title=f"{name}, by class")
-    output.table(
-        ["images of", "taken for", "n"],
-        [[c.truth, c.taken_for, c.n] for c in found.confusions],
-        title=f"{name}, worst confusions",
-    )
+    if found.confusions:
+        output.table(
+            ["images of", "taken for", "n"],
+            [[c.truth, c.taken_for, c.n] for c in found.confusions],
+            title=f"{name}, worst confusions",
+        )
 
 
 def show_sessions(output: Output, summary: dict[str, Any]) -> None:

@@ -723,3 +723,24 @@ def test_what_is_proposed_next_works_as_it_stands(lowshot: RunCommand, tmp_path:
         command = shlex.split(following[0])[2:] if following else []
         proposals.append(command[:1])
     assert proposals == [["imprint"], ["finetune"], ["evaluate"], []]
+
+
+def test_what_is_proposed_next_finds_other_folders_and_files(
+    lowshot: RunCommand, workdir: Path, tmp_path: Path
+) -> None:
+    elsewhere = workdir.rename(tmp_path / "other runs")
+    made, tuned = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    command = ["imprint", "--class", "omega", "--out", str(made), "--workdir", str(elsewhere)]
+    proposals = []
+    while command:
+        extra = ["--out", str(tuned)] if command[0] == "finetune" else []
+        last = _done(lowshot(*command, *extra)).stderr.splitlines()[-1:]
+        following = [line for line in last if line.startswith("next: lowshot ")]
+        command = shlex.split(following[0])[2:] if following else []
+        proposals.append(command)
+    folder = ["--workdir", str(elsewhere)]
+    assert proposals == [
+        ["finetune", "--checkpoint", str(made), *folder],
+        ["evaluate", str(tuned), *folder],
+        [],
+    ]

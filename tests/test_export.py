@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base_path: Path) -> Path:
     assert result.stderr.splitlines() == [
         f"exporting {workdir / 'imprinted.safetensors'}",
         *(f"wrote {folder / name}" for name in FILES),
-        "next: lowshot export --check",
+        f"next: lowshot export --check --workdir {workdir}",
     ]
     return workdir
 

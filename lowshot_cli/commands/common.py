@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +100,24 @@ def embedder_of(
     """Embeds with a checkpoint's network, through the user's cache."""
     network = checkpoint.network(pick_device(config.device))
     return Embedder(network, cache=user_cache(), on_progress=on_progress)
+
+
+def following(config: Config, path: Path, *command: str) -> str:
+    """What to type next, with the file and folders that it would not find by itself.
+
+    Args:
+        config: of the command that ends; its folders are named where they are not the usual ones.
+        path: the checkpoint that is to be read next.
+        command: without `lowshot`.
+    """
+    typed = ["lowshot", *command]
+    if path != chain.chain_path(config.workdir, path.stem):
+        typed += ["--checkpoint", str(path)]
+    if config.workdir != Path(os.environ.get("LOWSHOT_WORKDIR") or Config().workdir):
+        typed += ["--workdir", str(config.workdir)]
+    if config.data_dir and config.data_dir != Path(os.environ.get("LOWSHOT_DATA", "")):
+        typed += ["--data-dir", str(config.data_dir)]
+    return shlex.join(typed)
 
 
 @contextmanager

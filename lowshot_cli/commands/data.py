@@ -49,8 +49,9 @@ def data_duplicates(config: Config, output: Output, at_least: float) -> None:
     output.table(["test image", "class", "training image", "class", "similarity"], rows, title)
     output.line(
         f"{len(pairs):,} of {len(test.labels):,} test images resemble a training image by "
-        f"{at_least:g} or more, {same:,} of them one of their own class"
+        f"{at_least:g} or more,"
     )
+    output.line(f"{same:,} of them one of their own class")
 
 
 def data_cache(output: Output, clear: bool) -> None:

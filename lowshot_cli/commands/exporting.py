@@ -12,7 +12,7 @@ from torch import Tensor
 from lowshot_cli import export as exporter
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import ExportFormat
-from lowshot_cli.commands.common import dataset_of, model_in_use, named, photos_at
+from lowshot_cli.commands.common import dataset_of, following, model_in_use, named, photos_at
 from lowshot_cli.config import Config
 from lowshot_cli.data import cifar
 from lowshot_cli.errors import DataError, UsageError
@@ -68,16 +68,16 @@ def export(
             found = exporter.check(checkpoint, folder, models, pixels, on_progress)
         result = {"images": which, **asdict(found)}
         decisions = "are equal" if found.decisions_equal else "differ where classes tie"
+        output.line(f"{' and '.join(models)} against {path}, {found.n:,} images ({which}):")
         output.line(
-            f"{' and '.join(models)} against {path}, {found.n:,} images ({which}): probabilities "
-            f"differ by {found.largest_difference:.1e} at most, decisions {decisions}"
+            f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
         )
     opset = exporter.OPSET if exporter.ONNX_FILE in files else None
     output.data({"folder": str(folder), "files": files, "opset": opset, "check": result})
     if anew:
-        output.finish(
-            [folder / name for name in files], None if check else "lowshot export --check"
-        )
+        typed = ["--out", str(out)] if out else []
+        then = None if check else following(config, path, "export", "--check", *typed)
+        output.finish([folder / name for name in files], then)
 
 
 def _check_images(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from lowshot_cli import chain, tables
 from lowshot_cli import checkpoint_file as ckpt
@@ -13,10 +14,11 @@ from lowshot_cli import predict as predicting
 from lowshot_cli import sweep as sweeping
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.choices import CHAIN
+from lowshot_cli.choices import CHAIN, ImprintMethod
 from lowshot_cli.commands.common import (
     dataset_of,
     embedder_of,
+    following,
     model_in_use,
     named,
     photos_at,
@@ -162,7 +164,11 @@ def sweep(
             f"without {result.summary['dropped_duplicates']:,} test images that resemble a "
             "training image"
         )
-    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn])
+    then = None
+    if save_models and config.sweep.methods[0] in get_args(ImprintMethod):
+        typed = ("--from-run", str(run_dir), "--trial", "0")
+        then = following(config, base_path, "imprint", *typed)
+    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn], then)
 
 
 def _check_split(base: Checkpoint, path: Path, config: Config) -> None:

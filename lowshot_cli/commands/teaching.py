@@ -18,6 +18,7 @@ from lowshot_cli.choices import DEFAULT_WEIGHTS
 from lowshot_cli.commands.common import (
     dataset_of,
     embedder_of,
+    following,
     load,
     photos_at,
     stopping,
@@ -58,19 +59,24 @@ def _make_base(config: Config, output: Output, path: Path, resume: bool, report:
         # Training finds them where the download leaves them.
         weights.read_weights(config.train_base, show_progress=not output.quiet)
     if config.dataset == "none":
-        _finish_base(output, path, adopt_without_data(config), report, None)
+        _finish_base(config, output, path, adopt_without_data(config), report, None)
         return
     dataset = load(config, output, weights.photo_side(config))
     state = _state_path(path)
     with stopping() as should_stop, output.progress() as on_progress:
         result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
     novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
-    _finish_base(output, path, result, report, novel[0] if novel else None)
+    _finish_base(config, output, path, result, report, novel[0] if novel else None)
     delete_states(state)
 
 
 def _finish_base(
-    output: Output, path: Path, result: TrainResult, report: bool, novel: str | None
+    config: Config,
+    output: Output,
+    path: Path,
+    result: TrainResult,
+    report: bool,
+    novel: str | None,
 ) -> None:
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
@@ -78,12 +84,9 @@ def _finish_base(
     if report:
         output.data(tables.training_json(path, result))
         tables.show_training(output, result)
-    then = f"lowshot imprint --class {_quoted(novel)} --shots 5" if novel and report else None
-    output.finish([path], then)
-
-
-def _quoted(name: str) -> str:
-    return f"'{name}'" if " " in name else name
+    images = ("--shots", "5") if novel else ("--images", "FOLDER")
+    then = following(config, path, "imprint", "--class", novel or "NAME", *images)
+    output.finish([path], then if report else None)
 
 
 def imprint(
@@ -126,11 +129,11 @@ def imprint(
         }
     )
     for d in drawn:
-        output.line(f"{d.name}: learnt from {', '.join(d.described)}")
+        output.listing(f"{d.name}: learnt from", d.described)
         if d.redrawn:
             output.note(f"{d.name}: {d.redrawn} supports drawn anew, being test images or nearly")
     _show_taught(output, config.imprint.method, taught, before, after)
-    output.finish([path], "lowshot finetune")
+    output.finish([path], following(config, path, "finetune"))
 
 
 def imprint_photos(
@@ -162,7 +165,7 @@ def imprint_photos(
             "classes": [{"class": drawn.name, "support": list(drawn.described)}],
         }
     )
-    output.line(f"{drawn.name}: learnt from {', '.join(drawn.described)}")
+    output.listing(f"{drawn.name}: learnt from", drawn.described)
     if drawn.redrawn:
         output.note(f"{drawn.redrawn} photos left out, the same picture as another")
     title = f"{method}, bias {taught.head.bias:+.3f}"
@@ -171,7 +174,7 @@ def imprint_photos(
     else:
         before = teach.expected_accuracy(taught)
         tables.show_estimate(output, before, before - cost, title)
-    output.finish([path], "lowshot finetune" if calibrated else None)
+    output.finish([path], following(config, path, "predict", str(images[0])))
 
 
 def _parent(config: Config, add: bool, source: Path | None) -> tuple[Checkpoint, str]:
@@ -217,7 +220,7 @@ def imprint_from_run(
         ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
     output.data(tables.evaluation_json(path, found))
     tables.show_evaluations(output, [(path.name, found)])
-    output.finish([path], "lowshot evaluate")
+    output.finish([path], _evaluating(config, path))
 
 
 def finetune(
@@ -245,4 +248,9 @@ def finetune(
         }
     )
     _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
-    output.finish([path], "lowshot evaluate")
+    output.finish([path], _evaluating(config, path))
+
+
+def _evaluating(config: Config, path: Path) -> str:
+    usual = chain.chain_path(config.workdir, path.stem)
+    return following(config, usual, "evaluate", *([] if path == usual else [str(path)]))
