@@ -29,7 +29,6 @@ from lowshot_cli.progress import Progress as Report
 from lowshot_cli.rows import is_number
 
 _FACTS = {
-    "epoch": "epoch {:.0f}",
     "loss": "loss {:.3f}",
     "holdout_accuracy": "hold-out {:.1f} %",
     "images_per_second": "{:.0f} images/s",
@@ -161,8 +160,8 @@ class Output:
             if report.done == report.total:
                 del self._started[report.stage]
             far = f"{report.done:,}/{report.total:,} {report.unit}"
-            if "epoch" in report.facts:  # the whole line has to fit into 80 columns
-                far = f"{100 * report.done / report.total:.0f} %"
+            if "epoch" in report.facts:
+                far = "epoch {epoch}/{epochs}".format_map(report.facts)
             parts = [f"{report.stage} {far}"]
             parts += [facts] if (facts := _facts(report)) else []
             self.note(", ".join([*parts, f"{elapsed:.0f} s"]))

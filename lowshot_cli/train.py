@@ -150,6 +150,7 @@ class _Run:
             done = (self.step - first_step) * self.batch_size
             facts = {
                 "epoch": epoch + 1,
+                "epochs": self.options.epochs,
                 "loss": smooth_loss,
                 "holdout_accuracy": self.holdout_accuracy,
                 "images_per_second": done / (self.seconds - before),
