@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -25,6 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lowshot_cli.errors import LowshotError
+from lowshot_cli.journal import Journal
+from lowshot_cli.machine import versions
+from lowshot_cli.progress import OnProgress
 from lowshot_cli.progress import Progress as Report
 from lowshot_cli.rows import is_number
 
@@ -66,9 +70,30 @@ class Output:
         self.results = _console(sys.stdout)
         self.messages = _console(sys.stderr)
         self._started: dict[str, float] = {}
+        self._journal: Journal | None = None
+
+    @contextmanager
+    def logged(self, folder: Path) -> Iterator[None]:
+        """Keep the log of a folder meanwhile: notes, progress and how it ends."""
+        self._journal = journal = Journal(folder)
+        journal.write("begin", command=self.command, versions=versions())
+        try:
+            yield
+        except BaseException as ending:
+            journal.close(ending)
+            raise
+        else:
+            journal.close(None)
+        finally:
+            self._journal = None
 
     def note(self, text: str) -> None:
         """A line for people, on stderr."""
+        if self._journal:
+            self._journal.write("note", text=text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         if not self.quiet:
             self.messages.print(Text(printable(text)), soft_wrap=True)
 
@@ -125,8 +150,20 @@ class Output:
             self.results.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
-    def progress(self) -> Iterator[Any]:
-        """Show reports of the engine: a live bar on a terminal, else a line per milestone."""
+    def progress(self) -> Iterator[OnProgress]:
+        """Show reports of the engine, and log them where a log is kept."""
+        with self._shown() as show:
+
+            def both(report: Report) -> None:
+                if self._journal:
+                    self._journal.progress(report)
+                show(report)
+
+            yield both
+
+    @contextmanager
+    def _shown(self) -> Iterator[OnProgress]:
+        """A live bar on a terminal, else a line per milestone."""
         if self.quiet:
             yield lambda report: None
         elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
@@ -135,7 +172,7 @@ class Output:
 
                 def show(report: Report) -> None:
                     if report.note:
-                        self.note(report.note)
+                        self._say(report.note)
                     if report.stage not in tasks:
                         tasks[report.stage] = bar.add_task(
                             report.stage, total=report.total, facts=""
@@ -153,7 +190,7 @@ class Output:
 
     def _print_milestone(self, report: Report) -> None:
         if report.note:
-            self.note(report.note)
+            self._say(report.note)
         started = self._started.setdefault(report.stage, time.perf_counter())
         if report.milestone:
             elapsed = time.perf_counter() - started
@@ -164,7 +201,7 @@ class Output:
                 far = "epoch {epoch}/{epochs}".format_map(report.facts)
             parts = [f"{report.stage} {far}"]
             parts += [facts] if (facts := _facts(report)) else []
-            self.note(", ".join([*parts, f"{elapsed:.0f} s"]))
+            self._say(", ".join([*parts, f"{elapsed:.0f} s"]))
 
 
 class _Console(Console):

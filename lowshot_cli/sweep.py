@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import platform
 import shlex
 import time
 from collections.abc import Iterator
@@ -27,14 +26,15 @@ from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, LowshotError, UsageError
 from lowshot_cli.files import new_array, write_text
 from lowshot_cli.findings import Findings, find
+from lowshot_cli.journal import LOG
 from lowshot_cli.locks import locked
+from lowshot_cli.machine import hardware, versions
 from lowshot_cli.materials import Materials, make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Tally, count_in
 from lowshot_cli.teach import from_trial
 from lowshot_cli.trials import Outcome, run
-from lowshot_cli.version import __version__
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
 CONFIG, ABOUT = "config.yaml", "run.json"
@@ -68,6 +68,8 @@ def run_folder(workdir: Path, resumed: Path | None) -> Iterator[Path]:
             yield folder
     finally:
         with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [LOG]:
+                (folder / LOG).unlink()
             folder.rmdir()
 
 
@@ -165,6 +167,7 @@ def sweep(
         },
         "run_dir": str(run_dir),
         "versions": versions(),
+        "hardware": hardware(embedder.network.device),
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     write_text(run_dir / SUMMARY, text)
@@ -205,16 +208,6 @@ def _with_supports(entry: dict[str, Any], plan: Plan, materials: Materials) -> d
         for found, chosen in zip(supports.values(), drawn, strict=True):
             found.append(index[torch.from_numpy(chosen)].tolist())
     return {**entry, **supports}
-
-
-def versions() -> dict[str, str]:
-    """Versions that results may depend on."""
-    return {
-        "lowshot": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
 
 
 def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:

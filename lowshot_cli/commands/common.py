@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ def following(config: Config, path: Path, *command: str) -> str:
 
 
 @contextmanager
-def target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Iterator[Path]:
+def target(
+    config: Config, output: Output, stage: str, out: Path | None, overwrite: bool
+) -> Iterator[Path]:
     """Where a derived checkpoint goes, in a folder that is this command's alone meanwhile.
 
     The chain's own files cost nothing and are replaced.
@@ -129,5 +131,10 @@ def target(config: Config, stage: str, out: Path | None, overwrite: bool) -> Ite
     path = out or chain.chain_path(config.workdir, stage)
     ensure_writable(path.parent)
     ensure_free(path, overwrite or out is None)
-    with locked(path.parent):
+    with locked(path.parent), logged(output, config, path):
         yield path
+
+
+def logged(output: Output, config: Config, path: Path) -> AbstractContextManager[None]:
+    """Keep the log of the work folder, unless what is made goes elsewhere."""
+    return output.logged(path.parent) if path.parent == config.workdir else nullcontext()

@@ -141,6 +141,7 @@ def sweep(
     ensure_writable(config.workdir)
     with (
         sweeping.run_folder(config.workdir, resume) as run_dir,
+        output.logged(run_dir),
         stopping() as should_stop,
         output.progress() as on_progress,
     ):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lowshot_cli import plots, report
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset
@@ -16,8 +17,9 @@ from lowshot_cli.evaluate import Evaluation
 from lowshot_cli.files import write_text
 from lowshot_cli.findings import find_in_model
 from lowshot_cli.imprint import budget_of
+from lowshot_cli.machine import hardware, versions
 from lowshot_cli.output import Output
-from lowshot_cli.sweep import SweepResult, versions
+from lowshot_cli.sweep import SweepResult
 
 REPORT = "report.html"
 
@@ -76,5 +78,6 @@ def _facts(checkpoint: Checkpoint, config: Config, output: Output) -> list[tuple
         ("base model", f"{meta.backbone}, {meta.n_base} classes, weights {checkpoint.digest[:12]}"),
         ("dataset", f"{meta.dataset}, content {meta.dataset_hash[:12]}"),
         ("seed", str(config.seed)),
+        ("hardware", hardware(pick_device(config.device))),
         ("versions", ", ".join(f"{name} {value}" for name, value in versions().items())),
     ]

@@ -20,6 +20,7 @@ from lowshot_cli.commands.common import (
     embedder_of,
     following,
     load,
+    logged,
     photos_at,
     stopping,
     target,
@@ -39,14 +40,14 @@ def train_base(
     path = out or chain.chain_path(config.workdir, "base")
     ensure_writable(path.parent)
     ensure_free(path, overwrite)
-    with locked(path.parent):
+    with locked(path.parent), logged(output, config, path):
         _make_base(config, output, path, resume, report=True)
 
 
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
     ensure_writable(path.parent)
-    with locked(path.parent):
+    with locked(path.parent), logged(output, config, path):
         _make_base(config, output, path, _state_path(path).exists(), report=False)
 
 
@@ -101,7 +102,7 @@ def imprint(
     """Add classes to the base model and write `imprinted.safetensors`."""
     if not config.imprint.classes:
         raise UsageError("no class to imprint", "name one with --class")
-    with target(config, "imprinted", out, overwrite) as path:
+    with target(config, output, "imprinted", out, overwrite) as path:
         parent, ancestor = _parent(config, add, source)
         dataset = dataset_of(parent, config, output)
         with output.progress() as on_progress:
@@ -147,7 +148,7 @@ def imprint_photos(
     overwrite: bool,
 ) -> None:
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
-    with target(config, "imprinted", out, overwrite) as path:
+    with target(config, output, "imprinted", out, overwrite) as path:
         parent, ancestor = _parent(config, add, source)
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
@@ -210,7 +211,7 @@ def imprint_from_run(
     """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
     if run_dir is None or trial is None:
         raise UsageError("--from-run and --trial go together", "give both")
-    with target(config, "imprinted", out, overwrite) as path:
+    with target(config, output, "imprinted", out, overwrite) as path:
         parent_path = source or chain.chain_path(config.workdir, "base")
         base = ckpt.load(parent_path)
         dataset = dataset_of(base, config, output)
@@ -227,7 +228,7 @@ def finetune(
     config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
 ) -> None:
     """Fine-tune the imprinted model and write `finetuned.safetensors`."""
-    with target(config, "finetuned", out, overwrite) as path:
+    with target(config, output, "finetuned", out, overwrite) as path:
         parent_path = source or chain.chain_path(config.workdir, "imprinted")
         parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
         dataset = dataset_of(parent, config, output)
