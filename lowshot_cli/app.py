@@ -184,6 +184,7 @@ _NOT_CONFIG = (
     "report",
     "format",
     "check",
+    "dry_run",
 )
 
 

@@ -36,6 +36,7 @@ def train_base(
     skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
+    dry_run: o.DryRun = False,
     seed: o.Seed = None,
     device: o.DeviceName = None,
     workdir: o.Workdir = None,
@@ -49,9 +50,10 @@ def train_base(
     Example: lowshot train-base --dataset glyphs --epochs 6
     """
     settings, output = begin(ctx, "train_base")
-    from lowshot_cli.commands import teaching
+    from lowshot_cli.commands import planning, teaching
 
-    teaching.train_base(settings, output, resume, out, overwrite)
+    make = planning.train_base if dry_run else teaching.train_base
+    make(settings, output, resume, out, overwrite)
 
 
 @app.command("imprint")
@@ -119,6 +121,7 @@ def finetune(
     skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
+    dry_run: o.DryRun = False,
     seed: o.Seed = None,
     device: o.DeviceName = None,
     workdir: o.Workdir = None,
@@ -132,9 +135,10 @@ def finetune(
     Example: lowshot finetune --steps 200 --max-forgetting 1
     """
     settings, output = begin(ctx, "finetune")
-    from lowshot_cli.commands import teaching
+    from lowshot_cli.commands import planning, teaching
 
-    teaching.finetune(settings, output, checkpoint, out, overwrite)
+    make = planning.finetune if dry_run else teaching.finetune
+    make(settings, output, checkpoint, out, overwrite)
 
 
 @app.command("evaluate")
@@ -194,6 +198,7 @@ def sweep(
     skip_bad: o.SkipBad = None,
     config: o.ConfigFile = None,
     print_config: o.PrintConfig = False,
+    dry_run: o.DryRun = False,
     seed: o.Seed = None,
     device: o.DeviceName = None,
     workdir: o.Workdir = None,
@@ -209,9 +214,10 @@ def sweep(
     if resume is not None and config is None:
         ctx.params["config"] = resume / "config.yaml"
     settings, output = begin(ctx, "sweep")
-    from lowshot_cli.commands import measuring
+    from lowshot_cli.commands import measuring, planning
 
-    measuring.sweep(settings, output, checkpoint, resume, save_models)
+    run = planning.sweep if dry_run else measuring.sweep
+    run(settings, output, checkpoint, resume, save_models)
 
 
 # Importing them adds their commands to the app, after those above.

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -116,9 +117,14 @@ def user_cache() -> DiskCache:
     return DiskCache.of_user("embeddings", CACHE_LIMIT)
 
 
+def file_of(cache: DiskCache, key: str) -> Path:
+    """Where the embeddings under a key lie, if they are there."""
+    return cache.folder / f"{key}.safetensors"
+
+
 def read_cached(cache: DiskCache, key: str) -> Tensor | None:
     """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
-    path = cache.folder / f"{key}.safetensors"
+    path = file_of(cache, key)
     try:
         embeddings = read_tensors(path)[0]["embeddings"]
     except FileNotFoundError:
@@ -134,8 +140,7 @@ def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
     """Store embeddings; a cache folder that cannot be written to is no error."""
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        path = cache.folder / f"{key}.safetensors"
-        write_tensors(path, {"embeddings": embeddings.contiguous()}, {})
+        write_tensors(file_of(cache, key), {"embeddings": embeddings.contiguous()}, {})
     except OSError:
         return
 
@@ -179,8 +184,7 @@ class Embedder:
         self, images: Images, labels: Sequence[int], views: Views | None = None
     ) -> list[Tensor]:
         """Embeddings `(n_c, D)` of all images of each class, in the order of `labels`."""
-        prefix = fingerprint(self.network, self.dtype, views)
-        keys = [f"{prefix}-{images.digest(label)}" for label in labels]
+        keys = self._keys(images, labels, views)
         found = [read_cached(self.cache, key) if self.cache else None for key in keys]
         todo = {i: images.of_class(labels[i]) for i, made in enumerate(found) if made is None}
         total, done = sum(len(members) for members in todo.values()), 0
@@ -196,3 +200,15 @@ class Embedder:
         if self.cache and todo:
             self.cache.trim()
         return [embeddings for embeddings in found if embeddings is not None]
+
+    def missing(self, images: Images, labels: Sequence[int], views: Views | None = None) -> int:
+        """How many of these images are not in the cache."""
+        keys = zip(labels, self._keys(images, labels, views), strict=True)
+        absent = [
+            label for label, key in keys if not (self.cache and file_of(self.cache, key).is_file())
+        ]
+        return sum(len(images.of_class(label)) for label in absent)
+
+    def _keys(self, images: Images, labels: Sequence[int], views: Views | None) -> list[str]:
+        prefix = fingerprint(self.network, self.dtype, views)
+        return [f"{prefix}-{images.digest(label)}" for label in labels]

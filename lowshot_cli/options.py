@@ -200,6 +200,10 @@ PrecisionName = Annotated[
         show_default="auto: bf16 where it is faster",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    _common("--dry-run", help="Print the plan with time and memory, write nothing and stop."),
+]
 ResumeTraining = Annotated[
     bool, _training("--resume", help="Go on with the training that was stopped.")
 ]

@@ -17,6 +17,18 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def duration(seconds: float) -> str:
+    """`0.4 s`, `35 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def with_interval(summary: dict[str, Any]) -> str:
     """`62.6 ± 2.1` from a metric's summary."""
     interval = summary["ci95"]

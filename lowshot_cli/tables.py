@@ -12,10 +12,11 @@ from typing import Any
 from lowshot_cli import rows
 from lowshot_cli.base_model import TrainResult
 from lowshot_cli.evaluate import Evaluation
+from lowshot_cli.forecast import Stage
 from lowshot_cli.output import Output
 from lowshot_cli.plots import caption
 from lowshot_cli.predict import OpenSet, Prediction
-from lowshot_cli.rows import percent
+from lowshot_cli.rows import duration, percent
 
 
 def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
@@ -32,6 +33,17 @@ def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
         "n_classes": result.checkpoint.meta.n_base,
         **weights,
     }
+
+
+def show_plan(
+    output: Output, counts: Mapping[str, int], stages: Sequence[Stage], seconds: float, memory: int
+) -> None:
+    """What a command would work on, and what that should cost."""
+    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in counts.items()])
+    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in stages]
+    table.append(["in all", "", "", duration(seconds)])
+    caption = f"estimated from the first seconds of the work; memory {memory / 2**30:.1f} GiB"
+    output.table(["step", "n", "of", "time"], table, caption=caption)
 
 
 def show_training(output: Output, result: TrainResult) -> None:

@@ -67,7 +67,7 @@ def run(
     done = 0
     for number, piece in enumerate(plan.pieces()):
         if number >= skip:
-            yield _run_piece(piece, plan, materials, config, on_progress)
+            yield run_piece(piece, plan, materials, config, on_progress)
         done += piece.stop - piece.start
         if number >= skip:
             on_progress(
@@ -77,9 +77,10 @@ def run(
                 return
 
 
-def _run_piece(
+def run_piece(
     piece: Piece, plan: Plan, materials: Materials, config: Config, on_progress: OnProgress
 ) -> Outcome:
+    """Work off one piece of the plan."""
     alone = piece.method == "finetune-full"
     size = 1 if alone else TILE
     tile = make_tile(piece, plan, materials.available, materials.avoided, size)

@@ -133,7 +133,7 @@ def sweep(
     base = ckpt.load(base_path)
     if base.novel_classes:
         raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
-    _check_split(base, base_path, config)
+    check_split(base, base_path, config)
     config = named(config, base)
     if resume is not None:
         _check_resumed(resume, config)
@@ -172,7 +172,7 @@ def sweep(
     output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn], then)
 
 
-def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
+def check_split(base: Checkpoint, path: Path, config: Config) -> None:
     """A config that says how the base model is trained must not meet one trained otherwise."""
     if "train_base" not in config.model_fields_set:
         return

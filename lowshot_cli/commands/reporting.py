@@ -19,9 +19,16 @@ from lowshot_cli.findings import find_in_model
 from lowshot_cli.imprint import budget_of
 from lowshot_cli.machine import hardware, versions
 from lowshot_cli.output import Output
-from lowshot_cli.sweep import SweepResult
+from lowshot_cli.sweep import ABOUT, CONFIG, ROWS, SUMMARY, SweepResult
 
 REPORT = "report.html"
+
+
+def sweep_files(config: Config) -> list[str]:
+    """Names of what a sweep with its report leaves in its run folder."""
+    figures = ["accuracy"] if config.sweep.sessions else ["accuracy", "per_class", "tradeoff"]
+    drawn = [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    return [CONFIG, ABOUT, ROWS, SUMMARY, *drawn, REPORT]
 
 
 def report_sweep(
