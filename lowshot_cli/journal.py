@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -20,31 +21,38 @@ _PAUSE = 10.0
 class Journal:
     """Adds events to the `log.jsonl` of a folder: JSON objects with `time` (UTC) and `event`.
 
-    It is there for whoever looks back; where it cannot be written, nothing else stops.
+    It is there for whoever looks back; where it cannot be written, nothing else stops. A command
+    that ends before it has done anything leaves no trace.
+
+    Args:
+        folder: that holds the log.
+        facts: of the first event, `begin`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **facts: Any) -> None:
         self.started = time.perf_counter()
+        self._path = folder / LOG
         self._file: TextIO | None = None
         self._last: dict[str, float] = {}
-        with suppress(OSError):
-            self._file = _open(folder / LOG)
+        self._begin: str | None = _line("begin", facts)
 
     def write(self, event: str, **facts: Any) -> None:
         """Add an event."""
-        if self._file is None:
-            return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with suppress(OSError):
-            self._file.write(json.dumps({"time": now, "event": event, **facts}) + "\n")
-            self._file.flush()
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self._file = _open(self._path)
+                self._file.write(begin)
+            if self._file is not None:
+                self._file.write(_line(event, facts))
+                self._file.flush()
 
     def progress(self, report: Progress) -> None:
-        """Add a report of the engine: every milestone, and of others one each few seconds."""
+        """Add a report: the first of a stage, milestones, and others once each few seconds."""
         now = time.perf_counter()
         if report.note:
             self.write("note", text=report.note)
-        if not report.milestone and now - self._last.setdefault(report.stage, now) < _PAUSE:
+        if not report.milestone and now - self._last.get(report.stage, -math.inf) < _PAUSE:
             return
         self._last[report.stage] = now
         far = {"stage": report.stage, "done": report.done, "total": report.total}
@@ -55,12 +63,17 @@ class Journal:
         seconds = round(time.perf_counter() - self.started, 3)
         if ending is None:
             self.write("end", seconds=seconds)
-        else:
+        elif self._begin is None:
             kind, text = type(ending).__name__, str(ending)
             self.write("stopped", seconds=seconds, by=kind, text=text)
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
+
+
+def _line(event: str, facts: dict[str, Any]) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "event": event, **facts}) + "\n"
 
 
 def _open(path: Path) -> TextIO:

@@ -75,8 +75,7 @@ class Output:
     @contextmanager
     def logged(self, folder: Path) -> Iterator[None]:
         """Keep the log of a folder meanwhile: notes, progress and how it ends."""
-        self._journal = journal = Journal(folder)
-        journal.write("begin", command=self.command, versions=versions())
+        self._journal = journal = Journal(folder, command=self.command, versions=versions())
         try:
             yield
         except BaseException as ending:

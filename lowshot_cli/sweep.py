@@ -26,7 +26,6 @@ from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, LowshotError, UsageError
 from lowshot_cli.files import new_array, write_text
 from lowshot_cli.findings import Findings, find
-from lowshot_cli.journal import LOG
 from lowshot_cli.locks import locked
 from lowshot_cli.machine import hardware, versions
 from lowshot_cli.materials import Materials, make_tile, prepare
@@ -68,8 +67,6 @@ def run_folder(workdir: Path, resumed: Path | None) -> Iterator[Path]:
             yield folder
     finally:
         with suppress(OSError):
-            if [path.name for path in folder.iterdir()] == [LOG]:
-                (folder / LOG).unlink()
             folder.rmdir()
 
 
@@ -114,11 +111,11 @@ def sweep(
         UsageError, CheckpointError, DataError: as `make_plan`.
     """
     plan = make_plan(checkpoint, dataset, config)
+    if save_models:
+        _check_saveable(plan)
     given = len(dataset.test.labels)
     if config.sweep.drop_duplicates:
         dataset = without_lookalikes(dataset, on_progress)
-    if save_models:
-        _check_saveable(plan)
     run_dir.mkdir(parents=True, exist_ok=True)
     if resume:
         save_models = bool(_about(run_dir, checkpoint).get("models"))
