@@ -206,7 +206,7 @@ class _Run:
         return torch.randperm(len(self.task.fit), generator=generator)
 
     def _make_batch(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Make this rank's images of a step: with labels, and labels and weight of what is mixed in.
+        """Make this rank's images of a step, with labels, and labels and weight of the mixing.
 
         What chance decides is drawn for the whole batch, so it is the same for any number of ranks.
         """
