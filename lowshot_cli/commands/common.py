@@ -14,6 +14,7 @@ from lowshot_cli import chain
 from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.commands.launch import in_words
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
@@ -150,11 +151,12 @@ def owned(
 ) -> Iterator[None]:
     """Have the folder of a file that is to be written alone; of several ranks the leader has it."""
     if not ranks.leads:
-        yield
+        with in_words():
+            yield
         return
     ensure_writable(path.parent)
     ensure_free(path, overwrite)
-    with locked(path.parent), logged(output, config, path):
+    with locked(path.parent), logged(output, config, path), in_words():
         yield
 
 

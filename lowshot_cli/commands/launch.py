@@ -124,29 +124,47 @@ def joined(device: str) -> Iterator[Ranks]:
     before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
         backend = _take_device(device, here)
-        store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
-        dist.init_process_group(
-            backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
-        )
-        patience: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        with in_words():
+            store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+            dist.init_process_group(
+                backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
+            )
+            patience: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
         yield Ranks(number, count, here.local, patience)
         dist.destroy_process_group()
     except Dismissed:
         dist.destroy_process_group()
         raise SystemExit(ExitCode.DONE) from None
-    except KeyboardInterrupt:
+    except (LowshotError, KeyboardInterrupt) as error:
         if not _fails_first(store):
-            raise SystemExit(ExitCode.INTERRUPTED) from None
+            raise SystemExit(getattr(error, "exit_code", ExitCode.INTERRUPTED)) from None
         raise
-    except Exception as error:
-        problem = _in_words(error)
-        if problem is None:
-            raise
-        if not _fails_first(store):
-            raise SystemExit(problem.exit_code) from None
-        raise problem from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Say in words what PyTorch says of ranks that cannot reach each other.
+
+    Raises:
+        RankLost: another rank has ended or does not answer.
+        UsageError: the environment does not say where they meet.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        # Gloo's errors have no type of their own.
+        if type(error).__name__.startswith("Dist") or "gloo" in str(error):
+            minutes = TIMEOUT.seconds // 60
+            lost = RankLost(f"another rank has ended, or has not answered for {minutes} minutes")
+            raise lost from None
+        if "env://" in str(error):
+            raise UsageError(
+                "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT",
+                "start it with torchrun",
+            ) from None
+        raise
 
 
 def _told_to_end(*_: object) -> NoReturn:
@@ -176,18 +194,3 @@ def _fails_first(store: Any) -> bool:
     with suppress(Exception):
         return bool(store.add("failed", 1) == 1)
     return True
-
-
-def _in_words(error: Exception) -> LowshotError | None:
-    """The problem that an exception stands for; None for a bug."""
-    from torch.distributed import DistError
-
-    if isinstance(error, LowshotError):
-        return error
-    # Gloo's errors have no type of their own.
-    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-        minutes = TIMEOUT.seconds // 60
-        return RankLost(f"another rank has ended, or has not answered for {minutes} minutes")
-    if isinstance(error, ValueError) and "env://" in str(error):
-        return UsageError("RANK and WORLD_SIZE are set, but not MASTER_ADDR", "start with torchrun")
-    return None
