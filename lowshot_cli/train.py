@@ -150,6 +150,7 @@ class _Run:
         self.dtype = pick_dtype(self.options.precision, self.device, ranks)
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
+        self.model = ranks.parallel(trainee)
         # BatchNorm's, which each rank takes from its own part; those of a frozen network stay.
         self.statistics = [
             buffer
@@ -160,7 +161,6 @@ class _Run:
     def fit(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         """Make the steps that are left."""
         started, before, first_step = time.perf_counter(), self.seconds, self.step
-        self.model = self.ranks.parallel(self.trainee)
         self.trainee.train()
         if self.options.freeze_backbone:
             self.trainee.network.backbone.eval()
