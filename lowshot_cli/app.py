@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli import options as o
+from lowshot_cli.commands import launch
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class _Group(TyperGroup):
             sys.stdout.flush()
             return result
         except Interrupted as error:
-            error.hint = error.hint or f"`{_going_on(ctx.meta[_TYPED])}` goes on"
+            error.hint = error.hint or _going_on(ctx.meta[_TYPED])
             _fail(error)
         except LowshotError as error:
             _fail(error)
@@ -103,9 +104,10 @@ class _Group(TyperGroup):
 
 
 def _going_on(typed: Sequence[str]) -> str:
-    """The command that goes on where this one was stopped; a sweep does so by itself."""
+    """Which command goes on where this one was stopped; a sweep says so itself."""
     resume = ["--resume"] if typed[0] == "train-base" and "--resume" not in typed else []
-    return shlex.join(["lowshot", *typed, *resume])
+    how = "starts anew" if typed[0] == "finetune" else "goes on"
+    return f"`{shlex.join([*launch.program(), *typed, *resume])}` {how}"
 
 
 def _fail(error: LowshotError) -> NoReturn:
@@ -152,8 +154,10 @@ def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
     if control["print_config"]:
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
-    typed = shlex.join(["lowshot", *ctx.meta[_TYPED]])
-    return config, Output(bool(control["json"]), bool(control["quiet"]), typed)
+    launch.ensure_trains(section, config, bool(ctx.params.get("dry_run")))
+    typed = shlex.join([*launch.program(), *ctx.meta[_TYPED]])
+    is_quiet = bool(control["quiet"]) or launch.place().number > 0
+    return config, Output(bool(control["json"]), is_quiet, typed)
 
 
 _NOT_CONFIG = (

@@ -6,24 +6,25 @@ import torch
 from torch import Tensor
 
 
-def crop_and_flip(pixels: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to `crop` pixels and mirror every second one.
+def draw_crops(
+    count: int, crop: int, flip: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw for each image a shift of up to `crop` pixels, and for every second one mirroring.
 
     Args:
-        pixels: `(B, 3, H, W)` uint8.
-        crop: largest shift in pixels; what lies beyond the edge is the image reflected.
+        count: B, the number of images.
+        crop: largest shift in pixels.
         flip: whether to mirror.
         generator: source of the draws.
 
     Returns:
-        `(B, 3, H, W)` uint8.
+        `(B, 2)` int64 and `(B,)` bool, for `shift_and_mirror`.
     """
-    batch = len(pixels)
-    shifts = torch.randint(-crop, crop + 1, (batch, 2), generator=generator)
-    mirrored = torch.zeros(batch, dtype=torch.bool)
+    shifts = torch.randint(-crop, crop + 1, (count, 2), generator=generator)
+    mirrored = torch.zeros(count, dtype=torch.bool)
     if flip:
-        mirrored = torch.rand(batch, generator=generator) < 0.5
-    return shift_and_mirror(pixels, shifts, mirrored)
+        mirrored = torch.rand(count, generator=generator) < 0.5
+    return shifts, mirrored
 
 
 def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
@@ -49,28 +50,43 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Set one square of `size` pixels, anywhere, to the mean colour (DeVries and Taylor 2017).
+def draw_holes(count: int, side: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw one square of `size` pixels anywhere in each image, to be set to the mean colour.
+
+    This is cutout (DeVries and Taylor 2017).
 
     Args:
-        images: `(B, 3, H, W)` fp32, normalised, so that 0 is the mean colour.
-        size: side of the square in pixels; parts beyond the edge are lost; 0 leaves the images be.
+        count: B, the number of images.
+        side: S of each in pixels.
+        size: side of the square in pixels; parts beyond the edge are lost; 0 draws nothing.
         generator: source of the draws.
+
+    Returns:
+        `(B, 1, S, S)` bool.
     """
     if size == 0:
-        return images
-    batch, _, height, width = images.shape
+        return torch.zeros(count, 1, side, side, dtype=torch.bool)
     masks = []
-    for length in (height, width):
-        start = torch.randint(0, length, (batch, 1), generator=generator) - size // 2
-        place = torch.arange(length)
+    place = torch.arange(side)
+    for _ in range(2):
+        start = torch.randint(0, side, (count, 1), generator=generator) - size // 2
         masks.append((place >= start) & (place < start + size))
-    hole = (masks[0][:, :, None] & masks[1][:, None, :])[:, None]
-    return images.masked_fill(hole.to(images.device), 0.0)
+    return (masks[0][:, :, None] & masks[1][:, None, :])[:, None]
 
 
-def turn(images: Tensor, labels: Tensor, share: float, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Turn a share of a batch by 90, 180 and 270 degrees and call that classes of their own.
+def quarter_turns(count: int, share: float) -> Tensor:
+    """By how many right angles each image of a batch is turned, `(count,)` int64.
+
+    A share of the batch is turned, the first third of it by one, then by two, then by three.
+    """
+    each = int(share * count) // 3
+    turns = torch.zeros(count, dtype=torch.int64)
+    turns[: 3 * each] = torch.arange(1, 4).repeat_interleave(each)
+    return turns
+
+
+def turn(images: Tensor, labels: Tensor, turns: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Turn images by right angles and call that classes of their own.
 
     A network that tells turned images apart sees more in an image than its own classes need, and
     classes it has not met yet profit from that (Lee, Hwang, Shin: "Self-supervised label
@@ -79,33 +95,45 @@ def turn(images: Tensor, labels: Tensor, share: float, n_classes: int) -> tuple[
     Args:
         images: `(B, 3, S, S)` fp32.
         labels: `(B,)` int64 below `n_classes`.
-        share: of the images that are turned, a third of them by each angle.
+        turns: `(B,)` int64, right angles of each.
         n_classes: C; an image turned by r right angles gets the label r·C + label.
-
-    Returns:
-        Images and labels, the turned ones first.
     """
-    each = int(share * len(labels)) // 3
-    if each == 0:
+    if not bool(turns.any()):
         return images, labels
-    images, labels = images.clone(), labels.clone()
+    images = images.clone()
     for right_angles in (1, 2, 3):
-        part = slice((right_angles - 1) * each, right_angles * each)
+        part = (turns == right_angles).to(images.device)
         images[part] = images[part].rot90(right_angles, (2, 3))
-        labels[part] += right_angles * n_classes
-    return images, labels
+    return images, labels + n_classes * turns.to(labels.device)
 
 
-def mix_up(images: Tensor, weight: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Blend every image with another one of the batch (Zhang et al., mixup, ICLR 2018).
+def mix_up(images: Tensor, partners: Tensor, weight: float) -> Tensor:
+    """Blend images with others of the batch (Zhang et al., mixup, ICLR 2018).
 
     Args:
-        images: `(B, 3, H, W)` fp32.
+        images: `(N, 3, H, W)` fp32.
+        partners: `(B,)` int64, B <= N: which images the first B are blended with.
         weight: share of the first image, 0..1.
-        generator: source of the pairing.
 
     Returns:
-        The blended images and the partner of each, `(B,)` int64.
+        `(B, 3, H, W)`.
     """
-    partners = torch.randperm(len(images), generator=generator)
-    return torch.lerp(images[partners.to(images.device)], images, weight), partners
+    return torch.lerp(images[partners], images[: len(partners)], weight)
+
+
+def with_partners(own: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a batch from which some of its rows can be mixed.
+
+    Args:
+        own: `(b,)` int64, the rows that are wanted.
+        partners: `(B,)` int64, a permutation: which row each of the batch is mixed with.
+
+    Returns:
+        `own` and then those of their partners that are not among them; and `(b,)` int64, at which
+        of these places each one's partner stands.
+    """
+    wanted = partners[own]
+    rows = torch.cat([own, wanted[~torch.isin(wanted, own)]])
+    places = torch.empty_like(partners)
+    places[rows] = torch.arange(len(rows))
+    return rows, places[wanted]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lowshot_cli.choices import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.errors import UsageError, did_you_mean
 from lowshot_cli.published import Published
+from lowshot_cli.ranks import ALONE, Ranks
 
 # Above this side length in pixels a network may halve the image at once, as ImageNet's does.
 SMALL_IMAGE = 64
@@ -186,11 +187,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The autocast type; `auto` is bf16 on a GPU, and on a processor that multiplies it faster."""
+def pick_dtype(precision: str, device: torch.device, ranks: Ranks = ALONE) -> torch.dtype:
+    """The autocast type; `auto` is bf16 on a GPU, and on a processor that multiplies it faster.
+
+    Of several ranks all have to find it faster. Collective.
+    """
     if precision == "auto":
         fast = device.type == "cuda" or matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
-        precision = "bf16" if fast else "fp32"
+        precision = "bf16" if ranks.total(fast) == ranks.count else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -7,6 +7,7 @@ import typer
 from lowshot_cli import options as o
 from lowshot_cli import options_models as m
 from lowshot_cli.app import app, begin, open_standard_streams
+from lowshot_cli.commands.launch import hush
 
 
 @app.command("train-base")
@@ -227,4 +228,5 @@ import lowshot_cli.cli_models  # noqa: E402, F401
 def main() -> None:
     """Entry point of `lowshot` and `python -m lowshot_cli`."""
     open_standard_streams()
+    hush()
     app(prog_name="lowshot")

@@ -64,6 +64,10 @@ class Interrupted(LowshotError):
     exit_code = ExitCode.INTERRUPTED
 
 
+class RankLost(Interrupted):
+    """Of several processes that train together another one has ended or does not answer."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like `name`, or None if none does."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowshot_cli.augment import crop_and_flip
+from lowshot_cli.augment import draw_crops, shift_and_mirror
 from lowshot_cli.backbones import pick_dtype
 from lowshot_cli.config import FinetuneConfig
 from lowshot_cli.data.splits import hash_keys
@@ -19,6 +19,7 @@ from lowshot_cli.errors import TrainingError
 from lowshot_cli.finetune import base_is_frozen, normalise, sample_weights
 from lowshot_cli.model import EmbeddingNetwork, are_finite
 from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.ranks import ALONE, Ranks
 
 _BATCH_STREAM = 11
 
@@ -50,6 +51,7 @@ def finetune_full(
     config: FinetuneConfig,
     seed: int,
     on_progress: OnProgress = silent,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Train backbone and rows on the fit images and the shots, in place for the backbone.
 
@@ -68,6 +70,7 @@ def finetune_full(
             `distil` are read.
         seed: decides order and augmentation.
         on_progress: told after each step.
+        ranks: the processes that share the work; all of them end with the same network and rows.
 
     Returns:
         `(C, D)` unit rows.
@@ -78,13 +81,11 @@ def finetune_full(
     n_base = int(data.base_labels.max()) + 1
     order, labels = _with_repeated_support(data)
     weights = sample_weights(labels, n_base, len(proxies) - n_base, config)
-    base_rows, novel_rows = (
-        part.clone().to(network.device).requires_grad_()
-        for part in (proxies[:n_base], proxies[n_base:])
-    )
+    dtype = pick_dtype(config.precision, network.device, ranks)
+    tuned = _Tuned(network, proxies.to(network.device), n_base, scale, dtype)
+    base_rows, novel_rows = tuned.base_rows, tuned.novel_rows
     old_rows = proxies[:n_base].to(network.device)
     teacher = copy.deepcopy(network).requires_grad_(False) if config.distil else None
-    dtype = pick_dtype(config.precision, network.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(
         [*parameters, novel_rows], lr=config.lr, momentum=0.9, nesterov=True
@@ -93,35 +94,61 @@ def finetune_full(
     pixels = (data.base_pixels, data.support_pixels)
     total = config.epochs * math.ceil(len(order) / config.batch_size)
     network.eval()
+    model = ranks.parallel(tuned)
     for step, batch, generator in _batches(len(order), config, seed):
-        images = crop_and_flip(_gather(pixels, order[batch]), 3, data.flip, generator)
+        shifts, mirrored = draw_crops(len(batch), 3, data.flip, generator)
+        # The last batch of an epoch may be shared unevenly, so losses are not averaged here.
+        own, each = batch[ranks.part], len(batch) / ranks.count
+        images = shift_and_mirror(
+            _gather(pixels, order[own]), shifts[ranks.part], mirrored[ranks.part]
+        )
         inputs = network.normalisation.apply(images, network.device)
-        embeddings = _embedded(network, inputs, dtype)
-        logits = scale * embeddings @ torch.cat([base_rows, novel_rows]).T
-        target = labels[batch]
-        losses = F.cross_entropy(logits, target.to(network.device), reduction="none")
-        loss = (losses * weights[batch].to(network.device)).mean()
+        logits = model(inputs)
+        losses = F.cross_entropy(logits, labels[own].to(network.device), reduction="none")
+        loss = (losses * weights[own].to(network.device)).sum() / each
         if teacher is not None:
             said = (scale * _embedded(teacher, inputs, dtype) @ old_rows.T).softmax(1)
             now = logits[:, :n_base].log_softmax(1)
-            loss = loss + config.distil * F.kl_div(now, said, reduction="batchmean")
-        if not bool(loss.isfinite()):
-            raise _diverged(step, total, config)
+            loss = loss + config.distil * (F.kl_div(now, said, reduction="sum") / each)
         optimiser.zero_grad()
         base_optimiser.zero_grad()
         loss.backward()
+        value = ranks.total(loss.item()) / ranks.count
+        if not math.isfinite(value):
+            raise _diverged(step, total, config)
         optimiser.step()
-        moved = [novel_rows]
+        moved: list[Tensor] = [novel_rows]
         if not base_is_frozen(config, step):
             base_optimiser.step()
             moved.append(base_rows)
         normalise(moved)
-        facts = {"loss": loss.item()}
+        facts = {"loss": value}
         on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
     trained = torch.cat([base_rows, novel_rows]).detach().cpu()
     if not are_finite([trained, *network.state_dict().values()]):
         raise _diverged(total - 1, total, config)
     return trained
+
+
+class _Tuned(nn.Module):
+    """Images `(B, 3, H, W)`, normalised, to logits `(B, C)`; everything that is trained."""
+
+    def __init__(
+        self,
+        network: EmbeddingNetwork,
+        proxies: Tensor,
+        n_base: int,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.network, self.scale, self.dtype = network, scale, dtype
+        self.base_rows = nn.Parameter(proxies[:n_base].clone())
+        self.novel_rows = nn.Parameter(proxies[n_base:].clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = torch.cat([self.base_rows, self.novel_rows])
+        return self.scale * _embedded(self.network, inputs, self.dtype) @ rows.T
 
 
 def _diverged(step: int, total: int, config: FinetuneConfig) -> TrainingError:

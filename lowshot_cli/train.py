@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.adopt import adopt
-from lowshot_cli.augment import crop_and_flip, cut_out, mix_up, turn
+from lowshot_cli.augment import (
+    draw_crops,
+    draw_holes,
+    mix_up,
+    quarter_turns,
+    shift_and_mirror,
+    turn,
+    with_partners,
+)
 from lowshot_cli.backbones import pick_device, pick_dtype
 from lowshot_cli.base_model import BaseTask, TrainResult, build_network, make_checkpoint, prepare
 from lowshot_cli.config import Config, TrainBaseConfig
@@ -23,6 +31,7 @@ from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
 from lowshot_cli.model import CosineClassifier, are_finite
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
+from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train_state import restore_state, save_state
 from lowshot_cli.weights import LoadedWeights
 
@@ -37,6 +46,7 @@ def train_base(
     resume: bool = False,
     on_progress: OnProgress = silent,
     should_stop: ShouldStop = never,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train the base model; every epoch leaves a state from which training can go on.
 
@@ -52,9 +62,12 @@ def train_base(
         resume: go on from the state.
         on_progress: told after each step.
         should_stop: asked after each step.
+        ranks: the processes that share this training.
 
     Raises:
-        Interrupted: `should_stop` said so; the state is saved.
+        Interrupted: `should_stop` said so, to any rank; the state is saved.
+        UsageError: a batch cannot be shared evenly between the ranks.
+        Dismissed: training is over, and this is not the rank that makes the checkpoint.
         TrainingError: the loss is no longer finite.
         CheckpointError: no state to resume from, or one of another config.
     """
@@ -70,10 +83,11 @@ def train_base(
             return adopt(config, dataset, task, network, loaded, on_progress, should_stop)
         n_rows = len(task.names) * (4 if options.rotation else 1)
         trainee = CosineClassifier(network, n_rows, size).to(device)
-    run = _Run(config, dataset.content_hash, task, trainee, state_path)
+    run = _Run(config, dataset.content_hash, task, trainee, state_path, ranks)
     if resume:
         run.restore(on_progress)
     run.fit(on_progress, should_stop)
+    ranks.dismiss()
     return run.result(dataset, loaded, on_progress)
 
 
@@ -119,17 +133,30 @@ class _Run:
         task: BaseTask,
         trainee: CosineClassifier,
         state_path: Path,
+        ranks: Ranks,
     ) -> None:
         self.config, self.options, self.data_hash = config, config.train_base, data_hash
-        self.task, self.trainee, self.state_path = task, trainee, state_path
+        self.task, self.trainee, self.state_path, self.ranks = task, trainee, state_path, ranks
         self.batch_size = min(self.options.batch_size, len(task.fit))
+        if self.batch_size % ranks.count:
+            raise UsageError(
+                f"a step's {self.batch_size} images cannot be shared evenly by {ranks.count} ranks",
+                f"give a --batch-size that is a multiple of {ranks.count}",
+            )
         self.steps_per_epoch = len(task.fit) // self.batch_size
         self.total_steps = self.steps_per_epoch * self.options.epochs
         self.step, self.seconds, self.holdout_accuracy = 0, 0.0, 0.0
         self.device = trainee.network.device
-        self.dtype = pick_dtype(self.options.precision, self.device)
+        self.dtype = pick_dtype(self.options.precision, self.device, ranks)
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
+        self.model = ranks.parallel(trainee)
+        # BatchNorm's, which each rank takes from its own part; those of a frozen network stay.
+        self.statistics = [
+            buffer
+            for buffer in trainee.buffers()
+            if buffer.is_floating_point() and not self.options.freeze_backbone
+        ]
 
     def fit(self, on_progress: OnProgress, should_stop: ShouldStop) -> None:
         """Make the steps that are left."""
@@ -162,7 +189,7 @@ class _Run:
                 self.seconds = before + time.perf_counter() - started
                 self.save()
             self._report(on_progress, facts, epoch_ends)
-            if should_stop() and self.step < self.total_steps:
+            if self.ranks.total(should_stop()) and self.step < self.total_steps:
                 self.save()
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {self.options.epochs}, nothing is lost"
@@ -178,42 +205,61 @@ class _Run:
         generator = _generator(self.config.seed, _EPOCH_STREAM, epoch)
         return torch.randperm(len(self.task.fit), generator=generator)
 
-    def _train_step(self, batch: Tensor, epoch: int) -> float:
-        options, task = self.options, self.task
+    def _make_batch(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Make this rank's images of a step, with labels, and labels and weight of the mixing.
+
+        What chance decides is drawn for the whole batch, so it is the same for any number of ranks.
+        """
+        options, task, size = self.options, self.task, len(batch)
         generator = _generator(self.config.seed, _STEP_STREAM, self.step)
-        pixels = crop_and_flip(task.fit[batch], options.crop, task.flip, generator)
-        images = cut_out(task.normalisation.apply(pixels, self.device), options.cutout, generator)
-        labels = task.fit_labels[batch].to(self.device)
-        images, labels = turn(images, labels, options.rotation, len(task.names))
-        weight, partners = 1.0, labels
+        shifts, mirrored = draw_crops(size, options.crop, task.flip, generator)
+        holes = draw_holes(size, task.fit.shape[-1], options.cutout, generator)
+        weight, partners = 1.0, torch.arange(size)
         if options.mixup:
             beta = np.random.default_rng((self.config.seed, self.step))
             weight = float(beta.beta(options.mixup, options.mixup))
-            images, order = mix_up(images, weight, generator)
-            partners = labels[order.to(self.device)]
+            partners = torch.randperm(size, generator=generator)
+        own = torch.arange(size)[self.ranks.part]
+        rows, others = with_partners(own, partners)
+        pixels = shift_and_mirror(task.fit[batch[rows]], shifts[rows], mirrored[rows])
+        images = task.normalisation.apply(pixels, self.device)
+        images = images.masked_fill(holes[rows].to(self.device), 0.0)
+        labels = task.fit_labels[batch[rows]].to(self.device)
+        turns = quarter_turns(size, options.rotation)[rows]
+        images, labels = turn(images, labels, turns, len(task.names))
+        others = others.to(self.device)
+        if options.mixup:
+            images = mix_up(images, others, weight)
+        return images, labels[: len(own)], labels[others], weight
+
+    def _train_step(self, batch: Tensor, epoch: int) -> float:
+        options = self.options
+        images, labels, partners, weight = self._make_batch(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits = self.trainee(images).float()
+            logits = self.model(images).float()
         smoothing = options.label_smoothing
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if weight != 1:
             other = F.cross_entropy(logits, partners, label_smoothing=smoothing)
             loss = weight * loss + (1 - weight) * other
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged("loss is", epoch)
         self.optimiser.zero_grad()
         loss.backward()
+        value = self.ranks.total(loss.item()) / self.ranks.count
+        if not math.isfinite(value):
+            raise self._diverged("loss is", epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * one_cycle(self.step, self.total_steps, options.warmup)
         self.optimiser.step()
+        self.ranks.average(self.statistics)
         return value
 
     @torch.no_grad()
     def _evaluate_holdout(self) -> float:
-        embeddings = embed(self.trainee.network, self.task.holdout, self.dtype)
-        proxies = self.trainee.rows(len(self.task.names))
-        right = (embeddings @ proxies.T).argmax(1) == self.task.holdout_labels
-        return 100 * right.double().mean().item()
+        task, part = self.task, self.ranks.part
+        embeddings = embed(self.trainee.network, task.holdout[part], self.dtype)
+        proxies = self.trainee.rows(len(task.names))
+        right = (embeddings @ proxies.T).argmax(1) == task.holdout_labels[part]
+        return 100 * self.ranks.total(right.sum().item()) / len(task.holdout)
 
     def _diverged(self, what: str, epoch: int) -> TrainingError:
         kept = f", {self.state_path} is of an epoch before" if self.state_path.exists() else ""
@@ -223,11 +269,13 @@ class _Run:
         )
 
     def save(self) -> None:
-        """Write the training state.
+        """Write the training state, if this is the rank that writes.
 
         Raises:
             TrainingError: its numbers are not finite; the state on disk is as it was.
         """
+        if not self.ranks.leads:
+            return
         if not are_finite(self.trainee.state_dict().values()):
             raise self._diverged("weights are", (self.step - 1) // self.steps_per_epoch)
         about = {

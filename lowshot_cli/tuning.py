@@ -20,6 +20,7 @@ from lowshot_cli.imprint import budget_of
 from lowshot_cli.meta import SupportRecord
 from lowshot_cli.model import relabel
 from lowshot_cli.progress import OnProgress, silent
+from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.teach import can_calibrate, check_row, pixel_hash, rows_of, set_bias
 
 
@@ -28,6 +29,7 @@ def finetune(
     config: Config,
     dataset: Dataset | None = None,
     on_progress: OnProgress = silent,
+    ranks: Ranks = ALONE,
 ) -> Checkpoint:
     """Fine-tune the novel classes of a checkpoint from their shots.
 
@@ -36,8 +38,10 @@ def finetune(
         config: `seed` and `finetune`.
         dataset: the checkpoint's; needed for `scope: full` alone, which re-reads the images.
         on_progress: told about the steps of the whole network.
+        ranks: the processes that share the work on the whole network.
 
     Raises:
+        Dismissed: that work is done, and this is not the rank that makes the checkpoint.
         UsageError: no novel class to fine-tune.
         CheckpointError: another dataset.
         DataError: a support image is gone or has changed, or a class has no direction of its own.
@@ -54,7 +58,7 @@ def finetune(
         if dataset is None:
             raise UsageError("--scope full needs the images", "name them with --data-dir")
         check_dataset(checkpoint, dataset)
-        tuned = _finetune_network(checkpoint, dataset, config, on_progress)
+        tuned = _finetune_network(checkpoint, dataset, config, on_progress, ranks)
     else:
         tuned = _finetune_head(checkpoint, options)
     return set_bias(tuned, budget_of("finetune", options.max_forgetting))
@@ -95,15 +99,20 @@ def full_data(
 
 
 def _finetune_network(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, on_progress: OnProgress
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    config: Config,
+    on_progress: OnProgress,
+    ranks: Ranks,
 ) -> Checkpoint:
     for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True):
         _check_support(name, record, dataset)
     data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
     network, head = checkpoint.network(), checkpoint.head
     proxies = finetune_full(
-        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress
+        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress, ranks
     )
+    ranks.dismiss()
     labels = checkpoint.base_labels(dataset)
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     supports = embed(network, data.support_pixels)

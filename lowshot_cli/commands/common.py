@@ -14,6 +14,7 @@ from lowshot_cli import chain
 from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.commands.launch import in_words
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
@@ -22,11 +23,15 @@ from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import ensure_free, ensure_writable
 from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
+from lowshot_cli.ranks import ALONE, Ranks
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once."""
+def stopping(ranks: Ranks = ALONE) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once.
+
+    Among several ranks torchrun's own request to end is another such question.
+    """
     asked = False
 
     def ask(*_: object) -> None:
@@ -35,11 +40,13 @@ def stopping() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    before = signal.signal(signal.SIGINT, ask)
+    signals = [signal.SIGINT] if ranks.count == 1 else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def named(config: Config, checkpoint: Checkpoint) -> Config:
@@ -122,17 +129,35 @@ def following(config: Config, path: Path, *command: str) -> str:
 
 @contextmanager
 def target(
-    config: Config, output: Output, stage: str, out: Path | None, overwrite: bool
+    config: Config,
+    output: Output,
+    stage: str,
+    out: Path | None,
+    overwrite: bool,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Path]:
     """Where a derived checkpoint goes, in a folder that is this command's alone meanwhile.
 
     The chain's own files cost nothing and are replaced.
     """
     path = out or chain.chain_path(config.workdir, stage)
-    ensure_writable(path.parent)
-    ensure_free(path, overwrite or out is None)
-    with locked(path.parent), logged(output, config, path):
+    with owned(config, output, path, overwrite or out is None, ranks):
         yield path
+
+
+@contextmanager
+def owned(
+    config: Config, output: Output, path: Path, overwrite: bool, ranks: Ranks = ALONE
+) -> Iterator[None]:
+    """Have the folder of a file that is to be written alone; of several ranks the leader has it."""
+    if not ranks.leads:
+        with in_words():
+            yield
+        return
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite)
+    with locked(path.parent), logged(output, config, path), in_words():
+        yield
 
 
 def logged(output: Output, config: Config, path: Path) -> AbstractContextManager[None]:

@@ -21,15 +21,18 @@ from lowshot_cli.commands.common import (
     following,
     load,
     logged,
+    owned,
     photos_at,
     stopping,
     target,
 )
+from lowshot_cli.commands.launch import joined
 from lowshot_cli.config import Config
-from lowshot_cli.errors import UsageError
-from lowshot_cli.files import ensure_free, ensure_writable, file_hash
+from lowshot_cli.errors import RankLost, UsageError
+from lowshot_cli.files import ensure_writable, file_hash
 from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
+from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train_state import delete_states
 
 
@@ -38,10 +41,13 @@ def train_base(
 ) -> None:
     """Train the base model and write `base.safetensors`."""
     path = out or chain.chain_path(config.workdir, "base")
-    ensure_writable(path.parent)
-    ensure_free(path, overwrite)
-    with locked(path.parent), logged(output, config, path):
-        _make_base(config, output, path, resume, report=True)
+    try:
+        with joined(config.device) as ranks, owned(config, output, path, overwrite, ranks):
+            _make_base(config, output, path, resume, report=True, ranks=ranks)
+    except RankLost as lost:
+        if not _state_path(path).exists():
+            lost.hint = "no epoch had ended, so start again"
+        raise
 
 
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
@@ -55,20 +61,30 @@ def _state_path(path: Path) -> Path:
     return path.with_suffix(".state.safetensors")
 
 
-def _make_base(config: Config, output: Output, path: Path, resume: bool, report: bool) -> None:
-    if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
-        # Training finds them where the download leaves them.
-        weights.read_weights(config.train_base, show_progress=not output.quiet)
+def _make_base(
+    config: Config, output: Output, path: Path, resume: bool, report: bool, ranks: Ranks = ALONE
+) -> None:
     if config.dataset == "none":
+        _fetch_weights(config, output, resume)
         _finish_base(config, output, path, adopt_without_data(config), report, None)
         return
-    dataset = load(config, output, weights.photo_side(config))
+    with ranks.first_here():
+        _fetch_weights(config, output, resume)
+        dataset = load(config, output, weights.photo_side(config))
     state = _state_path(path)
-    with stopping() as should_stop, output.progress() as on_progress:
-        result = training.train_base(config, dataset, state, resume, on_progress, should_stop)
+    with stopping(ranks) as should_stop, output.progress() as on_progress:
+        result = training.train_base(
+            config, dataset, state, resume, on_progress, should_stop, ranks
+        )
     novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
     _finish_base(config, output, path, result, report, novel[0] if novel else None)
     delete_states(state)
+
+
+def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
+    """Leave a library's weights where training finds them."""
+    if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
+        weights.read_weights(config.train_base, show_progress=not output.quiet)
 
 
 def _finish_base(
@@ -228,13 +244,17 @@ def finetune(
     config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
 ) -> None:
     """Fine-tune the imprinted model and write `finetuned.safetensors`."""
-    with target(config, output, "finetuned", out, overwrite) as path:
+    with (
+        joined(config.device) as ranks,
+        target(config, output, "finetuned", out, overwrite, ranks) as path,
+    ):
         parent_path = source or chain.chain_path(config.workdir, "imprinted")
         parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
-        dataset = dataset_of(parent, config, output)
+        with ranks.first_here():
+            dataset = dataset_of(parent, config, output)
         evaluation.check_dataset(parent, dataset)
         with output.progress() as on_progress:
-            tuned = tuning.finetune(parent, config, dataset, on_progress)
+            tuned = tuning.finetune(parent, config, dataset, on_progress, ranks)
             before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
             after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
         ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)

@@ -51,16 +51,24 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @dataclass
 class Running:
-    """A command under way in a process of its own."""
+    """A command under way in a process of its own, or in several that train together."""
 
-    pid: int
+    pids: list[int]
     server: Server
     out: Path
     err: Path
 
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
+
     def wait(self) -> int:
         """Its exit status, negative for the signal that ended it."""
-        return int(self.server.answer())
+        return self.wait_all()[0]
+
+    def wait_all(self) -> list[int]:
+        """The exit statuses of all its processes."""
+        return [int(status) for status in self.server.answer().split()]
 
     @property
     def stderr(self) -> str:
@@ -69,6 +77,12 @@ class Running:
     @property
     def stdout(self) -> str:
         return self.out.read_text(encoding="utf-8")
+
+    def said(self, rank: int) -> tuple[str, str]:
+        """What one of several processes wrote on stdout and stderr."""
+        files = (Path(f"{file}.{rank}") for file in (self.out, self.err))
+        out, err = (file.read_text(encoding="utf-8") for file in files)
+        return out, err
 
 
 class Server:
@@ -101,7 +115,7 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return Running(int(self.answer()), self, out, err)
+        return Running([int(pid) for pid in self.answer().split()], self, out, err)
 
     def run(self, *arguments: object, cwd: Path, **settings: Any) -> Running:
         """Run a command to its end, which must be a good one."""

@@ -1,8 +1,9 @@
 """Runs commands in forks of a process that has imported everything, each in milliseconds.
 
 Reads one JSON line a run from stdin: `argv`, `cwd`, `out` and `err` (files), and if need be `env`,
-`cpus`, how many there seem to be, and `fsize`, the most bytes a file may grow to. Answers with
-the pid, and with the exit status once it has ended.
+`cpus`, how many there seem to be, `fsize`, the most bytes a file may grow to, `ranks`, as how many
+processes of torchrun to run it, and `call`, a `module:function` to call with `argv` instead of the
+command line. Answers with the pids, and with the exit statuses once all have ended.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 import lowshot_cli.cli
 import lowshot_cli.commands.data
@@ -39,7 +43,56 @@ def _run(job: dict[str, Any]) -> None:
     os.environ.update(job.get("env", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["lowshot", *job["argv"]]
+    if "call" in job:
+        module, _, function = job["call"].partition(":")
+        getattr(import_module(module), function)(*job["argv"])
+        return
     lowshot_cli.cli.main()
+
+
+def _as_rank(job: dict[str, Any], number: int, port: int) -> dict[str, Any]:
+    """The job of one of several processes, with what torchrun tells it."""
+    count = job["ranks"]
+    told = {
+        "RANK": number,
+        "LOCAL_RANK": number,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+    }
+    env = {**job.get("env", {}), **{name: str(value) for name, value in told.items()}}
+    files = {name: f"{job[name]}.{number}" for name in ("out", "err")}
+    return {**job, **files, "env": env}
+
+
+def _jobs(job: dict[str, Any]) -> list[dict[str, Any]]:
+    if "ranks" not in job:
+        return [job]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [_as_rank(job, number, port) for number in range(job["ranks"])]
+
+
+def _fork(job: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        _run(job)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:
@@ -47,23 +100,15 @@ def main() -> None:
     glyphs.make(glyphs.IMAGE_SIZE)
     print("ready", flush=True)
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            code = 1
-            try:
-                _run(json.loads(line))
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 1
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        jobs = _jobs(json.loads(line))
+        pids = [_fork(job) for job in jobs]
+        # Where the ranks meet, as torchrun has it.
+        port = jobs[0].get("env", {}).get("MASTER_PORT")
+        store = TCPStore("127.0.0.1", int(port), is_master=True) if port else None
+        print(*pids, flush=True)
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        del store
+        print(*map(os.waitstatus_to_exitcode, statuses), flush=True)
 
 
 if __name__ == "__main__":
