@@ -21,7 +21,7 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
-from lowshot_cli.model import CosineClassifier, are_finite
+from lowshot_cli.model import CosineClassifier, are_finite, nearest_rows
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.train_state import restore_state, save_state
 from lowshot_cli.weights import LoadedWeights
@@ -212,7 +212,7 @@ class _Run:
     def _evaluate_holdout(self) -> float:
         embeddings = embed(self.trainee.network, self.task.holdout, self.dtype)
         proxies = self.trainee.rows(len(self.task.names))
-        right = (embeddings @ proxies.T).argmax(1) == self.task.holdout_labels
+        right = nearest_rows(embeddings, proxies)[1] == self.task.holdout_labels
         return 100 * right.double().mean().item()
 
     def _diverged(self, what: str, epoch: int) -> TrainingError:
