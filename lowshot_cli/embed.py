@@ -140,7 +140,9 @@ def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
     """Store embeddings; a cache folder that cannot be written to is no error."""
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(file_of(cache, key), {"embeddings": embeddings.contiguous()}, {})
+        # What a loss of power damages is made again; waiting for the disk costs more than that.
+        path, tensors = file_of(cache, key), {"embeddings": embeddings.contiguous()}
+        write_tensors(path, tensors, {}, durable=False)
     except OSError:
         return
 

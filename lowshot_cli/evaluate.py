@@ -167,11 +167,13 @@ def tally(
 def together(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
     """The same rows in fewer tensors, each of at least `rows` rows but the last."""
     waiting: list[Tensor] = []
+    count = 0
     for part in parts:
         waiting.append(part)
-        if sum(map(len, waiting)) >= rows:
+        count += len(part)
+        if count >= rows:
             yield torch.cat(waiting)
-            waiting = []
+            waiting, count = [], 0
     if waiting:
         yield torch.cat(waiting)
 
