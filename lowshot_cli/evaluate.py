@@ -55,7 +55,8 @@ class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
     Base, novel accuracy and harmonic mean are None where there are no images of such classes.
-    `counts`, sparse `(C, C)` int64, says how many images of each class are taken for which.
+    `counts` `(K, 3)` int64 has a row for each pair of classes that occurs, in ascending order:
+    position of the class, position of the class that its images are taken for, how many are.
     """
 
     n_base: int
@@ -137,7 +138,7 @@ def tally(
     truth = torch.cat([none, *(none.new_full((sizes[place],), place) for place in order)])
     right = torch.bincount(truth[predicted == truth], minlength=len(names))
     cells, times = torch.stack([truth, predicted]).unique(dim=1, return_counts=True)
-    table = torch.sparse_coo_tensor(cells, times, (len(names), len(names))).coalesce()
+    table = torch.cat([cells, times[None]]).T
 
     def accuracy(part: slice) -> float | None:
         count = sum(sizes[part])
@@ -179,7 +180,7 @@ def together(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
 
 
 def _worst_confusions(table: Tensor, names: Sequence[str], most: int = 5) -> tuple[Confusion, ...]:
-    (truth, taken), times = table.indices(), table.values()
+    truth, taken, times = table.unbind(1)
     wrong = (truth != taken).nonzero().squeeze(1)
     worst = wrong[times[wrong].argsort(descending=True, stable=True)[:most]].tolist()
     return tuple(

@@ -146,19 +146,19 @@ def of_images(count: int, place: Path) -> Facts:
         return facts
 
 
-def random_head(n_classes: int, holdout: int = 2) -> Checkpoint:
+def random_head(n_classes: int, holdout: int = 2, size: int = SIZE) -> Checkpoint:
     """A model whose base classes are random directions, with a few hold-out images about each."""
     generator = torch.Generator().manual_seed(0)
-    rows = F.normalize(torch.randn(n_classes, SIZE, generator=generator), dim=1)
+    rows = F.normalize(torch.randn(n_classes, size, generator=generator), dim=1)
     labels = torch.arange(n_classes).repeat_interleave(holdout)
-    config, backbone = Config(dataset="none"), build_backbone("resnet9", 4, SIZE, SIDE, None)
+    config, backbone = Config(dataset="none"), build_backbone("resnet9", 4, size, SIDE, None)
     return Checkpoint(
         Meta(
             classes=tuple(f"class {number}" for number in range(n_classes)),
             n_base=n_classes,
             backbone="resnet9",
             width=4,
-            embedding_size=SIZE,
+            embedding_size=size,
             image_size=SIDE,
             mirror=False,
             mean=(128.0, 128.0, 128.0),
@@ -173,7 +173,7 @@ def random_head(n_classes: int, holdout: int = 2) -> Checkpoint:
             version=__version__,
             history=(),
         ),
-        Head.of_base(rows, 20.0, SIZE),
+        Head.of_base(rows, 20.0, size),
         dict(backbone.state_dict()),
         near(rows[labels], generator).half(),
         labels,
@@ -184,7 +184,7 @@ def random_head(n_classes: int, holdout: int = 2) -> Checkpoint:
 
 def near(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Unit embeddings about unit rows `(n, D)`, at a cosine of about 0.7."""
-    noise = torch.randn(rows.shape, generator=generator) / SIZE**0.5
+    noise = torch.randn(rows.shape, generator=generator) / rows.shape[1] ** 0.5
     return F.normalize(rows + noise, dim=1)
 
 
@@ -224,7 +224,7 @@ def of_classes(n_classes: int) -> Facts:
     found = [(taught.meta.classes[label], part) for label, part in parts]
     gc.collect()
     before = rss_anon()
-    with _Peak() as peak:
+    with Peak() as peak:
         result = _timed(facts, "evaluate", lambda: tally(taught, found, beside_base=False))
     facts["evaluate, MiB more"] = peak.value - before
     facts["accuracy, %"] = result.global_accuracy
@@ -239,10 +239,10 @@ def _timed(facts: Facts, name: str, work: Callable[[], Made]) -> Made:
     return made
 
 
-class _Peak:
+class Peak:
     """The largest RssAnon of this process within a block, in MiB, sampled every 5 ms."""
 
-    def __enter__(self) -> _Peak:
+    def __enter__(self) -> Peak:
         self.value, self._ended = rss_anon(), threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
