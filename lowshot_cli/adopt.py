@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from lowshot_cli.base_model import (
 )
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
-from lowshot_cli.data import Dataset, Images
-from lowshot_cli.embed import Embedder
+from lowshot_cli.data import Dataset, Images, Picked
+from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
 from lowshot_cli.imprint import imprint
 from lowshot_cli.model import INITIAL_SCALE, EmbeddingNetwork, Head
@@ -44,17 +43,17 @@ def adopt(
         Interrupted: `should_stop` said so.
         TrainingError: the backbone tells nothing about a class.
     """
-
-    def report(progress: Progress) -> None:
-        on_progress(replace(progress, stage="imprinting"))
-        if should_stop():
-            raise Interrupted("stopped while imprinting", "the same command starts anew")
-
     started = time.perf_counter()
     as_used = EmbeddingNetwork(network.backbone, task.normalisation, mirror=task.flip)
-    embedder = Embedder(as_used, on_progress=report)
-    fit = Images(task.fit, task.fit_labels)
-    rows = torch.stack([imprint(e) for e in embedder.classes(fit, range(len(task.names)))])
+    as_used, found, done = fused(as_used), [], 0
+    for index in task.fit.index.split(torch.bincount(task.fit_labels).tolist()):
+        found.append(imprint(embed(as_used, Picked(task.fit.pixels, index))))
+        done += len(index)
+        is_last = done == len(task.fit)
+        on_progress(Progress("imprinting", done, len(task.fit), milestone=is_last))
+        if should_stop():
+            raise Interrupted("stopped while imprinting", "the same command starts anew")
+    rows = torch.stack(found)
     _ensure_unit(rows, task)
     seconds = time.perf_counter() - started
     checkpoint, holdout_accuracy = make_checkpoint(
@@ -102,10 +101,10 @@ def adopt_without_data(config: Config) -> TrainResult:
         )
     side = config.image_size or expected.side
     pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
-    nothing = Images(pixels, labels)
+    nothing, none = Images(pixels, labels), Picked(pixels, labels)
     flip = options.flip is not False
     task = BaseTask(
-        names, [], pixels, labels, pixels, labels, expected.normalisation, flip, options.input_size
+        names, [], none, labels, none, labels, expected.normalisation, flip, options.input_size
     )
     network, size, loaded = build_network(options, task, with_weights=True)
     rows = classifier_rows(network.backbone, read_weights(options))

@@ -12,11 +12,11 @@ from torch import Tensor
 from lowshot_cli.backbones import build_backbone
 from lowshot_cli.checkpoint import SHAPING, Checkpoint
 from lowshot_cli.config import Config, TrainBaseConfig
-from lowshot_cli.data import Dataset
+from lowshot_cli.data import Dataset, Picked
 from lowshot_cli.data.splits import base_classes, split_holdout
-from lowshot_cli.embed import centre_of_stages, embed
+from lowshot_cli.embed import BATCH, centre_of_stages, embed, fused
 from lowshot_cli.meta import Meta
-from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, relabel
+from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, at_once, relabel
 from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.version import __version__
 from lowshot_cli.weights import LoadedWeights, load_weights, preprocessing, read_weights
@@ -49,16 +49,16 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class BaseTask:
-    """The images of one base model, as uint8 tensors with labels in head order.
+    """The images of one base model, picked from its dataset, with labels in head order.
 
     `input_size` is the side in pixels that the backbone resizes them to, None for their own.
     """
 
     names: tuple[str, ...]
     labels_in_dataset: list[int]
-    fit: Tensor
+    fit: Picked
     fit_labels: Tensor
-    holdout: Tensor
+    holdout: Picked
     holdout_labels: Tensor
     normalisation: Normalisation
     flip: bool
@@ -68,20 +68,20 @@ class BaseTask:
 def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
     """Split the images of the base classes, and see how they are to be normalised and sized."""
     names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
-    labels = [dataset.class_names.index(name) for name in names]
+    labels = [dataset.label(name) for name in names]
     fit, holdout = split_holdout(dataset.train, labels, options.holdout)
-    pixels = dataset.train.pixels
+    images = dataset.train.picked(fit)
     expected, input_size = preprocessing(options), options.input_size
-    if input_size is None and expected is not None and pixels.shape[-1] < expected.side:
+    if input_size is None and expected is not None and images.side < expected.side:
         input_size = expected.side
     return BaseTask(
         names=names,
         labels_in_dataset=labels,
-        fit=pixels[fit],
+        fit=images,
         fit_labels=relabel(dataset.train.labels[fit], labels),
-        holdout=pixels[holdout],
+        holdout=dataset.train.picked(holdout),
         holdout_labels=relabel(dataset.train.labels[holdout], labels),
-        normalisation=expected.normalisation if expected else Normalisation.of(pixels[fit]),
+        normalisation=expected.normalisation if expected else Normalisation.of(images.split(BATCH)),
         flip=dataset.mirror if options.flip is None else options.flip,
         input_size=input_size,
     )
@@ -101,7 +101,7 @@ def build_network(
         options.backbone,
         options.width,
         options.embedding_size,
-        task.fit.shape[-1],
+        task.fit.side,
         task.input_size,
     )
     loaded = None
@@ -148,22 +148,23 @@ def make_checkpoint(
     Returns:
         The checkpoint, and its hold-out accuracy in percent.
     """
-    centre = centre_of_stages(trained, task.holdout[SHAPING])
+    centre = centre_of_stages(trained, task.holdout.part(SHAPING))
     network = EmbeddingNetwork(trained.backbone, task.normalisation, centre, task.flip)
     network = network.to(trained.device)
     test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
-    parts = (task.holdout, dataset.test.pixels[torch.cat(test)])
-    total, done, embedded = sum(len(part) for part in parts), 0, []
-    for part in parts:
-        embedded.append(embed(network, part))
-        done += len(part)
-        on_progress(Progress("embedding", done, total, milestone=done == total))
-    holdout, queries = embedded
+    queries = dataset.test.picked(torch.cat(test))
+    total = len(task.holdout) + len(queries)
+    used = fused(network)
+    holdout = embed(used, task.holdout)
+    on_progress(Progress("embedding", len(holdout), total))
     if scale is None:
-        shaping = F.normalize(holdout[SHAPING, : rows.shape[1]], dim=1)
-        scale = fitted_scale(shaping @ rows.T, task.holdout_labels[SHAPING])
+        labels = task.holdout_labels[SHAPING]
+        # One number needs no more images than so many.
+        some = slice(None, None, 1 + len(labels) // at_once(len(rows)))
+        shaping = F.normalize(holdout[SHAPING, : rows.shape[1]], dim=1)[some]
+        scale = fitted_scale(shaping @ rows.T, labels[some])
     head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
-    right = head.predict(queries).split([len(index) for index in test])
+    right = _predicted(used, head, queries, total, on_progress).split([len(n) for n in test])
     counts = tuple(
         (int((predicted == position).sum()), len(predicted))
         for position, predicted in enumerate(right)
@@ -177,8 +178,21 @@ def make_checkpoint(
         task.holdout_labels,
         found,
         centre,
-    )
+    ).settled()
     return checkpoint, 100 * found.double().mean().item()
+
+
+def _predicted(
+    network: EmbeddingNetwork, head: Head, queries: Picked, total: int, on_progress: OnProgress
+) -> Tensor:
+    """Class `(N,)` of each image; images, embeddings and cosines are never all there at once."""
+    step = max(BATCH, at_once(max(len(head.proxies), head.size)) // BATCH * BATCH)
+    found = [torch.empty(0, dtype=torch.int64)]
+    for start in range(0, len(queries), step):
+        found.append(head.predict(embed(network, queries.part(slice(start, start + step)))))
+        done = total - max(0, len(queries) - start - step)
+        on_progress(Progress("embedding", done, total, milestone=done == total))
+    return torch.cat(found)
 
 
 def describe(
@@ -193,7 +207,7 @@ def describe(
         backbone=options.backbone,
         width=options.width,
         embedding_size=size,
-        image_size=task.fit.shape[-1],
+        image_size=task.fit.side,
         input_size=task.input_size,
         mirror=task.flip,
         mean=task.normalisation.mean,

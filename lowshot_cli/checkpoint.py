@@ -16,10 +16,12 @@ from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
 from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries, class_statistics, shrunk_precision
 from lowshot_cli.meta import Meta, SupportRecord
-from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation
+from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, nearest_rows
 
 # What sets the bias must not also shape rows, so the hold-out is halved image by image.
 SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
+# More of them than this take longer than everything else that adding a class takes.
+_MANY_COSINES = 2**28
 _Item = TypeVar("_Item")
 
 
@@ -36,6 +38,8 @@ class Checkpoint:
         holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: per novel class the embeddings `(k, D)` fp32 of its support images.
+        nearest: what `nearest_rows` says of the calibrating half of the hold-out and the base rows,
+            kept where many classes make it slow to find; who changes either must drop it.
     """
 
     meta: Meta
@@ -46,6 +50,7 @@ class Checkpoint:
     holdout_right: Tensor
     centre: Tensor
     supports: tuple[Tensor, ...] = ()
+    nearest: tuple[Tensor, Tensor] | None = None
 
     @property
     def novel_classes(self) -> tuple[str, ...]:
@@ -122,7 +127,20 @@ class Checkpoint:
     @property
     def calibration(self) -> BaseQueries:
         """The other half of the hold-out, which sets the bias and shapes no row."""
-        return self.calibration_with(self.head.base.proxies, self.holdout[CALIBRATION].float())
+        return BaseQueries.of(
+            self.head.base.proxies,
+            self.holdout[CALIBRATION].float(),
+            self.holdout_labels[CALIBRATION],
+            self.holdout_right[CALIBRATION],
+            self.nearest,
+        )
+
+    def settled(self) -> Checkpoint:
+        """The same model, with `nearest` found where it would be slow to find again and again."""
+        held = self.holdout[CALIBRATION]
+        if self.nearest or len(held) * self.meta.n_base < _MANY_COSINES:
+            return self
+        return replace(self, nearest=nearest_rows(held.float(), self.head.base.proxies))
 
     def calibration_with(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
         """The same half under changed base rows `(C, D)` and its embeddings `(N, D)` under them."""
@@ -182,6 +200,7 @@ class Checkpoint:
             holdout=self.holdout[kept],
             holdout_labels=labels,
             holdout_right=self.holdout_right[kept],
+            nearest=None if is_base else self.nearest,
         )
 
     def dataset_name(self, name: str) -> str:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.backbones import Backbone
-from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.checkpoint import CALIBRATION, Checkpoint
 from lowshot_cli.errors import CheckpointError, LowshotError
 from lowshot_cli.files import checked_tensor, ensure_free, file_hash, read_tensors, write_tensors
 from lowshot_cli.meta import Meta
@@ -43,6 +43,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         "holdout.right": checkpoint.holdout_right,
         "stages.centre": checkpoint.centre,
     }
+    if checkpoint.nearest:
+        tensors["holdout.best"], tensors["holdout.nearest"] = checkpoint.nearest
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -112,6 +114,13 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     labels = take("holdout.labels", (None,), torch.int64)
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < meta.n_base):
         raise ValueError("holdout.labels name classes that are not base classes")
+    nearest = None
+    if "holdout.best" in tensors:
+        calibrating = len(labels[CALIBRATION])
+        nearest = (
+            take("holdout.best", (calibrating,)),
+            take("holdout.nearest", (calibrating,), torch.int64),
+        )
     prefix = "backbone."
     checkpoint = Checkpoint(
         meta=meta,
@@ -125,6 +134,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
             take(f"support.{number}", (len(record.pixel_hashes), size))
             for number, record in enumerate(meta.supports)
         ),
+        nearest=nearest,
     )
     _check_network(checkpoint)
     return checkpoint

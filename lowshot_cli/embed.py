@@ -16,7 +16,7 @@ from torch.fx.experimental.optimization import fuse
 
 from lowshot_cli.augment import shift_and_mirror
 from lowshot_cli.cache import DiskCache
-from lowshot_cli.data import Images
+from lowshot_cli.data import Images, Pixels
 from lowshot_cli.files import read_tensors, write_tensors
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -37,7 +37,7 @@ class Views:
 @torch.inference_mode()
 def embed(
     network: EmbeddingNetwork,
-    pixels: Tensor,
+    pixels: Pixels,
     dtype: torch.dtype = torch.float32,
     views: Views | None = None,
 ) -> Tensor:
@@ -45,7 +45,7 @@ def embed(
 
     Args:
         network: is not changed, nor the mode it is in.
-        pixels: `(N, 3, H, W)` uint8.
+        pixels: `(N, 3, H, W)` uint8; of picked ones a batch at a time is copied.
         dtype: fp32, or bf16 for autocast.
         views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
 
@@ -56,7 +56,7 @@ def embed(
 
 
 def _embed_fused(
-    network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype, views: Views | None
+    network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
 ) -> Tensor:
     chunks = []
     for start in range(0, len(pixels), BATCH):
@@ -86,7 +86,7 @@ def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
 
 
 @torch.inference_mode()
-def centre_of_stages(network: EmbeddingNetwork, pixels: Tensor) -> Tensor:
+def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
     """Mean `(M,)` of what the network's stages hold of images `(N, 3, H, W)` uint8."""
     network = fused(network)
     images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
@@ -140,7 +140,9 @@ def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
     """Store embeddings; a cache folder that cannot be written to is no error."""
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(file_of(cache, key), {"embeddings": embeddings.contiguous()}, {})
+        # What a loss of power damages is made again; waiting for the disk costs more than that.
+        path, tensors = file_of(cache, key), {"embeddings": embeddings.contiguous()}
+        write_tensors(path, tensors, {}, durable=False)
     except OSError:
         return
 
@@ -184,28 +186,40 @@ class Embedder:
         self, images: Images, labels: Sequence[int], views: Views | None = None
     ) -> list[Tensor]:
         """Embeddings `(n_c, D)` of all images of each class, in the order of `labels`."""
+        return list(self.each(images, labels, views))
+
+    def each(
+        self, images: Images, labels: Sequence[int], views: Views | None = None
+    ) -> Iterator[Tensor]:
+        """The same one class after the other, for who need not keep them all in memory."""
         keys = self._keys(images, labels, views)
-        found = [read_cached(self.cache, key) if self.cache else None for key in keys]
-        todo = {i: images.of_class(labels[i]) for i, made in enumerate(found) if made is None}
-        total, done = sum(len(members) for members in todo.values()), 0
-        network = fused(self.network) if todo else self.network
-        for i, members in todo.items():
-            with torch.inference_mode():
-                made = _embed_fused(network, images.pixels[members], self.dtype, views)
-            found[i] = made
-            if self.cache:
-                write_cached(self.cache, keys[i], made)
-            done += len(made)
-            self.on_progress(Progress("embedding", done, total, milestone=done == total))
-        if self.cache and todo:
+        total, done = self._missing(images, labels, keys), 0
+        network: EmbeddingNetwork | None = None
+        for label, key in zip(labels, keys, strict=True):
+            made = read_cached(self.cache, key) if self.cache else None
+            if made is None:
+                network = network or fused(self.network)
+                members = images.picked(images.of_class(label))
+                with torch.inference_mode():
+                    made = _embed_fused(network, members, self.dtype, views)
+                if self.cache:
+                    write_cached(self.cache, key, made)
+                done += len(made)
+                total = max(total, done)
+                self.on_progress(Progress("embedding", done, total, milestone=done == total))
+            yield made
+        if self.cache and done:
             self.cache.trim()
-        return [embeddings for embeddings in found if embeddings is not None]
 
     def missing(self, images: Images, labels: Sequence[int], views: Views | None = None) -> int:
         """How many of these images are not in the cache."""
-        keys = zip(labels, self._keys(images, labels, views), strict=True)
+        return self._missing(images, labels, self._keys(images, labels, views))
+
+    def _missing(self, images: Images, labels: Sequence[int], keys: Sequence[str]) -> int:
         absent = [
-            label for label, key in keys if not (self.cache and file_of(self.cache, key).is_file())
+            label
+            for label, key in zip(labels, keys, strict=True)
+            if not (self.cache and file_of(self.cache, key).is_file())
         ]
         return sum(len(images.of_class(label)) for label in absent)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.metrics import FloatArray, harmonic_mean
+from lowshot_cli.model import at_once, nearest_rows
 
 NCR_POINTS = (2.0, 5.0)
 _BLOCK = 32
@@ -54,7 +55,8 @@ class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
     Base, novel accuracy and harmonic mean are None where there are no images of such classes.
-    `counts` `(C, C)` int64 says how many images of each class are taken for which.
+    `counts` `(K, 3)` int64 has a row for each pair of classes that occurs, in ascending order:
+    position of the class, position of the class that its images are taken for, how many are.
     """
 
     n_base: int
@@ -103,31 +105,40 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
     """
     check_dataset(checkpoint, dataset)
     names = checkpoint.meta.classes
-    inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.class_names}
-    made = embedder.classes(dataset.test, [dataset.label(own) for own in inside.values()])
-    return tally(checkpoint, dict(zip(inside, made, strict=True)))
+    inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.labels}
+    made = embedder.each(dataset.test, [dataset.label(own) for own in inside.values()])
+    return tally(checkpoint, zip(inside, made, strict=True))
 
 
 def tally(
-    checkpoint: Checkpoint, found: Mapping[str, Tensor], beside_base: bool = True
+    checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], beside_base: bool = True
 ) -> Evaluation:
     """Count how often a model is right.
 
     Args:
         checkpoint: the model.
-        found: embeddings `(n, D)` of images by class.
+        found: classes with embeddings `(n, D)` of their images, which need not be in memory all at
+            once.
         beside_base: whether the images of base classes are those that the pristine base model was
             measured on, so that forgetting can be told.
     """
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
-    nothing = torch.empty(0, checkpoint.head.size)
-    per_class = [found.get(name, nothing) for name in names]
-    sizes = [len(embeddings) for embeddings in per_class]
-    truth = torch.arange(len(names)).repeat_interleave(torch.tensor(sizes))
-    predicted = checkpoint.head.predict(torch.cat(per_class))
-    table = torch.bincount(truth * len(names) + predicted, minlength=len(names) ** 2)
-    table = table.view(len(names), len(names))
-    right = table.diagonal()
+    positions = {name: position for position, name in enumerate(names)}
+    order, sizes = [], [0] * len(names)
+
+    def embeddings() -> Iterator[Tensor]:
+        for name, part in found:
+            order.append(positions[name])
+            sizes[positions[name]] = len(part)
+            yield part
+
+    blocks = together(embeddings(), at_once(max(len(names), checkpoint.head.size)))
+    none = torch.empty(0, dtype=torch.int64)
+    predicted = torch.cat([none, *(checkpoint.head.predict(block) for block in blocks)])
+    truth = torch.cat([none, *(none.new_full((sizes[place],), place) for place in order)])
+    right = torch.bincount(truth[predicted == truth], minlength=len(names))
+    cells, times = torch.stack([truth, predicted]).unique(dim=1, return_counts=True)
+    table = torch.cat([cells, times[None]]).T
 
     def accuracy(part: slice) -> float | None:
         count = sum(sizes[part])
@@ -154,13 +165,27 @@ def tally(
     )
 
 
+def together(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The same rows in fewer tensors, each of at least `rows` rows but the last."""
+    waiting: list[Tensor] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part)
+        if count >= rows:
+            yield torch.cat(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield torch.cat(waiting)
+
+
 def _worst_confusions(table: Tensor, names: Sequence[str], most: int = 5) -> tuple[Confusion, ...]:
-    errors = table.clone().fill_diagonal_(0).flatten()
-    worst = errors.argsort(descending=True, stable=True)[:most]
+    truth, taken, times = table.unbind(1)
+    wrong = (truth != taken).nonzero().squeeze(1)
+    worst = wrong[times[wrong].argsort(descending=True, stable=True)[:most]].tolist()
     return tuple(
-        Confusion(names[int(cell) // len(names)], names[int(cell) % len(names)], int(errors[cell]))
+        Confusion(names[int(truth[cell])], names[int(taken[cell])], int(times[cell]))
         for cell in worst
-        if errors[cell] > 0
     )
 
 
@@ -181,7 +206,7 @@ class NovelQueries:
     @classmethod
     def of(cls, proxies: Tensor, embeddings: Tensor) -> NovelQueries:
         """Find the best base class of each query once for all trials."""
-        best, nearest = (embeddings @ proxies.T).max(1)
+        best, nearest = nearest_rows(embeddings, proxies)
         return cls(embeddings, best, F.one_hot(nearest, len(proxies)).float())
 
 

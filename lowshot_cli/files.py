@@ -26,11 +26,16 @@ CHECKSUM = "lowshot.checksum"
 _NAME_PART = 100
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a temporary file in the same folder, then put it in `path`'s place.
 
     The temporary file is locked until then, so that what a killed process left behind is told
     apart, and cleared away by whoever writes to `path` next.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        durable: wait until it has reached the disk, so that it outlives a loss of power.
 
     Raises:
         OSError: the folder cannot be written to or is full; `path` is as it was.
@@ -43,7 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -71,8 +77,10 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode("utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically, with a checksum over all of it.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], durable: bool = True
+) -> None:
+    """Write a safetensors file as `write_atomically` does, with a checksum over all of it.
 
     The checksum is a tensor of its own, as safetensors keeps metadata in no fixed order.
 
@@ -80,7 +88,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         OSError: as `write_atomically`.
     """
     checksum = torch.tensor(list(content_digest(tensors, metadata)), dtype=torch.uint8)
-    write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata))
+    write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata), durable)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -204,7 +204,7 @@ def find_in_model(
         dataset: the one it was trained on.
         embedder: of the checkpoint's network.
     """
-    known = dataset.class_names
+    known = dataset.labels
     inside = [n for n in checkpoint.novel_classes if checkpoint.dataset_name(n) in known]
     if not inside:
         return None, None

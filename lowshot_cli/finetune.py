@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.config import FinetuneConfig
+from lowshot_cli.model import at_once
 
 
 def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
@@ -62,7 +63,9 @@ class BaseSamples:
 
     def log_sum_exp(self, embeddings: Tensor) -> Tensor:
         """Log-sum-exp of the base logits `(...)` of embeddings `(..., D)`."""
-        return (self.scale * embeddings @ self.proxies.T).logsumexp(-1)
+        parts = embeddings.reshape(-1, embeddings.shape[-1]).split(at_once(len(self.proxies)))
+        sums = [(self.scale * part @ self.proxies.T).logsumexp(-1) for part in parts]
+        return torch.cat(sums).view(embeddings.shape[:-1])
 
 
 def finetune_rows(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowshot_cli.augment import draw_crops, shift_and_mirror
 from lowshot_cli.backbones import pick_dtype
 from lowshot_cli.config import FinetuneConfig
+from lowshot_cli.data import Pixels
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.errors import TrainingError
 from lowshot_cli.finetune import base_is_frozen, normalise, sample_weights
@@ -29,14 +30,14 @@ class FullData:
     """Images for fine-tuning the whole network.
 
     Attributes:
-        base_pixels: `(N, 3, H, W)` uint8 fit images.
+        base_pixels: N fit images `(3, H, W)` uint8, gathered a batch at a time.
         base_labels: `(N,)` int64 base rows.
         support_pixels: `(n, 3, H, W)` uint8 support images of all novel classes.
         support_labels: `(n,)` int64 rows, counted on after the base rows.
         flip: whether images may be mirrored.
     """
 
-    base_pixels: Tensor
+    base_pixels: Pixels
     base_labels: Tensor
     support_pixels: Tensor
     support_labels: Tensor
@@ -177,9 +178,9 @@ def _with_repeated_support(data: FullData) -> tuple[Tensor, Tensor]:
     return torch.cat(numbers), torch.cat(labels)
 
 
-def _gather(pixels: tuple[Tensor, Tensor], numbers: Tensor) -> Tensor:
+def _gather(pixels: tuple[Pixels, Tensor], numbers: Tensor) -> Tensor:
     base, support = pixels
-    result = torch.empty((len(numbers), *base.shape[1:]), dtype=torch.uint8)
+    result = torch.empty((len(numbers), *support.shape[1:]), dtype=torch.uint8)
     is_base = numbers < len(base)
     result[is_base] = base[numbers[is_base]]
     result[~is_base] = support[numbers[~is_base] - len(base)]

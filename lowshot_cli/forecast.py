@@ -19,7 +19,7 @@ from torch import Tensor
 from lowshot_cli.base_model import prepare as prepare_base
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
-from lowshot_cli.data import Dataset, Images
+from lowshot_cli.data import Dataset, Images, Pixels
 from lowshot_cli.embed import Embedder, Views, embed, fused
 from lowshot_cli.materials import Materials, prepare
 from lowshot_cli.model import EmbeddingNetwork
@@ -103,7 +103,7 @@ def of_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> l
         steps = config.finetune.steps
         stages = [Stage("fine-tuning", steps, "steps", time.perf_counter() - started)]
     names = [checkpoint.dataset_name(name) for name in checkpoint.meta.classes]
-    inside = [dataset.label(name) for name in names if name in dataset.class_names]
+    inside = [dataset.label(name) for name in names if name in dataset.labels]
     n = sum(len(dataset.test.of_class(label)) for label in inside)
     if config.finetune.scope == "full":
         n += n + len(checkpoint.holdout)
@@ -154,7 +154,7 @@ def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:
     return Stage(stage, last.total, last.unit, seconds * last.total)
 
 
-def _seconds_an_image(network: EmbeddingNetwork, pixels: Tensor) -> float:
+def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
     """Seconds that embedding one image takes, views of it together."""
     network, some = fused(network), pixels[:_SAMPLE]
     embed(network, some)

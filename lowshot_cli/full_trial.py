@@ -61,11 +61,11 @@ def score_full_trial(
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
-        pixels = dataset.train.pixels[holdout[CALIBRATION]]
+        pixels = dataset.train.picked(holdout[CALIBRATION])
         calibration = checkpoint.calibration_with(base_rows, embed(network, pixels))
         bias = operating_bias(rows, calibration, budget)
     test = [dataset.test.of_class(label) for label in [*base_labels, *labels]]
-    embedded = [embed(network, dataset.test.pixels[index]) for index in test]
+    embedded = [embed(network, dataset.test.picked(index)) for index in test]
     base = BaseQueries.of(
         base_rows, torch.cat(embedded[:n_base]), materials.base_truth, materials.base_right
     )

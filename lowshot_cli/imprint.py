@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.metrics import allowed_losses, margins_of, turning_points
+from lowshot_cli.model import nearest_rows
 
 UNCALIBRATED_METHODS = frozenset({"imprint", "random"})
 DEFAULT_MAX_FORGETTING = 2.0
@@ -143,6 +144,7 @@ class BaseQueries:
         embeddings: Tensor,
         labels: Tensor,
         right_before: Tensor | None = None,
+        nearest: tuple[Tensor, Tensor] | None = None,
     ) -> BaseQueries:
         """Classify base queries once for all trials.
 
@@ -151,8 +153,9 @@ class BaseQueries:
             embeddings: `(N, D)` unit embeddings of base queries.
             labels: `(N,)` int64 rows they belong to.
             right_before: `(N,)` bool under the pristine model, where it differs from this one.
+            nearest: what `nearest_rows` says of them, where that is known.
         """
-        best, predicted = (embeddings @ proxies.T).max(1)
+        best, predicted = nearest or nearest_rows(embeddings, proxies)
         right_now = predicted == labels
         before = right_now if right_before is None else right_before
         keep = before | right_now

@@ -19,6 +19,7 @@ from lowshot_cli.embed import Embedder
 from lowshot_cli.evaluate import NovelQueries
 from lowshot_cli.finetune import BaseSamples
 from lowshot_cli.imprint import BaseQueries
+from lowshot_cli.model import nearest_rows
 from lowshot_cli.plan import IntArray, Piece, Plan
 from lowshot_cli.teach import augmented_views
 
@@ -87,7 +88,7 @@ def prepare(
         dataset=dataset,
         base=BaseQueries.of(proxies, queries, truth),
         base_truth=truth,
-        base_right=(queries @ proxies.T).argmax(1) == truth,
+        base_right=nearest_rows(queries, proxies)[1] == truth,
         calibration=checkpoint.calibration,
         shaping=checkpoint.shaping,
         novel={

@@ -15,6 +15,7 @@ INITIAL_SCALE = 10.0
 STAGE_WEIGHTS = (2.0, 1.0)
 # Length of an embedding before it is scaled to 1, with its stages.
 _LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
+_MOST_COSINES = 2**25
 # The root of a mean activation has no slope at 0 without it.
 _FLOOR = 1e-6
 
@@ -27,12 +28,19 @@ class Normalisation:
     std: tuple[float, float, float]
 
     @classmethod
-    def of(cls, pixels: Tensor) -> Normalisation:
-        """Measure it on images `(N, 3, H, W)` uint8, a channel at a time to save memory."""
-        channels = [pixels[:, channel].to(torch.float32) for channel in range(3)]
-        mean = [round(channel.mean(dtype=torch.float64).item(), 4) for channel in channels]
-        std = [max(round(channel.double().std().item(), 4), 1.0) for channel in channels]
-        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    def of(cls, batches: Iterable[Tensor]) -> Normalisation:
+        """Measure it on batches of images `(B, 3, H, W)` uint8, of which it counts the values."""
+        counts = torch.zeros(3, 256, dtype=torch.int64)
+        for pixels in batches:
+            for channel in range(3):
+                values = pixels[:, channel].flatten()
+                counts[channel] += torch.bincount(values, minlength=256)
+        value, n = torch.arange(256).double(), counts.sum(1)
+        mean = (counts @ value.long()).double() / n
+        variance = (counts * (value - mean[:, None]).square()).sum(1) / (n - 1)
+        means = [round(channel, 4) for channel in mean.tolist()]
+        stds = [max(round(channel, 4), 1.0) for channel in variance.sqrt().tolist()]
+        return cls((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]))
 
     def apply(self, pixels: Tensor, device: torch.device) -> Tensor:
         """Images `(B, 3, H, W)` uint8 to fp32 in channels_last on `device`."""
@@ -90,9 +98,15 @@ class Head:
         """Softmax `(B, C)` of the scaled cosines of unit embeddings `(B, D)`."""
         return (self.scale * self.cosines(embeddings)).softmax(1)
 
+    def best(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest cosine plus bias `(B,)` of each embedding, and the class `(B,)` that has it."""
+        parts = embeddings.split(at_once(len(self.proxies)))
+        values, classes = zip(*(self.cosines(part).max(1) for part in parts), strict=True)
+        return torch.cat(values), torch.cat(classes)
+
     def predict(self, embeddings: Tensor) -> Tensor:
         """Class of each embedding, `(B,)` int64."""
-        return self.cosines(embeddings).argmax(1)
+        return self.best(embeddings)[1]
 
     def with_rows(self, rows: Tensor) -> Head:
         """Append novel rows `(k, D)`."""
@@ -203,6 +217,16 @@ class EmbeddingNetwork(nn.Module):
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number in them is infinite or none."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def at_once(n_rows: int) -> int:
+    """How many queries are compared with `n_rows` rows at once, for 128 MiB of fp32 cosines."""
+    return max(1, _MOST_COSINES // max(1, n_rows))
+
+
+def nearest_rows(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest cosine `(B,)` of embeddings `(B, D)` with rows `(C, D)`, and the row that has it."""
+    return Head(rows, 1.0, len(rows)).best(embeddings)
 
 
 def widened(rows: Tensor, size: int) -> Tensor:

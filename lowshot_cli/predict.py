@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.photos import read_photos
 from lowshot_cli.embed import Embedder, embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError
-from lowshot_cli.evaluate import check_dataset
-from lowshot_cli.model import EmbeddingNetwork, Head
+from lowshot_cli.evaluate import check_dataset, together
+from lowshot_cli.model import EmbeddingNetwork, Head, at_once
 from lowshot_cli.progress import OnProgress, Progress, silent
 
 BATCH = 256
@@ -58,7 +57,7 @@ class Unreadable:
 
 def familiarity(head: Head, embeddings: Tensor) -> Tensor:
     """How much images resemble the class they resemble most: largest cosine plus bias, `(B,)`."""
-    return head.cosines(embeddings).amax(1)
+    return head.best(embeddings)[0]
 
 
 def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
@@ -117,14 +116,20 @@ def open_set(
         CheckpointError: no hold-out, or another dataset.
     """
     check_dataset(checkpoint, dataset)
-    names = [checkpoint.dataset_name(name) for name in checkpoint.meta.classes]
+    names = {checkpoint.dataset_name(name) for name in checkpoint.meta.classes}
     groups: list[list[int]] = [[], []]
     for label, name in enumerate(dataset.class_names):
         groups[int(name not in names)].append(label)
     if not groups[1]:
         raise UsageError("the model knows every class of the dataset", "--open-set needs others")
+    step = at_once(max(len(names), checkpoint.head.size))
     known, unknown = (
-        familiarity(checkpoint.head, torch.cat(embedder.classes(dataset.test, labels))).numpy()
+        np.concatenate(
+            [
+                familiarity(checkpoint.head, block).numpy()
+                for block in together(embedder.each(dataset.test, labels), step)
+            ]
+        )
         for labels in groups
     )
     threshold = unknown_threshold(checkpoint, false_alarm)
@@ -155,14 +160,15 @@ def describe(
         threshold: familiarity below which an image is unknown.
     """
     head, names = checkpoint.head, checkpoint.meta.classes
-    values, classes = head.probabilities(embeddings).topk(min(most, len(names)))
-    unknown = (familiarity(head, embeddings) < threshold).tolist()
-    return [
-        Prediction(image, tuple((names[c], p) for c, p in zip(row, chances, strict=True)), flag)
-        for image, row, chances, flag in zip(
-            images, classes.tolist(), values.tolist(), unknown, strict=True
-        )
-    ]
+    predictions: list[Prediction] = []
+    for part in embeddings.split(at_once(len(names))):
+        cosines = head.cosines(part)
+        unknown = (cosines.amax(1) < threshold).tolist()
+        chances, classes = (head.scale * cosines).softmax(1).topk(min(most, len(names)))
+        for row, values, flag in zip(classes.tolist(), chances.tolist(), unknown, strict=True):
+            top = tuple((names[c], p) for c, p in zip(row, values, strict=True))
+            predictions.append(Prediction(images[len(predictions)], top, flag))
+    return predictions
 
 
 def predict(

@@ -10,12 +10,14 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from markupsafe import escape
 from torch import Tensor
 
 from lowshot_cli import plots, rows
 from lowshot_cli.evaluate import Evaluation
 from lowshot_cli.findings import EmbeddingMap, Findings, TradeOff
+from lowshot_cli.metrics import FloatArray
 from lowshot_cli.plots import caption
 
 _THUMBNAIL = 48
@@ -90,8 +92,8 @@ def evaluation_page(
         budget: points of base accuracy that the novel bias may cost.
     """
     last_name, last = found[-1]
-    sizes = last.counts.sum(1, keepdim=True).clamp(min=1)
-    percent = (100 * last.counts.clone().fill_diagonal_(0) / sizes).double().numpy()
+    confused, percent = _confusions(names, last.counts)
+    matrix = plots.confusion(confused, confused, percent)
     costs = []
     if trade_off and last.forgetting is not None and last.novel_accuracy is not None:
         mark = (last.forgetting, last.novel_accuracy)
@@ -107,7 +109,7 @@ def evaluation_page(
         ("Learnt from", [_images(learnt, ["class", "images"], _LEARNT)] if learnt else []),
         (
             "Who takes whose images",
-            [_figure(plots.confusion(names, names, percent), "Matrix of confusions.", _CONFUSED)],
+            [_figure(matrix, "Matrix of confusions.", _CONFUSED)],
         ),
         ("Embeddings", _map(shown)),
     ]
@@ -115,6 +117,29 @@ def evaluation_page(
     return _page("Evaluation", lead, sections)
 
 
+def _confusions(names: Sequence[str], counts: Tensor) -> tuple[list[str], FloatArray]:
+    """The classes with the most errors, and percent of their images that each takes of another's.
+
+    Args:
+        names: of all classes.
+        counts: as in `Evaluation`.
+    """
+    truth, taken, times = counts.unbind(1)
+    zeros, wrong = times.new_zeros(len(names)), truth != taken
+    sizes = zeros.index_add(0, truth, times)
+    errors = zeros.index_add(0, truth[wrong], times[wrong]).index_add(0, taken[wrong], times[wrong])
+    shown = errors.argsort(descending=True, stable=True)[:_MOST_CONFUSED].sort().values
+    place = torch.full_like(zeros, -1)
+    place[shown] = torch.arange(len(shown))
+    kept = wrong & (place[truth] >= 0) & (place[taken] >= 0)
+    table = times.new_zeros(len(shown), len(shown))
+    table[place[truth[kept]], place[taken[kept]]] = times[kept]
+    percent = 100 * table / sizes[shown].clamp(min=1)[:, None]
+    return [names[i] for i in shown.tolist()], percent.double().numpy()
+
+
+# A matrix of more classes cannot be read.
+_MOST_CONFUSED = 200
 _MEANING = (
     "NCR@2 is novel recall when the novel logit is shifted until at most 2 points of base accuracy "
     "are lost; forgetting is in points."

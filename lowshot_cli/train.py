@@ -29,7 +29,7 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.splits import hash_keys
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
-from lowshot_cli.model import CosineClassifier, are_finite
+from lowshot_cli.model import CosineClassifier, are_finite, nearest_rows
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train_state import restore_state, save_state
@@ -213,7 +213,7 @@ class _Run:
         options, task, size = self.options, self.task, len(batch)
         generator = _generator(self.config.seed, _STEP_STREAM, self.step)
         shifts, mirrored = draw_crops(size, options.crop, task.flip, generator)
-        holes = draw_holes(size, task.fit.shape[-1], options.cutout, generator)
+        holes = draw_holes(size, task.fit.side, options.cutout, generator)
         weight, partners = 1.0, torch.arange(size)
         if options.mixup:
             beta = np.random.default_rng((self.config.seed, self.step))
@@ -256,9 +256,9 @@ class _Run:
     @torch.no_grad()
     def _evaluate_holdout(self) -> float:
         task, part = self.task, self.ranks.part
-        embeddings = embed(self.trainee.network, task.holdout[part], self.dtype)
+        embeddings = embed(self.trainee.network, task.holdout.part(part), self.dtype)
         proxies = self.trainee.rows(len(task.names))
-        right = (embeddings @ proxies.T).argmax(1) == task.holdout_labels[part]
+        right = nearest_rows(embeddings, proxies)[1] == task.holdout_labels[part]
         return 100 * self.ranks.total(right.sum().item()) / len(task.holdout)
 
     def _diverged(self, what: str, epoch: int) -> TrainingError:

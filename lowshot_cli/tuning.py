@@ -61,7 +61,7 @@ def finetune(
         tuned = _finetune_network(checkpoint, dataset, config, on_progress, ranks)
     else:
         tuned = _finetune_head(checkpoint, options)
-    return set_bias(tuned, budget_of("finetune", options.max_forgetting))
+    return set_bias(tuned.settled(), budget_of("finetune", options.max_forgetting))
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
@@ -78,7 +78,9 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
         rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
     else:
         base_rows, rows = finetune_all_rows(rows, support, targets, checkpoint.shaping, options)
-    return replace(checkpoint, head=replace(head, proxies=torch.cat([base_rows, rows])))
+    nearest = checkpoint.nearest if options.freezing == "always" else None
+    tuned = replace(head, proxies=torch.cat([base_rows, rows]))
+    return replace(checkpoint, head=tuned, nearest=nearest)
 
 
 def full_data(
@@ -90,7 +92,7 @@ def full_data(
     shots = torch.tensor([len(indices) for indices in supports])
     support = torch.tensor([index for indices in supports for index in indices])
     return FullData(
-        base_pixels=dataset.train.pixels[fit],
+        base_pixels=dataset.train.picked(fit),
         base_labels=relabel(dataset.train.labels[fit], labels),
         support_pixels=dataset.train.pixels[support],
         support_labels=torch.arange(len(shots)).repeat_interleave(shots) + len(labels),
@@ -120,8 +122,9 @@ def _finetune_network(
         checkpoint,
         head=replace(head, proxies=proxies),
         backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
-        holdout=embed(network, dataset.train.pixels[holdout]).half(),
+        holdout=embed(network, dataset.train.picked(holdout)).half(),
         supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
+        nearest=None,
     )
 
 

@@ -23,7 +23,7 @@ def pixels() -> Tensor:
 def _network(pixels: Tensor, mirror: bool) -> EmbeddingNetwork:
     torch.manual_seed(0)
     backbone = build_backbone("resnet9", WIDTH, SIZE, 32)
-    normalisation = Normalisation.of(pixels)
+    normalisation = Normalisation.of(pixels.split(7))
     bare = EmbeddingNetwork(backbone, normalisation, mirror=mirror).eval()
     return EmbeddingNetwork(backbone, normalisation, centre_of_stages(bare, pixels), mirror).eval()
 

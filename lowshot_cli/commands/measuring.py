@@ -106,7 +106,7 @@ def evaluate_photos(
             embedded[name] = embed(network, photos.pixels)
         if repeated:
             output.note(f"{repeated} of the photos are among those the class was learnt from")
-        found = evaluation.tally(checkpoint, embedded, beside_base=False)
+        found = evaluation.tally(checkpoint, embedded.items(), beside_base=False)
         answers.append({**tables.evaluation_json(path, found), "repeated": repeated})
         shown.append((path.stem, found))
     output.data(answers)

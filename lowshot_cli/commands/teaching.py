@@ -76,7 +76,8 @@ def _make_base(
         result = training.train_base(
             config, dataset, state, resume, on_progress, should_stop, ranks
         )
-    novel = [name for name in dataset.class_names if name not in result.checkpoint.meta.classes]
+    known = set(result.checkpoint.meta.classes)
+    novel = [name for name in dataset.class_names if name not in known]
     _finish_base(config, output, path, result, report, novel[0] if novel else None)
     delete_states(state)
 

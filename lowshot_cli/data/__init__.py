@@ -1,7 +1,8 @@
-"""Datasets as uint8 tensors that stay in memory."""
+"""Datasets as uint8 tensors, in memory or mapped from a file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lowshot_cli.cache import DiskCache
@@ -19,6 +21,45 @@ if TYPE_CHECKING:
     from lowshot_cli.config import Config
 
 _DECODED_LIMIT = 20 * 1024**3
+_HASHED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some images of a split, copied out of it only as far as they are looked at.
+
+    So of a split that is mapped from a file, and may be larger than memory, a batch is in memory.
+
+    Attributes:
+        pixels: `(N, 3, S, S)` uint8, the whole split.
+        index: `(n,)` int64 which of its images are meant, in this order.
+    """
+
+    pixels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, places: slice | Tensor) -> Tensor:
+        """A copy `(m, 3, S, S)` of those at these places."""
+        return self.pixels[self.index[places]]
+
+    def part(self, places: slice) -> Picked:
+        """Those at these places, not yet copied."""
+        return Picked(self.pixels, self.index[places])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All of them, `size` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    @property
+    def side(self) -> int:
+        """S in pixels."""
+        return self.pixels.shape[-1]
+
+
+Pixels = Tensor | Picked
 
 
 @dataclass(frozen=True)
@@ -39,12 +80,24 @@ class Images:
 
     def of_class(self, label: int) -> Tensor:
         """Indices `(n,)` int64 of the images of one class, ascending."""
-        return (self.labels == label).nonzero().squeeze(1)
+        return self._members[label] if label < len(self._members) else self.labels[:0]
+
+    @cached_property
+    def _members(self) -> tuple[Tensor, ...]:
+        counts = torch.bincount(self.labels)
+        return self.labels.argsort(stable=True).split(counts.tolist()) if len(counts) else ()
+
+    def picked(self, index: Tensor) -> Picked:
+        """Those with these indices, not yet copied."""
+        return Picked(self.pixels, index)
 
     def digest(self, label: int) -> str:
         """Hex digest of the pixels of one class's images, hashed once."""
         if label not in self.digests:
-            self.digests[label] = digest_of(self.pixels[self.of_class(label)].numpy())
+            digest = blake2b(digest_size=16)
+            for pixels in self.picked(self.of_class(label)).split(_HASHED_AT_ONCE):
+                digest.update(pixels.numpy().data)
+            self.digests[label] = digest.hexdigest()
         return self.digests[label]
 
     def describe(self, index: int) -> str:
@@ -85,18 +138,23 @@ class Dataset:
             digest.update(self.test.digest(label).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Label of each class by name."""
+        return {name: label for label, name in enumerate(self.class_names)}
+
     def label(self, class_name: str) -> int:
         """Label of a class.
 
         Raises:
             UsageError: no such class; the hint names the nearest.
         """
-        if class_name not in self.class_names:
+        if class_name not in self.labels:
             raise UsageError(
                 f"the {self.name} dataset has no class {class_name!r}",
                 did_you_mean(class_name, self.class_names, "`lowshot data classes` lists them"),
             )
-        return self.class_names.index(class_name)
+        return self.labels[class_name]
 
 
 def digest_of(array: npt.NDArray[Any]) -> str:
@@ -112,7 +170,7 @@ def load_dataset(
     Args:
         config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
         image_size: side in pixels that a checkpoint asks for; wins over the config's.
-        on_progress: told about a download.
+        on_progress: told about a download, and about image files that are decoded.
 
     Raises:
         DataError: absent or broken data.
@@ -133,7 +191,8 @@ def load_dataset(
         )
     if config.data_dir is None:
         raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
-    return folder.load(config.data_dir, size or folder.IMAGE_SIZE, image_cache(), config.skip_bad)
+    side = size or folder.IMAGE_SIZE
+    return folder.load(config.data_dir, side, image_cache(), config.skip_bad, on_progress)
 
 
 def image_cache() -> DiskCache:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.data import Dataset, Images
+from lowshot_cli.data import Dataset, Images, Pixels
 from lowshot_cli.data.splits import IntArray
 from lowshot_cli.progress import OnProgress, Progress, silent
 
@@ -29,9 +29,11 @@ SIMILAR = 0.85
 _PROMISING = 0.55
 _SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
 _CHUNK = 500
+# Distances at once, 128 MiB of fp32.
+_MOST_PAIRS = 2**25
 
 
-def thumbnails(pixels: Tensor) -> Tensor:
+def thumbnails(pixels: Pixels) -> Tensor:
     """Images `(N, 3, H, W)` uint8 averaged over areas to `(N, 768)` fp32, pixel values 0..255."""
     small = [F.adaptive_avg_pool2d(_halved(part), _SIDE).flatten(1) for part in pixels.split(1024)]
     return torch.cat(small) if small else torch.empty(0, 3 * _SIDE**2)
@@ -45,7 +47,7 @@ def _halved(pixels: Tensor) -> Tensor:
     return pixels.float()
 
 
-def distances(images: Tensor, others: Tensor) -> Tensor:
+def distances(images: Pixels, others: Pixels) -> Tensor:
     """How far each of `(N, 3, H, W)` uint8 is from the nearest of `(M, 3, H, W)`, `(N,)`.
 
     Root mean square difference of thumbnails in pixel values 0..255; infinite where M is 0.
@@ -54,15 +56,16 @@ def distances(images: Tensor, others: Tensor) -> Tensor:
         return torch.full((len(images),), torch.inf)
     # By a matrix product, which is right to a fraction of a pixel value and several times as fast.
     mode = "use_mm_for_euclid_dist"
-    pairs = torch.cdist(thumbnails(images), thumbnails(others), compute_mode=mode)
-    nearest: Tensor = pairs.amin(1) / (3 * _SIDE**2) ** 0.5
-    return nearest
+    known, nearest = thumbnails(others), []
+    for part in thumbnails(images).split(max(1, _MOST_PAIRS // len(known))):
+        nearest.append(torch.cdist(part, known, compute_mode=mode).amin(1))
+    found: Tensor = torch.cat(nearest) / (3 * _SIDE**2) ** 0.5
+    return found
 
 
 def leaking(dataset: Dataset, label: int) -> IntArray:
     """Positions among a class's training images of those that are test images of it, or nearly."""
-    train = dataset.train.pixels[dataset.train.of_class(label)]
-    test = dataset.test.pixels[dataset.test.of_class(label)]
+    train, test = (part.picked(part.of_class(label)) for part in (dataset.train, dataset.test))
     found: IntArray = np.flatnonzero((distances(train, test) <= NEAR).numpy())
     return found
 

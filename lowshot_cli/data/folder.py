@@ -15,6 +15,7 @@ from lowshot_cli.data import Dataset
 from lowshot_cli.data.sources import SUFFIXES, Photo, Tree, list_photos
 from lowshot_cli.data.store import ByteArray, load_or_decode
 from lowshot_cli.errors import DataError
+from lowshot_cli.progress import OnProgress, silent
 
 IMAGE_SIZE = 64
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
@@ -26,7 +27,11 @@ _Classes = dict[str, list[Photo]]
 
 
 def load(
-    root: Path, image_size: int, cache: DiskCache | None = None, skip_bad: bool = False
+    root: Path,
+    image_size: int,
+    cache: DiskCache | None = None,
+    skip_bad: bool = False,
+    on_progress: OnProgress = silent,
 ) -> Dataset:
     """Load a folder of class folders, or a `.zip` of one.
 
@@ -37,6 +42,7 @@ def load(
         image_size: side in pixels.
         cache: where decoded images are kept for the next time.
         skip_bad: leave unreadable images out instead of refusing them.
+        on_progress: told while images are decoded.
 
     Raises:
         DataError: no such folder, no classes, a class without images, unreadable images.
@@ -54,7 +60,7 @@ def load(
         split: [files.get(name, []) for name in names]
         for split, files in (("train", train_files), ("test", test_files))
     }
-    images, skipped = load_or_decode(root, splits, image_size, decode, cache, skip_bad)
+    images, skipped = load_or_decode(root, splits, image_size, decode, cache, skip_bad, on_progress)
     for label, name in enumerate(names):
         if not len(images["train"].of_class(label)):
             raise DataError(f"no image of class {name!r} can be read", f"look into {root}")
@@ -88,7 +94,11 @@ def _hold_out(classes: _Classes) -> tuple[_Classes, _Classes]:
         if len(files) < 2:
             raise DataError(f"class {name!r} has one image, training and testing need two")
         # By name, so that neither a new class nor a new image moves the others across.
-        keys = {blake2b(f"{name}/{Path(file.name).name}".encode()).digest(): file for file in files}
+        own = [file.name.rpartition("/")[2] for file in files]
+        keys = {
+            blake2b(f"{name}/{last}".encode()).digest(): file
+            for last, file in zip(own, files, strict=True)
+        }
         held = {keys[key].name for key in sorted(keys)[: max(1, round(len(files) * TEST_SHARE))]}
         train[name] = [file for file in files if file.name not in held]
         test[name] = [file for file in files if file.name in held]

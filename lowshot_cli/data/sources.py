@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 from lowshot_cli.errors import DataError
@@ -22,41 +21,35 @@ _MAKE_ANEW = "make it anew from the folder of images"
 _Parts = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Photo:
-    """An image file.
+class Photo(NamedTuple):
+    """An image file. There may be millions, so it is small and quickly made.
 
     Attributes:
         name: its path within the dataset.
-        path: the file, or the archive that it is a member of.
+        path: of the file, or of the archive that it is a member of.
         version: tells this file from others of its name.
         archive: open for reading, None for a file of its own.
         member: its name in the archive.
     """
 
     name: str
-    path: Path
+    path: str
     version: tuple[int, int]
     archive: ZipFile | None = None
     member: str = ""
 
     def open(self) -> IO[bytes]:
         """Open it for reading."""
-        return self.archive.open(self.member) if self.archive else self.path.open("rb")
+        return self.archive.open(self.member) if self.archive else Path(self.path).open("rb")
 
 
 Tree = Mapping[_Parts, list[Photo]]
 
 
-def photo_of(path: Path, root: Path | None = None) -> Photo:
-    """An image file, named relative to `root`."""
-    status = path.stat()
-    name = as_text(str(path.relative_to(root)) if root else str(path))
-    return Photo(name, path, (status.st_size, status.st_mtime_ns))
-
-
 def as_text(name: str) -> str:
     """A name of the file system as text that can be stored: bytes that are no UTF-8 in hex."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -83,8 +76,9 @@ def list_photos(root: Path) -> Tree:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    own = name.rpartition("/")[2]
+    stem, _, suffix = own.rpartition(".")
+    return bool(stem) and f".{suffix.lower()}" in SUFFIXES and not own.startswith(".")
 
 
 def _list_folder(root: Path) -> Tree:
@@ -94,8 +88,15 @@ def _list_folder(root: Path) -> Tree:
         parts = Path(folder).relative_to(root).parts
         below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
         images = sorted(name for name in files if is_image(name))
-        tree[tuple(map(as_text, parts))] = [photo_of(Path(folder) / name, root) for name in images]
+        above = "".join(f"{part}/" for part in parts)
+        tree[tuple(map(as_text, parts))] = [_photo(folder, above, name) for name in images]
     return tree
+
+
+def _photo(folder: str, above: str, name: str) -> Photo:
+    path = f"{folder}{os.sep}{name}"
+    status = os.stat(path)  # noqa: PTH116 - a Path takes several times as long as the call
+    return Photo(as_text(above + name), path, (status.st_size, status.st_mtime_ns))
 
 
 def _list_archive(path: Path) -> Tree:
@@ -112,7 +113,7 @@ def _list_archive(path: Path) -> Tree:
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
         if info.is_dir() or hidden or not is_image(name):
             continue
-        photo = Photo(info.filename, path, (info.file_size, info.CRC), archive, info.filename)
+        photo = Photo(info.filename, str(path), (info.file_size, info.CRC), archive, info.filename)
         tree.setdefault(tuple(parts), []).append(photo)
     # Archives of a folder hold that folder, not its content alone.
     while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:

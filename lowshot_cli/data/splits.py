@@ -78,7 +78,7 @@ def base_classes(
             )
         return tuple(class_order(dataset, split, seed)[:wanted])
     for name in wanted:
-        if name not in dataset.class_names:
+        if name not in dataset.labels:
             raise UsageError(
                 f"the {dataset.name} dataset has no class {name!r}",
                 did_you_mean(name, dataset.class_names),

@@ -21,13 +21,15 @@ from lowshot_cli.data import Images, digest_of
 from lowshot_cli.data.sources import Photo
 from lowshot_cli.errors import DataError
 from lowshot_cli.files import new_array
+from lowshot_cli.progress import OnProgress, Progress, silent
 
 _ABOUT = "about.json"
-_FORMAT = 2
+_FORMAT = 3
 _CHUNK = 64
 _MOST_NAMED = 10
 ByteArray = npt.NDArray[np.uint8]
 ClassFiles = Sequence[Sequence[Photo]]
+Report = Callable[[int], None]
 Decode = Callable[[IO[bytes], int], ByteArray]
 
 
@@ -46,6 +48,7 @@ def load_or_decode(
     decode: Decode,
     cache: DiskCache | None,
     skip_bad: bool = False,
+    on_progress: OnProgress = silent,
 ) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of each split, from the cache where these very files were decoded before.
 
@@ -60,6 +63,7 @@ def load_or_decode(
         decode: maps a file and a side S to its pixels `(3, S, S)` uint8; may raise `DataError`.
         cache: where arrays are kept; None, or one that cannot be written to, keeps them in memory.
         skip_bad: leave out files that cannot be decoded.
+        on_progress: told while files are decoded.
 
     Returns:
         The images of each split, and a line about each file that was left out.
@@ -67,11 +71,12 @@ def load_or_decode(
     Raises:
         DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
     """
-    opened = _from_cache(root, splits, size, decode, cache) if cache is not None else None
+    report = _counting(sum(_shape(files, size)[0] for files in splits.values()), on_progress)
+    opened = _from_cache(root, splits, size, decode, cache, report) if cache is not None else None
     if opened is None:
         arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
         opened = {
-            split: (arrays[split], _decode_into(arrays[split], files, size, decode))
+            split: (arrays[split], _decode_into(arrays[split], files, size, decode, report))
             for split, files in splits.items()
         }
     bad = [f"{n} ({why})" for _, about in opened.values() for n, why in about.bad.items()]
@@ -96,12 +101,29 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
     )
 
 
+def _counting(total: int, on_progress: OnProgress) -> Report:
+    """What is to be told after so many more images."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(Progress("decoding", done, total, milestone=done == total))
+
+    return report
+
+
 def _from_cache(
-    root: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, cache: DiskCache
+    root: Path,
+    splits: Mapping[str, ClassFiles],
+    size: int,
+    decode: Decode,
+    cache: DiskCache,
+    report: Report,
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
     home = cache.folder / _manifest_key(root, splits, size)
     found = _open(home, splits, size)
-    if found is None and _fill(home, splits, size, decode):
+    if found is None and _fill(home, splits, size, decode, report):
         cache.trim(keep=home)
         found = _open(home, splits, size)
     if found is not None:
@@ -118,8 +140,10 @@ def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> st
     digest.update(repr((_FORMAT, str(root.resolve()), size)).encode())
     for split, classes in splits.items():
         for label, files in enumerate(classes):
-            for file in files:
-                digest.update(repr((split, label, file.name, file.version)).encode())
+            digest.update(repr((split, label, len(files))).encode())
+            names = "\0".join([file.name for file in files])
+            digest.update(names.encode("utf-8", "backslashreplace"))
+            digest.update(np.array([file.version for file in files], np.int64).tobytes())
     return digest.hexdigest()
 
 
@@ -140,7 +164,9 @@ def _open(
     return found
 
 
-def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode) -> bool:
+def _fill(
+    home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, report: Report
+) -> bool:
     """Decode into a hidden folder and rename it; False where the cache cannot be written to."""
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +177,7 @@ def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decod
         about = {}
         for split, classes in splits.items():
             array = new_array(temporary / f"{split}.npy", np.uint8, _shape(classes, size))
-            about[split] = asdict(_decode_into(array, classes, size, decode))
+            about[split] = asdict(_decode_into(array, classes, size, decode, report))
             array.flush()
         (temporary / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(home, ignore_errors=True)
@@ -163,22 +189,30 @@ def _fill(home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decod
     return True
 
 
-def _decode_into(array: ByteArray, classes: ClassFiles, size: int, decode: Decode) -> _Decoded:
+def _decode_into(
+    array: ByteArray, classes: ClassFiles, size: int, decode: Decode, report: Report
+) -> _Decoded:
     """Fill `(N, 3, S, S)` in parallel, readable images first."""
     files = [file for group in classes for file in group]
     bad: dict[int, str] = {}
 
-    def fill(start: int) -> None:
-        for place in range(start, min(start + _CHUNK, len(files))):
+    def fill(start: int) -> int:
+        part = range(start, min(start + _CHUNK, len(files)))
+        for place in part:
             try:
                 with files[place].open() as file:
                     array[place] = decode(file, size)
             except (DataError, OSError, NotImplementedError, RuntimeError) as error:
                 bad[place] = getattr(error, "message", str(error))
+        return len(part)
 
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(fill, range(0, len(files), _CHUNK)):
-            pass
+    pool = ThreadPoolExecutor()
+    try:
+        for count in pool.map(fill, range(0, len(files), _CHUNK)):
+            report(count)
+    finally:
+        # Who interrupts does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
     if bad:
         kept = [place for place in range(len(files)) if place not in bad]
         for new, old in enumerate(kept):
@@ -188,16 +222,19 @@ def _decode_into(array: ByteArray, classes: ClassFiles, size: int, decode: Decod
     return _Decoded([digest_of(part) for part in np.split(array[: ends[-1]], ends[:-1])], named)
 
 
-def _readable(classes: ClassFiles, bad: Mapping[str, str]) -> list[list[Photo]]:
+def _readable(classes: ClassFiles, bad: Mapping[str, str]) -> ClassFiles:
+    if not bad:
+        return classes
     return [[file for file in group if file.name not in bad] for group in classes]
 
 
 def _images(classes: ClassFiles, array: ByteArray, about: _Decoded) -> Images:
     groups = _readable(classes, about.bad)
-    labels = [label for label, group in enumerate(groups) for _ in group]
+    counts = torch.tensor([len(group) for group in groups], dtype=torch.int64)
+    labels = torch.arange(len(groups)).repeat_interleave(counts)
     return Images(
         torch.from_numpy(array[: len(labels)]),
-        torch.tensor(labels, dtype=torch.int64),
+        labels,
         tuple(file.name for group in groups for file in group),
         dict(enumerate(about.digests)),
     )
