@@ -189,6 +189,12 @@ _NOT_CONFIG = (
     "format",
     "check",
     "dry_run",
+    "class_order_seeds",
+    "backbones",
+    "executor",
+    "ray_address",
+    "gpus_per_worker",
+    "threads",
 )
 
 

@@ -23,3 +23,4 @@ FreezeBase = Literal["always", "alternate", "never"]
 # Checkpoints of a work folder, each made from the one before.
 CHAIN = ("base", "imprinted", "finetuned")
 ExportFormat = Literal["onnx", "torch", "all"]
+Executor = Literal["local", "ray"]

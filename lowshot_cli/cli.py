@@ -6,6 +6,7 @@ import typer
 
 from lowshot_cli import options as o
 from lowshot_cli import options_models as m
+from lowshot_cli import options_sweep as w
 from lowshot_cli.app import app, begin, open_standard_streams
 from lowshot_cli.commands.launch import hush
 
@@ -183,15 +184,21 @@ def evaluate(
 @app.command("sweep")
 def sweep(
     ctx: typer.Context,
-    trials: o.Trials = None,
-    shots: o.ShotList = None,
-    novel: o.Novel = None,
-    methods: o.Methods = None,
-    ways: o.Ways = None,
+    trials: w.Trials = None,
+    shots: w.ShotList = None,
+    novel: w.Novel = None,
+    methods: w.Methods = None,
+    ways: w.Ways = None,
     max_forgetting: o.MaxForgetting = None,
-    drop_duplicates: o.DropDuplicates = None,
-    save_models: o.SaveModels = False,
-    resume: o.ResumeSweep = None,
+    drop_duplicates: w.DropDuplicates = None,
+    class_order_seeds: w.ClassOrderSeeds = None,
+    backbones: w.Backbones = None,
+    save_models: w.SaveModels = False,
+    resume: w.ResumeSweep = None,
+    executor: w.Executor = "local",
+    ray_address: w.RayAddress = None,
+    gpus_per_worker: w.GpusPerWorker = 0.0,
+    threads: w.Threads = None,
     checkpoint: o.CheckpointFile = None,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
@@ -211,14 +218,24 @@ def sweep(
     Example: lowshot sweep --trials 20
 
     Example: lowshot sweep --novel 10 --shots 1,5 --method imprint,whitened
+
+    Example: lowshot sweep --executor ray --class-order-seeds 0,1,2
     """
     if resume is not None and config is None:
         ctx.params["config"] = resume / "config.yaml"
     settings, output = begin(ctx, "sweep")
-    from lowshot_cli.commands import measuring, planning
+    from lowshot_cli.commands import measuring, planning, several
+    from lowshot_cli.commands.workers import Workers
 
-    run = planning.sweep if dry_run else measuring.sweep
-    run(settings, output, checkpoint, resume, save_models)
+    workers = Workers(executor, ray_address, gpus_per_worker, threads)
+    if class_order_seeds or backbones:
+        several.sweep(
+            settings, output, class_order_seeds, backbones, checkpoint, resume, dry_run, workers
+        )
+    elif dry_run:
+        planning.sweep(settings, output, checkpoint, resume, save_models)
+    else:
+        measuring.sweep(settings, output, checkpoint, resume, save_models, workers)
 
 
 # Importing them adds their commands to the app, after those above.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import CALIBRATION
 from lowshot_cli.config import Config
 from lowshot_cli.data.splits import hash_keys, split_holdout
@@ -31,7 +32,7 @@ def score_full_trial(
     Args:
         tile: with a single trial.
         materials: of the sweep.
-        config: `seed` and `finetune`.
+        config: `seed`, `device` and `finetune`.
         budget: forgetting budget in points that sets the bias; None for bias 0.
         on_progress: told after each step.
 
@@ -44,7 +45,7 @@ def score_full_trial(
         dataset.train.of_class(label)[torch.from_numpy(positions)].tolist()
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
-    network = checkpoint.network()
+    network = checkpoint.network(pick_device(config.device))
     start = rows_of("whitened", gather(materials.train, tile), checkpoint)[0]
     proxies = finetune_full(
         network,

@@ -18,8 +18,6 @@ _backbone = partial(Option, rich_help_panel="Backbone")
 _training = partial(Option, rich_help_panel="Training")
 _new = partial(Option, rich_help_panel="New classes")
 _rebuild = partial(Option, rich_help_panel="A trial of a sweep")
-_trials = partial(Option, rich_help_panel="Which trials")
-_run = partial(Option, rich_help_panel="Run folder")
 _bias = partial(Option, rich_help_panel="Operating point")
 _checkpoint = partial(Option, rich_help_panel="Checkpoints")
 
@@ -285,56 +283,6 @@ FinetuneRate = Annotated[
     _training("--lr", help="Learning rate of --scope full.", show_default="0.001"),
 ]
 
-Trials = Annotated[
-    Optional[int],
-    _trials("--trials", help="Trials of each class and number of shots.", show_default="20"),
-]
-ShotList = Annotated[
-    Optional[str],
-    _trials(
-        "--shots",
-        help="Numbers of support images, with commas between.",
-        show_default="1,5,10,20",
-    ),
-]
-Novel = Annotated[
-    Optional[str],
-    _trials(
-        "--novel",
-        help="Novel classes: `all`, a number to sample, or names, such as apple,bus.",
-        show_default="all",
-    ),
-]
-Methods = Annotated[
-    Optional[str],
-    _trials(
-        "--method",
-        help="Methods, with commas between.",
-        show_default="imprint,random,whitened,finetune-head",
-        autocompletion=completion.sweep_methods,
-    ),
-]
-Ways = Annotated[
-    Optional[int],
-    _trials("--ways", help="Novel classes added together.", show_default="1"),
-]
-DropDuplicates = Annotated[
-    Optional[bool],
-    _trials(
-        "--drop-duplicates",
-        help="Leave out test images that resemble a training image.",
-        show_default=False,
-    ),
-]
-SaveModels = Annotated[bool, _run("--save-models", help="Keep every trial's rows and bias.")]
-ResumeSweep = Annotated[
-    Optional[Path],
-    _run(
-        "--resume",
-        help="Go on with this folder, such as runs/sweep-20250131-120000.",
-        show_default="none",
-    ),
-]
 Version = Annotated[bool, Option("--version", help="Print the version and stop.", is_eager=True)]
 
 __all__ = [name for name in dir() if name[0].isupper() and name not in ("Literal", "Path")]

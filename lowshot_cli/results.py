@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -189,6 +190,36 @@ class Tally:
         return cell.swallowed / np.maximum(cell.counts, 1)[:, None]
 
 
+def over_bases(found: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What sweeps of several base models add up to: cells with intervals over base models.
+
+    Args:
+        found: per base model its backbone, and the summary of its sweep.
+
+    Returns:
+        One entry per backbone, method and number of shots, with the mean of each metric over the
+        base models' means, their standard deviation and Student's t interval; the last two are None
+        for a single base model.
+    """
+    alike: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for backbone, summary in found:
+        for cell in summary["cells"]:
+            alike.setdefault((backbone, cell["method"], cell["shots"]), []).append(cell)
+    entries = []
+    for (backbone, method, shots), cells in alike.items():
+        entry = {"backbone": backbone, "method": method, "shots": shots, "n_bases": len(cells)}
+        for name in METRICS:
+            means = np.array([cell[name]["mean"] for cell in cells])
+            interval = t_interval(means)
+            entry[name] = {
+                "mean": float(means.mean()),
+                "std": float(means.std(ddof=1)) if interval else None,
+                "ci95": list(interval) if interval else None,
+            }
+        entries.append(entry)
+    return entries
+
+
 def as_json(summary: Summary) -> dict[str, Any]:
     """A summary as in the `--json` contract."""
     return {
@@ -199,6 +230,19 @@ def as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
+def rows_text(rows: Rows, tally: Tally) -> str:
+    """Rows as lines of `results.csv`."""
+    names = [tally.group_names[group] for group in rows.groups.tolist()]
+    swallowers = [tally.base_names[base] for base in rows.swallower.tolist()]
+    columns = [rows.metrics[name].tolist() for name in METRICS]
+    columns += [rows.bias.tolist(), swallowers, rows.swallowed.tolist()]
+    values = zip(names, rows.trials.tolist(), *columns, strict=True)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows((rows.method, rows.shots, *row) for row in values)
+    return text.getvalue()
+
+
 class RowFile:
     """`results.csv`: one row per trial, flushed after each piece of work."""
 
@@ -206,19 +250,15 @@ class RowFile:
         self.tally = tally
         fresh = not path.exists() or path.stat().st_size == 0
         self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file, lineterminator="\n")
         if fresh:
-            self._writer.writerow(COLUMNS)
-            self._file.flush()
+            self._write(",".join(COLUMNS) + "\n")
 
     def append(self, rows: Rows) -> None:
         """Write rows in one go."""
-        names = [self.tally.group_names[group] for group in rows.groups.tolist()]
-        swallowers = [self.tally.base_names[base] for base in rows.swallower.tolist()]
-        columns = [rows.metrics[name].tolist() for name in METRICS]
-        columns += [rows.bias.tolist(), swallowers, rows.swallowed.tolist()]
-        values = zip(names, rows.trials.tolist(), *columns, strict=True)
-        self._writer.writerows((rows.method, rows.shots, *row) for row in values)
+        self._write(rows_text(rows, self.tally))
+
+    def _write(self, text: str) -> None:
+        self._file.write(text)
         self._file.flush()
 
     def close(self) -> None:
@@ -262,7 +302,7 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
                 rows = list(islice(reader, size))
                 if len(rows) < size or len(rows[-1]) < len(COLUMNS):
                     break
-                tally.add(_parse(rows, tally))
+                tally.add(parse_rows(rows, tally))
                 finished, end = finished + 1, consumed
         except (ValueError, csv.Error) as error:
             raise DataError(
@@ -273,7 +313,7 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
     return finished
 
 
-def _parse(rows: Sequence[Sequence[str]], tally: Tally) -> Rows:
+def parse_rows(rows: Sequence[Sequence[str]], tally: Tally) -> Rows:
     """The rows of one piece of work, which share method and number of shots."""
     method, shots, names, trials, *numbers, bias, swallowers, swallowed = zip(*rows, strict=True)
     if len(set(method)) > 1 or len(set(shots)) > 1:

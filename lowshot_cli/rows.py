@@ -92,6 +92,15 @@ def sweep_rows(summary: dict[str, Any]) -> Cells:
     ]
 
 
+def over_bases_rows(cells: Sequence[dict[str, Any]]) -> Cells:
+    """One row per method and number of shots, with intervals over base models."""
+    metrics = ("novel_accuracy", "ncr_at_2", "base_accuracy", "harmonic_mean", "forgetting")
+    return [
+        ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
+        *([c["method"], str(c["shots"]), *(with_interval(c[n]) for n in metrics)] for c in cells),
+    ]
+
+
 def session_rows(summary: dict[str, Any]) -> Cells:
     """What the model of a sequence reaches after its last session."""
     metrics = ("global_accuracy", "base_accuracy", "novel_accuracy", "harmonic_mean", "forgetting")

@@ -7,7 +7,7 @@ import itertools
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,11 @@ from lowshot_cli.locks import locked
 from lowshot_cli.machine import hardware, versions
 from lowshot_cli.materials import Materials, make_tile, prepare
 from lowshot_cli.plan import Piece, Plan, make_plan
-from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
-from lowshot_cli.results import RowFile, Tally, count_in
+from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
+from lowshot_cli.results import RowFile, Rows, Tally, count_in
 from lowshot_cli.teach import from_trial
-from lowshot_cli.trials import Outcome, run
+from lowshot_cli.trials import Executor, Outcome, run
+from lowshot_cli.turns import Turns
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
 CONFIG, ABOUT = "config.yaml", "run.json"
@@ -92,6 +93,8 @@ def sweep(
     save_models: bool = False,
     on_progress: OnProgress = silent,
     should_stop: ShouldStop = never,
+    executor: Executor = run,
+    threads: int | None = None,
 ) -> SweepResult:
     """Run all trials of a sweep and write its run folder.
 
@@ -105,6 +108,9 @@ def sweep(
         save_models: keep each trial's rows and bias in `models.npy`.
         on_progress: told about embedding and trials.
         should_stop: asked after each piece of work.
+        executor: works off the trials.
+        threads: of PyTorch in each process that runs trials; None for as many as in this one. A
+            resumed sweep has as many as it began with.
 
     Raises:
         Interrupted: `should_stop` said so; the rows so far are on disk.
@@ -117,31 +123,40 @@ def sweep(
     if config.sweep.drop_duplicates:
         dataset = without_lookalikes(dataset, on_progress)
     run_dir.mkdir(parents=True, exist_ok=True)
+    threads = threads or torch.get_num_threads()
     if resume:
-        save_models = bool(_about(run_dir, checkpoint).get("models"))
+        before = _about(run_dir, checkpoint)
+        save_models, threads = bool(before.get("models")), before.get("threads", threads)
     tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
-    sizes = (piece.stop - piece.start for piece in plan.pieces())
-    skip = count_in(path, tally, sizes) if resume else 0
-    write_text(run_dir / CONFIG, config.to_yaml())
-    about = {"base": checkpoint.digest, "models": save_models, "versions": versions()}
-    write_text(run_dir / ABOUT, json.dumps(about))
+    sizes = [piece.stop - piece.start for piece in plan.pieces()]
+    turns = Turns(run_dir, tally, sizes, count_in(path, tally, sizes) if resume else 0)
+    _describe(run_dir, config, checkpoint, save_models, threads)
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
     size = checkpoint.head.size
-    models = _open_models(run_dir, plan, size, "r+" if skip else "w+") if save_models else None
-    file, before = RowFile(path, tally), tally.n_rows
+    begun = turns.turn or turns.waiting
+    models = _open_models(run_dir, plan, size, "r+" if begun else "w+") if save_models else None
+    firsts = [0, *itertools.accumulate(sizes)]
+    done = known = tally.n_rows + sum(sizes[number] for number in turns.waiting)
+    file = RowFile(path, tally)
     going_on = f"`lowshot sweep --resume {shlex.quote(str(run_dir))}` goes on"
+    through = {*range(turns.turn), *turns.waiting}
+    work = ((n, piece) for n, piece in enumerate(plan.pieces()) if n not in through)
     try:
-        for outcome in run(plan, materials, config, skip, on_progress, should_stop):
+        _write(turns.due(), file, tally)
+        outcomes = executor(work, plan, materials, config, threads, on_progress, should_stop)
+        for number, outcome in outcomes:
             if models is not None:
-                _keep(models, tally.n_rows, outcome)
-            file.append(outcome.rows)
-            tally.add(outcome.rows)
+                _keep(models, firsts[number], outcome)
+            _write(turns.arrive(number, outcome.rows), file, tally)
+            done += sizes[number]
+            milestone = done == plan.n_rows
+            on_progress(Progress("trials", done, plan.n_rows, "trials", milestone=milestone))
     except OSError as error:
         reason = error.strerror or str(error)
         raise LowshotError(
-            f"cannot write to {run_dir}: {reason}; its {tally.n_rows:,} trials are whole",
+            f"cannot write to {run_dir}: {reason}; its {done:,} trials are whole",
             f"free some space, then {going_on}",
         ) from None
     finally:
@@ -149,7 +164,7 @@ def sweep(
     finished = time.perf_counter()
     if tally.n_rows < plan.n_rows:
         raise Interrupted(
-            f"stopped after {tally.n_rows:,} of {plan.n_rows:,} trials, nothing is lost",
+            f"stopped after {done:,} of {plan.n_rows:,} trials, nothing is lost",
             going_on,
         )
     summary = {
@@ -160,7 +175,7 @@ def sweep(
         "timing": {
             "embed_seconds": embedded - started,
             "trials_seconds": finished - embedded,
-            "trials_per_second": (tally.n_rows - before) / max(finished - embedded, 1e-9),
+            "trials_per_second": (done - known) / max(finished - embedded, 1e-9),
         },
         "run_dir": str(run_dir),
         "versions": versions(),
@@ -170,6 +185,12 @@ def sweep(
     write_text(run_dir / SUMMARY, text)
     findings = find(plan, materials, config, tally, summary.get("classes", []))
     return SweepResult(summary, tally.n_rows, findings)
+
+
+def _write(due: Iterable[Rows], file: RowFile, tally: Tally) -> None:
+    for rows in due:
+        file.append(rows)
+        tally.add(rows)
 
 
 def _check_saveable(plan: Plan) -> None:
@@ -205,6 +226,15 @@ def _with_supports(entry: dict[str, Any], plan: Plan, materials: Materials) -> d
         for found, chosen in zip(supports.values(), drawn, strict=True):
             found.append(index[torch.from_numpy(chosen)].tolist())
     return {**entry, **supports}
+
+
+def _describe(
+    run_dir: Path, config: Config, base: Checkpoint, save_models: bool, threads: int
+) -> None:
+    """Write down what makes a run what it is, for those who resume or rebuild it."""
+    write_text(run_dir / CONFIG, config.to_yaml())
+    about = {"base": base.digest, "models": save_models, "threads": threads}
+    write_text(run_dir / ABOUT, json.dumps({**about, "versions": versions()}))
 
 
 def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:

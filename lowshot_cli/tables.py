@@ -215,3 +215,23 @@ def show_sweep(output: Output, summary: dict[str, Any]) -> None:
     columns, *hardest = rows.hardest_rows(summary, _HARDEST)
     title = f"hardest classes for {last['method']} with {last['shots']} shots"
     output.table(columns, hardest, title=title)
+
+
+def show_over_bases(output: Output, summary: dict[str, Any]) -> None:
+    """The base models that were swept, and per backbone what their sweeps add up to."""
+    models = [
+        [
+            one["name"],
+            one["backbone"],
+            one["class_order_seed"],
+            percent(one["base_accuracy_before"]),
+        ]
+        for one in summary["base_models"]
+    ]
+    output.table(["base model", "backbone", "class order", "base %"], models, title="base models")
+    for backbone in dict.fromkeys(cell["backbone"] for cell in summary["cells"]):
+        cells = [cell for cell in summary["cells"] if cell["backbone"] == backbone]
+        columns, *found = rows.over_bases_rows(cells)
+        n = cells[0]["n_bases"]
+        title = f"{backbone}, mean over {n} base model{'s' * (n != 1)}"
+        output.table(columns, found, title=title, caption="95 % intervals over base models")

@@ -7,7 +7,7 @@ and the data, and not on which other trials were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from lowshot_cli.imprint import budget_of, cluster_means, operating_bias
 from lowshot_cli.materials import Materials, Tile, gather, make_tile
 from lowshot_cli.model import widened
 from lowshot_cli.plan import TILE, Piece, Plan
-from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
+from lowshot_cli.progress import OnProgress, ShouldStop
 from lowshot_cli.results import Rows
 from lowshot_cli.teach import rows_of
 
@@ -46,35 +46,42 @@ class Outcome:
     proxies: Tensor | None
 
 
+Work = Iterable[tuple[int, Piece]]
+Outcomes = Iterator[tuple[int, Outcome]]
+# What works off pieces: `run` here, or one that hands them to other processes, which may come back
+# in another order.
+Executor = Callable[[Work, Plan, Materials, Config, int, OnProgress, ShouldStop], Outcomes]
+
+
 def run(
+    work: Work,
     plan: Plan,
     materials: Materials,
     config: Config,
-    skip: int = 0,
-    on_progress: OnProgress = silent,
-    should_stop: ShouldStop = never,
-) -> Iterator[Outcome]:
-    """Work off the plan, one piece after the other.
+    threads: int,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+) -> Outcomes:
+    """Work off pieces in this process, one after the other.
 
     Args:
-        plan: what to do.
+        work: pieces with their numbers in the plan.
+        plan: of the sweep.
         materials: from `prepare`.
         config: `seed`, `finetune` and `sweep`.
-        skip: pieces that are done already.
-        on_progress: told after each piece.
+        threads: of PyTorch; the last digits of rows depend on it.
+        on_progress: told about the steps of long pieces.
         should_stop: asked after each piece; ends the iteration.
     """
-    done = 0
-    for number, piece in enumerate(plan.pieces()):
-        if number >= skip:
-            yield run_piece(piece, plan, materials, config, on_progress)
-        done += piece.stop - piece.start
-        if number >= skip:
-            on_progress(
-                Progress("trials", done, plan.n_rows, "trials", milestone=done == plan.n_rows)
-            )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number, piece in work:
+            yield number, run_piece(piece, plan, materials, config, on_progress)
             if should_stop():
                 return
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_piece(

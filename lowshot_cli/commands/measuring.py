@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from lowshot_cli import chain, tables
 from lowshot_cli import checkpoint_file as ckpt
@@ -26,13 +26,16 @@ from lowshot_cli.commands.common import (
 )
 from lowshot_cli.commands.reporting import report_evaluation, report_sweep
 from lowshot_cli.commands.teaching import make_base_for_sweep
+from lowshot_cli.commands.workers import Workers
 from lowshot_cli.config import Config, difference
 from lowshot_cli.config_file import load_config
+from lowshot_cli.data import Dataset
 from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_writable
 from lowshot_cli.output import Output
 from lowshot_cli.teach import repeats_of
+from lowshot_cli.trials import Executor
 
 
 def evaluate(
@@ -120,11 +123,13 @@ def sweep(
     source: Path | None,
     resume: Path | None,
     save_models: bool,
+    workers: Workers,
 ) -> None:
     """Run a sweep and write its run folder; train the base model first if the config says how."""
-    if resume is not None and save_models:
+    if resume is not None and (save_models or workers.threads):
         raise UsageError(
-            "--save-models is decided when a sweep begins", "leave it out, the run knows it"
+            "--save-models and --threads are decided when a sweep begins",
+            "leave them out, the run knows them",
         )
     base_path = source or chain.chain_path(config.workdir, "base")
     if not base_path.exists() and "train_base" in config.model_fields_set:
@@ -138,6 +143,44 @@ def sweep(
     if resume is not None:
         _check_resumed(resume, config)
     dataset = dataset_of(base, config, output)
+    with workers.open(output) as executor:
+        done = run_sweep(
+            config, output, base, dataset, resume, save_models, executor, workers.threads_each
+        )
+    output.data(done.summary)
+    show = tables.show_sessions if "sessions" in done.summary else tables.show_sweep
+    show(output, done.summary)
+    if config.sweep.drop_duplicates:
+        output.line(
+            f"without {done.summary['dropped_duplicates']:,} test images that resemble a "
+            "training image"
+        )
+    then = None
+    if save_models and config.sweep.methods[0] in get_args(ImprintMethod):
+        typed = ("--from-run", done.summary["run_dir"], "--trial", "0")
+        then = following(config, base_path, "imprint", *typed)
+    output.finish(done.written, then)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished sweep: its summary as in the `--json` contract, and the files to name."""
+
+    summary: dict[str, Any]
+    written: list[Path]
+
+
+def run_sweep(
+    config: Config,
+    output: Output,
+    base: Checkpoint,
+    dataset: Dataset,
+    resume: Path | None,
+    save_models: bool,
+    executor: Executor,
+    threads: int | None,
+) -> Done:
+    """Run a sweep of one base model into a run folder, with its report."""
     ensure_writable(config.workdir)
     with (
         sweeping.run_folder(config.workdir, resume) as run_dir,
@@ -155,21 +198,12 @@ def sweep(
             save_models,
             on_progress,
             should_stop,
+            executor,
+            threads,
         )
         drawn = report_sweep(result, base, config, output, run_dir)
-    output.data(result.summary)
-    show = tables.show_sessions if "sessions" in result.summary else tables.show_sweep
-    show(output, result.summary)
-    if config.sweep.drop_duplicates:
-        output.line(
-            f"without {result.summary['dropped_duplicates']:,} test images that resemble a "
-            "training image"
-        )
-    then = None
-    if save_models and config.sweep.methods[0] in get_args(ImprintMethod):
-        typed = ("--from-run", str(run_dir), "--trial", "0")
-        then = following(config, base_path, "imprint", *typed)
-    output.finish([run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn], then)
+    written = [run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn]
+    return Done(result.summary, written)
 
 
 def check_split(base: Checkpoint, path: Path, config: Config) -> None:

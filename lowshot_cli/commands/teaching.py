@@ -45,7 +45,7 @@ def train_base(
         with joined(config.device) as ranks, owned(config, output, path, overwrite, ranks):
             _make_base(config, output, path, resume, report=True, ranks=ranks)
     except RankLost as lost:
-        if not _state_path(path).exists():
+        if not state_path(path).exists():
             lost.hint = "no epoch had ended, so start again"
         raise
 
@@ -54,10 +54,11 @@ def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
     ensure_writable(path.parent)
     with locked(path.parent), logged(output, config, path):
-        _make_base(config, output, path, _state_path(path).exists(), report=False)
+        _make_base(config, output, path, state_path(path).exists(), report=False)
 
 
-def _state_path(path: Path) -> Path:
+def state_path(path: Path) -> Path:
+    """Where the training state of a base model lies, beside its checkpoint."""
     return path.with_suffix(".state.safetensors")
 
 
@@ -66,19 +67,19 @@ def _make_base(
 ) -> None:
     if config.dataset == "none":
         _fetch_weights(config, output, resume)
-        _finish_base(config, output, path, adopt_without_data(config), report, None)
+        finish_base(config, output, path, adopt_without_data(config), report, None)
         return
     with ranks.first_here():
         _fetch_weights(config, output, resume)
         dataset = load(config, output, weights.photo_side(config))
-    state = _state_path(path)
+    state = state_path(path)
     with stopping(ranks) as should_stop, output.progress() as on_progress:
         result = training.train_base(
             config, dataset, state, resume, on_progress, should_stop, ranks
         )
     known = set(result.checkpoint.meta.classes)
     novel = [name for name in dataset.class_names if name not in known]
-    _finish_base(config, output, path, result, report, novel[0] if novel else None)
+    finish_base(config, output, path, result, report, novel[0] if novel else None)
     delete_states(state)
 
 
@@ -88,7 +89,7 @@ def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
         weights.read_weights(config.train_base, show_progress=not output.quiet)
 
 
-def _finish_base(
+def finish_base(
     config: Config,
     output: Output,
     path: Path,
@@ -96,6 +97,16 @@ def _finish_base(
     report: bool,
     novel: str | None,
 ) -> None:
+    """Write a base model; tell of it where that is what was asked for.
+
+    Args:
+        config: it was trained with.
+        output: told what was written.
+        path: of the checkpoint.
+        result: of the training.
+        report: whether to show results and what comes next.
+        novel: a class that could be added next.
+    """
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
         output.note(note)
