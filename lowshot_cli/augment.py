@@ -39,7 +39,7 @@ def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
     rows = _reflect(shifts[:, :1] + torch.arange(height), height)
     columns = _reflect(shifts[:, 1:] + torch.arange(width), width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    index = (rows * width)[:, :, None] + columns[:, None, :]
+    index = ((rows * width)[:, :, None] + columns[:, None, :]).to(pixels.device)
     flat = pixels.reshape(batch, 3, height * width)
     gathered = flat.gather(2, index.view(batch, 1, -1).expand(batch, 3, height * width))
     return gathered.view_as(pixels)

@@ -148,6 +148,7 @@ class _Run:
         self.step, self.seconds, self.holdout_accuracy = 0, 0.0, 0.0
         self.device = trainee.network.device
         self.dtype = pick_dtype(self.options.precision, self.device, ranks)
+        self.images = task.fit.on(self.device)
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
         self.model = ranks.parallel(trainee)
@@ -221,7 +222,7 @@ class _Run:
             partners = torch.randperm(size, generator=generator)
         own = torch.arange(size)[self.ranks.part]
         rows, others = with_partners(own, partners)
-        pixels = shift_and_mirror(task.fit[batch[rows]], shifts[rows], mirrored[rows])
+        pixels = shift_and_mirror(self.images[batch[rows]], shifts[rows], mirrored[rows])
         images = task.normalisation.apply(pixels, self.device)
         images = images.masked_fill(holes[rows].to(self.device), 0.0)
         labels = task.fit_labels[batch[rows]].to(self.device)

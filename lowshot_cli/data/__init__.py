@@ -53,6 +53,13 @@ class Picked:
         """All of them, `size` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
+    def on(self, device: torch.device) -> Picked:
+        """Those on a GPU, copied there once, if they fill no more than half of its free memory."""
+        size = len(self) * self.pixels[:1].numel()
+        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        return Picked(self[:].to(device), torch.arange(len(self), device=device))
+
     @property
     def side(self) -> int:
         """S in pixels."""
