@@ -21,7 +21,7 @@ from lowshot_cli.model import EmbeddingNetwork, Head, Normalisation, nearest_row
 # What sets the bias must not also shape rows, so the hold-out is halved image by image.
 SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
 # More of them than this take longer than everything else that adding a class takes.
-_MANY_COSINES = 2**28
+_MANY_COSINES = 2**26
 _Item = TypeVar("_Item")
 
 

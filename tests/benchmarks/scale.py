@@ -46,7 +46,7 @@ from lowshot_cli.teach import rows_of, set_bias
 from lowshot_cli.version import __version__
 
 SIDE, MOST_CLASSES, MOST_BASE = 32, 1000, 200
-SIZE, QUERIES = 512, 10_000
+SIZE, QUERIES, MOST_HELD = 512, 10_000, 10_000
 Facts = dict[str, float]
 Made = TypeVar("Made")
 
@@ -146,11 +146,15 @@ def of_images(count: int, place: Path) -> Facts:
         return facts
 
 
-def random_head(n_classes: int, holdout: int = 2, size: int = SIZE) -> Checkpoint:
-    """A model whose base classes are random directions, with a few hold-out images about each."""
+def random_head(n_classes: int, holdout: int = 4, size: int = SIZE) -> Checkpoint:
+    """A model whose base classes are random directions, with a few hold-out images about them.
+
+    There are none of classes after the first 10,000, as comparing them all with all rows once, when
+    the model is made, is the one thing that costs with the square of the classes.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(n_classes, size, generator=generator), dim=1)
-    labels = torch.arange(n_classes).repeat_interleave(holdout)
+    labels = torch.arange(min(n_classes, MOST_HELD)).repeat_interleave(holdout)
     config, backbone = Config(dataset="none"), build_backbone("resnet9", 4, size, SIDE, None)
     return Checkpoint(
         Meta(
