@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,21 +76,33 @@ def on_ray(address: str | None = None, gpus: float = 0.0) -> Iterator[Executor]:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    own = {} if address else {"include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.CRITICAL,
-            **own,
-        )
+        if address is None:
+            ray.init("local", include_dashboard=False, **quiet)
+            return
+        if address != "auto":
+            _reach(address)
+        ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         place = f"no Ray cluster at {address}" if address else "cannot start Ray"
         raise LowshotError(
             f"{place}: {reason}", "`ray start --head` starts one, `ray status` looks at it"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """See at once whether anybody answers, which takes Ray minutes.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: it is no host with a port.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("should be HOST:PORT or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,8 @@ def train_bases(
 
     # As many as training in this process would use, so that the bytes are the same.
     needs = _Needs(min(torch.get_num_threads(), _largest(ray, "CPU")), gpus)
-    stored = {id(dataset): _put(ray, dataset) for _, dataset in tasks}
+    distinct = {id(dataset): dataset for _, dataset in tasks}
+    stored = {key: _put(ray, dataset) for key, dataset in distinct.items()}
     calls = (
         partial(needs.start, ray, _train, number, config, stored[id(dataset)], needs.threads)
         for number, (config, dataset) in enumerate(tasks)

@@ -97,6 +97,15 @@ def processes_below(pid: int) -> dict[int, str]:
     return {child: commands[child] for child in below}
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting for its parent to look."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 def busy_workers(pid: int) -> list[int]:
     """Ray's workers below a process that are at a task."""
     return [child for child, line in processes_below(pid).items() if line.startswith("ray::_")]
@@ -274,6 +283,15 @@ def test_what_cannot_be_is_said_in_one_line(
     assert complaint in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("127.0.0.1:1", "Connection refused"), ("head", "should be HOST:PORT or auto")],
+)
+def test_a_cluster_that_is_not_there_is_said_so_at_once(address: str, reason: str) -> None:
+    with pytest.raises(LowshotError, match=f"no Ray cluster at {address}: .*{reason}"):
+        cluster._connect(ray, address)
+
+
 def test_without_ray_the_command_that_installs_it_is_named(
     small: Path, lowshot: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +360,8 @@ def test_a_killed_driver_leaves_no_process_and_no_finished_work_is_done_again(
     assert any("raylet" in line for line in below.values())
     process.kill()
     process.wait()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    # Two helpers of Ray look a minute or two for the rest before they end as well.
+    wait_until(lambda: not any(is_running(pid) for pid in below), 240)
     finished = _finished_pieces(folder)
     assert 1 < finished < 13
     assert _resumed(lowshot, small, folder, monkeypatch) == 13 - finished
@@ -363,7 +382,7 @@ def test_ctrl_c_ends_command_and_cluster_and_says_how_to_go_on(
     assert out == ""
     assert f"--resume {folder}` goes on" in err
     assert "Traceback" not in err
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    wait_until(lambda: not any(is_running(pid) for pid in below))
     finished = _finished_pieces(folder)
     assert f"stopped after {12 + finished - 1} of 24 trials" in err
     assert _resumed(lowshot, small, folder, monkeypatch) == 13 - finished

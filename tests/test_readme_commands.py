@@ -31,6 +31,11 @@ CLASSES = {"apple": "omega", "clock": "Z", "whale": "T", "wolf": "phi"}
 ELSEWHERE = {
     "lowshot train-base --dataset folder --data-dir photos --backbone torchvision:resnet50 "
     "--weights model.pth --epochs 0": "tests/test_adopt.py",
+    "lowshot sweep --executor ray": "tests/test_cluster.py",
+    "lowshot sweep --executor ray --ray-address 10.0.0.1:6379 --gpus-per-worker 0.5": (
+        "tests/test_cluster.py"
+    ),
+    "lowshot sweep --executor ray --class-order-seeds 0,1,2": "tests/test_cluster.py",
 }
 SHORTER = {"epochs: 8": "epochs: 1", "trials: 10": "trials: 1", "novel: 30": "novel: 3"}
 
