@@ -44,7 +44,9 @@ COMMON = {
 }
 # Numbers of these options count nothing.
 UNITLESS = {"--seed", "--class-order-seed", "--lr", "--backbone-lr", "--novel-weight", "--at-least"}
-UNITS = "pixels|percent|points|images|epochs|steps|channels|dimensions|classes|trials|row"
+UNITS = (
+    "pixels|percent|gpus|threads|points|images|epochs|steps|channels|dimensions|classes|trials|row"
+)
 # One of these in the list of modules would be seconds of waiting.
 HEAVY = {"torch", "torchvision", "scipy", "matplotlib"}
 
