@@ -48,7 +48,7 @@ UNITS = (
     "pixels|percent|gpus|threads|points|images|epochs|steps|channels|dimensions|classes|trials|row"
 )
 # One of these in the list of modules would be seconds of waiting.
-HEAVY = {"torch", "torchvision", "scipy", "matplotlib"}
+HEAVY = {"ray", "torch", "torchvision", "scipy", "matplotlib"}
 
 
 def _run(
