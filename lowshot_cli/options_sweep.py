@@ -96,7 +96,7 @@ RayAddress = Annotated[
 ]
 GpusPerWorker = Annotated[
     float,
-    _workers("--gpus-per-worker", help="Share of a GPU for each worker of Ray, such as 0.5."),
+    _workers("--gpus-per-worker", help="GPUs for each worker of Ray, such as 0.5."),
 ]
 Threads = Annotated[
     int | None,

@@ -45,10 +45,10 @@ COMMON = {
 # Numbers of these options count nothing.
 UNITLESS = {"--seed", "--class-order-seed", "--lr", "--backbone-lr", "--novel-weight", "--at-least"}
 UNITS = (
-    "pixels|percent|points|images|epochs|steps|channels|dimensions|classes|trials|row|threads|GPU"
+    "pixels|percent|gpus|threads|points|images|epochs|steps|channels|dimensions|classes|trials|row"
 )
 # One of these in the list of modules would be seconds of waiting.
-HEAVY = {"torch", "torchvision", "scipy", "matplotlib"}
+HEAVY = {"ray", "torch", "torchvision", "scipy", "matplotlib"}
 
 
 def _run(
