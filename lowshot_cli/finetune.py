@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 from lowshot_cli.config import FinetuneConfig
 from lowshot_cli.model import at_once
@@ -96,7 +98,7 @@ def finetune_rows(
     base_lse, support_lse = base.log_sum_exp(base.embeddings), base.log_sum_exp(support)
 
     rows, bias = rows.clone(), torch.zeros(trials, 1)
-    optimiser = torch.optim.Adam([rows, bias], lr=config.head_lr)
+    take_step = adam_steps([rows, bias], config.head_lr)
     for _ in range(config.steps):
         # Gradients of the cross-entropy: (probability - target) x weight x scale x embedding.
         cosines = (rows.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)
@@ -107,11 +109,39 @@ def finetune_rows(
         gradient = base.scale * (gradient + on_support @ support)
         push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))
         # Only the part along the sphere turns a row.
-        rows.grad = gradient - (gradient * rows).sum(-1, keepdim=True) * rows
-        bias.grad = push[:, None]
-        optimiser.step()
+        take_step([gradient - (gradient * rows).sum(-1, keepdim=True) * rows, push[:, None]])
         rows.copy_(F.normalize(rows, dim=-1))
     return pulled_back(rows, start, shots, config.prior_shots)
+
+
+def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
+    """Adam: a function that takes gradients and moves the parameters, in place.
+
+    The same as `torch.optim.Adam`, which takes longer to be set up for the first time, as much of
+    PyTorch is loaded for it, than to fine-tune.
+    """
+    means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    counts = [torch.tensor(0.0) for _ in parameters]
+
+    @torch.no_grad()
+    def take_step(gradients: Sequence[Tensor]) -> None:
+        adam(
+            parameters,
+            list(gradients),
+            means,
+            squares,
+            [],
+            counts,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    return take_step
 
 
 def pulled_back(rows: Tensor, start: Tensor, counts: Tensor, prior_shots: float) -> Tensor:
@@ -164,20 +194,19 @@ def finetune_all_rows(
     labels = torch.cat([base.labels, targets + len(base.proxies)])
     weights = sample_weights(labels, len(base.proxies), len(rows), config)
     base_rows, rows, bias = base.proxies.clone(), rows.clone(), torch.zeros(1)
-    novel_optimiser = torch.optim.Adam([rows, bias], lr=config.head_lr)
-    base_optimiser = torch.optim.Adam([base_rows], lr=config.head_lr)
-    for parameter in (base_rows, rows, bias):
+    parameters = [rows, bias, base_rows]
+    move_novel = adam_steps(parameters[:2], config.head_lr)
+    move_base = adam_steps(parameters[2:], config.head_lr)
+    for parameter in parameters:
         parameter.requires_grad_()
     for step in range(config.steps):
         cosines = torch.cat([embeddings @ base_rows.T, embeddings @ rows.T + bias], 1)
         losses = F.cross_entropy(base.scale * cosines, labels, reduction="none")
-        novel_optimiser.zero_grad()
-        base_optimiser.zero_grad()
-        (losses * weights).mean().backward()
-        novel_optimiser.step()
+        *of_novel, of_base = torch.autograd.grad((losses * weights).mean(), parameters)
+        move_novel(of_novel)
         moved = [rows]
         if not base_is_frozen(config, step):
-            base_optimiser.step()
+            move_base([of_base])
             moved.append(base_rows)
         normalise(moved)
     return (

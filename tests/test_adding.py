@@ -8,14 +8,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-Run = Callable[..., Any]
+Run = Callable[..., list[Any]]
+# Commands in one process, which loads PyTorch once.
+_ONE_AFTER_THE_OTHER = """
+import json, sys
+from lowshot_cli.cli import app
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments, prog_name="lowshot")
+    except SystemExit as ending:
+        if ending.code:
+            raise
+"""
 
 
 def _examples(heading: str) -> list[tuple[str, str]]:
@@ -67,9 +78,10 @@ def copy_with(tmp_path: Path) -> Callable[[str], Run]:
             {"diff": _apply, "python": _write}[language](text, tmp_path)
         return run
 
-    def run(*arguments: object) -> Any:
+    def run(*commands: Sequence[object]) -> list[Any]:
+        typed = [[*map(str, command), "--quiet", "--json"] for command in commands]
         done = subprocess.run(
-            [sys.executable, "-m", "lowshot_cli", *map(str, arguments), "--quiet", "--json"],
+            [sys.executable, "-c", _ONE_AFTER_THE_OTHER, json.dumps(typed)],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
             capture_output=True,
@@ -77,7 +89,7 @@ def copy_with(tmp_path: Path) -> Callable[[str], Run]:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     return make
 
@@ -86,13 +98,11 @@ def test_a_new_method_imprints_and_is_swept(
     copy_with: Callable[[str], Run], base_path: Path
 ) -> None:
     run = copy_with("An imprinting method")
-    found = run(
-        *("sweep", "--checkpoint", base_path, "--method", "imprint,median"),
-        *("--trials", 2, "--novel", 2, "--shots", "1,5"),
-    )
+    sweep = ("sweep", "--checkpoint", base_path, "--method", "imprint,median")
+    imprint = ("imprint", "--checkpoint", base_path, "--class", "Z", "--method", "median")
+    found, taught = run((*sweep, "--trials", 2, "--novel", 2, "--shots", "1,5"), imprint)
     cells = {(cell["method"], cell["shots"]): cell["ncr_at_2"]["mean"] for cell in found["cells"]}
     assert cells["median", 5] != cells["imprint", 5]
-    taught = run("imprint", "--checkpoint", base_path, "--class", "Z", "--method", "median")
     assert taught["method"] == "median"
     assert taught["novel_accuracy"] > 100 / 13
 
@@ -102,14 +112,18 @@ def test_a_new_backbone_is_trained_and_taught(
 ) -> None:
     run = copy_with("A backbone")
     short = ("--config", tiny_yaml, "--epochs", 1, "--classes", 5)
-    trained = run("train-base", *short, "--backbone", "conv3")
+    trained, taught = run(
+        ("train-base", *short, "--backbone", "conv3"), ("imprint", "--class", "Z")
+    )
     assert (trained["n_classes"], trained["epochs"]) == (5, 1)
-    assert run("imprint", "--class", "Z")["classes"][0]["class"] == "Z"
+    assert taught["classes"][0]["class"] == "Z"
 
 
 def test_a_new_dataset_is_listed_and_trained_on(copy_with: Callable[[str], Run]) -> None:
     run = copy_with("A dataset")
-    rows = run("data", "classes", "--dataset", "stripes")
+    rows, trained = run(
+        ("data", "classes", "--dataset", "stripes"),
+        ("train-base", "--dataset", "stripes", "--epochs", 1, "--width", 4),
+    )
     assert rows == [{"class": str(n), "train": 100, "test": 20} for n in range(1, 9)]
-    trained = run("train-base", "--dataset", "stripes", "--epochs", 1, "--width", 4)
     assert trained["n_classes"] == 5

@@ -27,7 +27,7 @@ from lowshot_cli.files import CHECKSUM, content_digest, read_tensors
 from lowshot_cli.teach import imprint_classes
 from tests.faults.conftest import memory
 
-FEW, MANY = 1_000, 100_000
+FEW, MANY = 400, 100_000
 EXTRA_BYTES = 64 * 1024**2
 HUGE = [0, 1, -1, 7, 10**6, 2**31, 2**63, 2**64, 10**30, 0.5, 1e308]
 WORDS = ["", "a", "\0", "a\nb", "resnet18", "torchvision:vit_h_14", "torchvision:regnet_y_128gf"]

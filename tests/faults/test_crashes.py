@@ -305,7 +305,7 @@ def test_two_runs_that_share_the_cache_both_get_it_right(
 ) -> None:
     servers = [Server(tmp_path_factory.mktemp(f"server{number}")) for number in range(2)]
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    sweep = ["sweep", "--trials", "3", "--novel", "30", "--json"]
+    sweep = ["sweep", "--trials", "1", "--novel", "12", "--json"]
     started = [server.start(*sweep, cwd=runs.parent, env=cache) for server in servers]
     assert [running.wait() for running in started] == [0, 0]
     first, second = (path.read_bytes() for path in sorted(runs.glob("sweep-*/results.csv")))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from tests.faults.conftest import ROOT
 
 IMPRINT = ["imprint", "--class", "Z"]
+# Each starts real programs, which takes seconds.
+slow = partial(pytest.param, marks=pytest.mark.slow)
 SWEEP = ["sweep", "--trials", "2", "--novel", "3", "--shots", "1"]
 
 
@@ -42,7 +45,7 @@ def clean(answer: subprocess.CompletedProcess[bytes]) -> str:
     return told
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent", "/proc/1"])
+@pytest.mark.parametrize("home", [None, slow("/nonexistent"), slow("/proc/1")])
 def test_without_a_home_or_a_cache_all_works(workdir: Path, home: str | None) -> None:
     told = clean(run(workdir, SWEEP, HOME=home, XDG_CACHE_HOME=None, MPLCONFIGDIR=None))
     assert "wrote" in told
@@ -58,11 +61,11 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(workdir: Path, tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"TERM": "dumb"},
-        {"NO_COLOR": "1", "TERM": "xterm-256color"},
+        slow({"TERM": "dumb"}),
+        slow({"NO_COLOR": "1", "TERM": "xterm-256color"}),
         {"COLUMNS": "40"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "ascii"},
+        slow({"PYTHONIOENCODING": "ascii"}),
     ],
 )
 def test_any_terminal_and_locale_is_served(workdir: Path, changes: dict[str, str]) -> None:
@@ -77,7 +80,9 @@ def test_any_terminal_and_locale_is_served(workdir: Path, changes: dict[str, str
     assert names[-1] == "Z"
 
 
-@pytest.mark.parametrize("redirect", [" | head -1", " | true", " >&-", " 2>&-", " <&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "redirect", [" | true", " <&- >&- 2>&-", slow(" | head -1"), slow(" >&-"), slow(" 2>&-")]
+)
 def test_a_reader_that_goes_away_ends_nothing_noisily(workdir: Path, redirect: str) -> None:
     clean(run(workdir, ["classes", "list"], f"{redirect}; exit ${{PIPESTATUS[0]}}"))
     clean(run(workdir, ["evaluate", "--json"], f"{redirect}; exit ${{PIPESTATUS[0]}}"))

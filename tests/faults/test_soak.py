@@ -14,9 +14,9 @@ import pytest
 from tests.conftest import RunCommand
 from tests.faults.conftest import memory
 
-FEW, MANY = 8, 200
+FEW, MANY = 4, 200
 # Sweeps between two looks; the first of them warm up.
-EACH = 4
+EACH = 2
 MOST_GROWTH = 12 * 1024**2
 
 
