@@ -88,7 +88,9 @@ def _connect(ray: Any, address: str | None) -> None:
         reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         place = f"no Ray cluster at {address}" if address else "cannot start Ray"
         raise LowshotError(
-            f"{place}: {reason}", "`ray start --head` starts one, `ray status` looks at it"
+            f"{place}: {reason}",
+            "`ray start --head` starts one, `ray status` looks at it; where it asks for a token, "
+            "set RAY_AUTH_MODE=token",
         ) from None
 
 
