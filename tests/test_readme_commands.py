@@ -49,7 +49,9 @@ def _readme() -> str:
 def _blocks(text: str) -> list[list[str]]:
     """Commands of `lowshot` by code block, as far as a block has any."""
     found = []
-    for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        if language:
+            continue
         parts = [part for line in block.splitlines() for part in line.split(" && ")]
         found.append([p.removeprefix("$ ") for p in parts if re.match(r"(\$ )?lowshot ", p)])
     return [lines for lines in found if lines]
