@@ -1,0 +1,98 @@
+"""Head fine-tuning with base rows held, released on every second step, or on all.
+
+    python -m tests.benchmarks.released --checkpoint base.safetensors --novel 40 --trials 5
+
+Needs CIFAR-100 in LOWSHOT_DATA. One novel class at a time, the same supports for all three. Novel
+classes are the first of the class order after the base classes. Base losses from released rows
+count against the budget.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowshot_cli.checkpoint_file import load
+from lowshot_cli.config import Config, FinetuneConfig
+from lowshot_cli.data import load_dataset
+from lowshot_cli.embed import Embedder, user_cache
+from lowshot_cli.evaluate import NovelQueries, score_trials
+from lowshot_cli.finetune import finetune_all_rows, finetune_rows
+from lowshot_cli.imprint import BaseQueries, operating_bias
+from lowshot_cli.materials import gather, make_tile, prepare
+from lowshot_cli.metrics import t_interval
+from lowshot_cli.plan import Piece, make_plan
+from lowshot_cli.teach import rows_of
+
+NAMES = ("ncr_at_2", "novel_accuracy", "forgetting")
+WAYS = ("always", "alternate", "never")
+BUDGET = 2.0
+
+
+def main() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--novel", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10, 20])
+    chosen = parser.parse_args()
+    checkpoint = load(chosen.checkpoint)
+    common = Config(data_dir=Path(os.environ["LOWSHOT_DATA"]))
+    dataset = load_dataset(common)
+    sweep = common.sweep.model_copy(update={"trials": chosen.trials, "shots": tuple(chosen.shots)})
+    config = common.model_copy(update={"sweep": sweep})
+    plan = make_plan(checkpoint, dataset, config)
+    groups = plan.groups[: chosen.novel]
+    embedder = Embedder(checkpoint.network(), cache=user_cache())
+    materials = prepare(checkpoint, dataset, plan, config, embedder)
+    labels = checkpoint.base_labels(dataset)
+    queries = torch.cat(embedder.classes(dataset.test, labels))
+    calibration = checkpoint.holdout[1::2].float()
+    for shots in chosen.shots:
+        found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
+        for place in range(len(groups) * chosen.trials):
+            piece = Piece("whitened", shots, place, place + 1)
+            tile = make_tile(piece, plan, materials.available, materials.avoided, 1)
+            support = gather(materials.train, tile)[0, 0]
+            start = rows_of("whitened", support[None], checkpoint)
+            targets = torch.zeros(shots, dtype=torch.int64)
+            for way in WAYS:
+                options = FinetuneConfig(freeze_base=way)
+                base_rows = checkpoint.head.base.proxies
+                if way == "always":
+                    one = finetune_rows(
+                        start[None], support[None], targets, materials.shaping, options
+                    )[0]
+                else:
+                    base_rows, one = finetune_all_rows(
+                        start, support, targets, materials.shaping, options
+                    )
+                held = checkpoint.calibration_with(base_rows, calibration)
+                bias = operating_bias(one[None], held, BUDGET)
+                base = BaseQueries.of(
+                    base_rows, queries, materials.base_truth, materials.base_right
+                )
+                label = int(tile.units[0, 0])
+                novel = {label: NovelQueries.of(base_rows, materials.novel[label].embeddings)}
+                units = torch.from_numpy(tile.units)
+                scores = score_trials(one[None], bias, units, base, novel, materials.base_accuracy)
+                group, trial = divmod(place, chosen.trials)
+                found[way][group, trial] = [scores.metrics[name][0] for name in NAMES]
+        for way in WAYS:
+            means = found[way].mean(1)
+            gained = means[:, 0] - found["always"].mean(1)[:, 0]
+            low, high = t_interval(gained) or (0.0, 0.0)
+            print(
+                f"{shots:3} shots  {way:9}  "
+                + "  ".join(f"{n} {v:.1f}" for n, v in zip(NAMES, means.mean(0), strict=True))
+                + f"  NCR@2 gained over always {gained.mean():+.2f} ± {(high - low) / 2:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
