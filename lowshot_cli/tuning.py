@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config, FinetuneConfig
 from lowshot_cli.data import Dataset
@@ -110,7 +111,7 @@ def _finetune_network(
     for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True):
         _check_support(name, record, dataset)
     data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
-    network, head = checkpoint.network(), checkpoint.head
+    network, head = checkpoint.network(pick_device(config.device)), checkpoint.head
     proxies = finetune_full(
         network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress, ranks
     )
