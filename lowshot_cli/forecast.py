@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.base_model import prepare as prepare_base
+from lowshot_cli.backbones import pick_device
+from lowshot_cli.base_model import BaseTask
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, Images, Pixels
@@ -44,13 +45,12 @@ class Stage:
     seconds: float
 
 
-def of_training(config: Config, dataset: Dataset) -> list[Stage]:
+def of_training(config: Config, dataset: Dataset, task: BaseTask) -> list[Stage]:
     """Training the base model: as `train_base`, which is run until its steps are timed."""
-    options = config.train_base
-    task = prepare_base(options, dataset)
+    options, device = config.train_base, pick_device(config.device)
     views, holdout = 1 + task.flip, len(task.holdout)
     n_test = sum(len(dataset.test.of_class(label)) for label in task.labels_in_dataset)
-    each = _seconds_an_image(_sketch(config, dataset).network(), task.holdout) / views
+    each = _seconds_an_image(_sketch(config, dataset).network(device), task.holdout) / views
     embedding = Stage("embedding", holdout + n_test, "images", views * each * (holdout + n_test))
     if options.epochs == 0:
         n_fit = len(task.fit)
@@ -93,22 +93,23 @@ def of_sweep(
 
 def of_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> list[Stage]:
     """Fine-tuning: of the whole network its first steps are made, of the head all of them."""
-    if config.finetune.scope == "full":
-        stages = [
-            _rehearsed("fine-tuning", lambda watch: finetune(checkpoint, config, dataset, watch))
-        ]
-    else:
-        started = time.perf_counter()
-        finetune(checkpoint, config, dataset)
-        steps = config.finetune.steps
-        stages = [Stage("fine-tuning", steps, "steps", time.perf_counter() - started)]
     names = [checkpoint.dataset_name(name) for name in checkpoint.meta.classes]
     inside = [dataset.label(name) for name in names if name in dataset.labels]
     n = sum(len(dataset.test.of_class(label)) for label in inside)
     if config.finetune.scope == "full":
+        tuning = _rehearsed(
+            "fine-tuning", lambda watch: finetune(checkpoint, config, dataset, watch)
+        )
+        # Both models see the test images, and the hold-out moves with the network.
         n += n + len(checkpoint.holdout)
-    each = _seconds_an_image(checkpoint.network(), dataset.test.pixels)
-    return [*stages, Stage("embedding", n, "images", n * each)]
+    else:
+        started = time.perf_counter()
+        finetune(checkpoint, config, dataset)
+        seconds = time.perf_counter() - started
+        tuning = Stage("fine-tuning", config.finetune.steps, "steps", seconds)
+    network = checkpoint.network(pick_device(config.device))
+    each = _seconds_an_image(network, dataset.test.pixels)
+    return [tuning, Stage("embedding", n, "images", n * each)]
 
 
 def untrained(config: Config, dataset: Dataset) -> Checkpoint:

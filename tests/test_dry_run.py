@@ -116,6 +116,16 @@ def test_what_could_not_be_run_is_not_planned(lowshot: RunCommand, workdir: Path
         assert result.stdout == ""
 
 
+def test_a_sweep_from_a_model_with_novel_classes_is_not_planned(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    assert lowshot("imprint", "--class", "omega").exit_code == 0
+    for typed in ((), ("--dry-run",)):
+        result = lowshot("sweep", "--checkpoint", workdir / "imprinted.safetensors", *typed)
+        assert result.exit_code == 2
+        assert "has novel classes" in result.stderr
+
+
 def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
     clock = iter([0, 9, 18, 20, 22, 60, 62, 64, *range(66, 1000, 2)])
 

@@ -160,6 +160,11 @@ def owned(
         yield
 
 
+def is_logged(config: Config, path: Path) -> bool:
+    """Whether the making of a file is logged beside it: in the work folder and nowhere else."""
+    return path.parent == config.workdir
+
+
 def logged(output: Output, config: Config, path: Path) -> AbstractContextManager[None]:
     """Keep the log of the work folder, unless what is made goes elsewhere."""
-    return output.logged(path.parent) if path.parent == config.workdir else nullcontext()
+    return output.logged(path.parent) if is_logged(config, path) else nullcontext()

@@ -132,13 +132,10 @@ def sweep(
             "leave them out, the run knows them",
         )
     base_path = source or chain.chain_path(config.workdir, "base")
-    if not base_path.exists() and "train_base" in config.model_fields_set:
+    if trains_first(config, base_path):
         output.note(f"no base model at {base_path}, training it first")
         make_base_for_sweep(config, output, base_path)
-    base = ckpt.load(base_path)
-    if base.novel_classes:
-        raise UsageError(f"{base_path} has novel classes", "a sweep starts from a base model")
-    check_split(base, base_path, config)
+    base = load_base(base_path, config)
     config = named(config, base)
     if resume is not None:
         _check_resumed(resume, config)
@@ -206,7 +203,31 @@ def run_sweep(
     return Done(result.summary, written)
 
 
-def check_split(base: Checkpoint, path: Path, config: Config) -> None:
+def trains_first(config: Config, path: Path) -> bool:
+    """Whether a sweep makes its base model: it is not there, and the config says how."""
+    return not path.exists() and "train_base" in config.model_fields_set
+
+
+def load_base(path: Path, config: Config) -> Checkpoint:
+    """The base model that a sweep starts from.
+
+    Raises:
+        UsageError: it has novel classes.
+        CheckpointError: it was trained otherwise than the config says.
+    """
+    base = ckpt.load(path)
+    if base.novel_classes:
+        raise UsageError(f"{path} has novel classes", "a sweep starts from a base model")
+    _check_split(base, path, config)
+    return base
+
+
+def changes_since(run_dir: Path, config: Config) -> list[str]:
+    """In what a config differs from that of a run folder, a line each."""
+    return difference(load_config(run_dir / sweeping.CONFIG).portable(), config.portable())
+
+
+def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
     """A config that says how the base model is trained must not meet one trained otherwise."""
     if "train_base" not in config.model_fields_set:
         return
@@ -220,8 +241,7 @@ def check_split(base: Checkpoint, path: Path, config: Config) -> None:
 
 
 def _check_resumed(run_dir: Path, config: Config) -> None:
-    before = load_config(run_dir / sweeping.CONFIG).portable()
-    changed = difference(before, config.portable())
+    changed = changes_since(run_dir, config)
     if changed:
         raise UsageError(
             f"{run_dir} was run with another config: {'; '.join(changed)}",

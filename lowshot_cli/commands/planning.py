@@ -10,8 +10,8 @@ from lowshot_cli import chain, forecast, tables, weights
 from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import sweep as sweeping
 from lowshot_cli.base_model import prepare
-from lowshot_cli.commands.common import dataset_of, embedder_of, load, named
-from lowshot_cli.commands.measuring import check_split
+from lowshot_cli.commands.common import dataset_of, embedder_of, is_logged, load, named
+from lowshot_cli.commands.measuring import load_base, trains_first
 from lowshot_cli.commands.reporting import sweep_files
 from lowshot_cli.config import Config
 from lowshot_cli.errors import UsageError
@@ -34,7 +34,7 @@ def train_base(
         raise UsageError("--dataset none costs no time to plan for", "leave out --dry-run")
     dataset = load(config, output, weights.photo_side(config))
     task = prepare(config.train_base, dataset)
-    stages = forecast.of_training(config, dataset)
+    stages = forecast.of_training(config, dataset, task)
     counts = {
         "base classes": len(task.names),
         "fit images": len(task.fit),
@@ -68,16 +68,14 @@ def sweep(
     if resume is not None:
         raise UsageError("--dry-run plans a whole sweep", "leave out --resume")
     path = source or chain.chain_path(config.workdir, "base")
-    training = not path.exists() and "train_base" in config.model_fields_set
     stages, written = [], []
-    if training:
+    if trains_first(config, path):
         dataset = load(config, output, weights.photo_side(config))
-        stages += forecast.of_training(config, dataset)
+        stages += forecast.of_training(config, dataset, prepare(config.train_base, dataset))
         base = forecast.untrained(config, dataset)
         written += [path, *_log(config, path)]
     else:
-        base = ckpt.load(path)
-        check_split(base, path, config)
+        base = load_base(path, config)
         config = named(config, base)
         dataset = dataset_of(base, config, output)
     plan = make_plan(base, dataset, config)
@@ -101,7 +99,7 @@ def sweep(
 
 
 def _log(config: Config, path: Path) -> list[Path]:
-    return [path.parent / LOG] if path.parent == config.workdir else []
+    return [path.parent / LOG] if is_logged(config, path) else []
 
 
 def _show(

@@ -19,11 +19,10 @@ from lowshot_cli import sweep as sweeping
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.commands.common import dataset_of, load, logged, stopping
-from lowshot_cli.commands.measuring import check_split, run_sweep
+from lowshot_cli.commands.measuring import changes_since, load_base, run_sweep
 from lowshot_cli.commands.teaching import finish_base, make_base_for_sweep
 from lowshot_cli.commands.workers import Workers
-from lowshot_cli.config import Config, TrainBaseConfig, difference
-from lowshot_cli.config_file import load_config
+from lowshot_cli.config import Config, TrainBaseConfig
 from lowshot_cli.data import Dataset
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.files import ensure_writable, write_text
@@ -140,7 +139,7 @@ def _train_missing(members: Sequence[Member], output: Output, workers: Workers) 
     missing = []
     for member in members:
         if member.path.exists():
-            check_split(ckpt.load(member.path), member.path, member.config)
+            load_base(member.path, member.config)
         else:
             missing.append(member)
     if workers.on_ray:
@@ -191,8 +190,7 @@ def _begun(config: Config, base: Checkpoint, threads: int | None) -> Path | None
     for about in sorted(config.workdir.glob(f"sweep-*/{sweeping.ABOUT}"), reverse=True):
         with suppress(LowshotError, OSError, ValueError):
             facts = json.loads(about.read_text(encoding="utf-8"))
-            before = load_config(about.parent / sweeping.CONFIG).portable()
-            same = not difference(before, config.portable()) and facts["base"] == base.digest
+            same = not changes_since(about.parent, config) and facts["base"] == base.digest
             if same and threads in (None, facts["threads"]):
                 return about.parent
     return None

@@ -20,7 +20,6 @@ from lowshot_cli.commands.common import (
     embedder_of,
     following,
     load,
-    logged,
     owned,
     photos_at,
     stopping,
@@ -29,8 +28,7 @@ from lowshot_cli.commands.common import (
 from lowshot_cli.commands.launch import joined
 from lowshot_cli.config import Config
 from lowshot_cli.errors import RankLost, UsageError
-from lowshot_cli.files import ensure_writable, file_hash
-from lowshot_cli.locks import locked
+from lowshot_cli.files import file_hash
 from lowshot_cli.output import Output
 from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train_state import delete_states
@@ -52,8 +50,7 @@ def train_base(
 
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
-    ensure_writable(path.parent)
-    with locked(path.parent), logged(output, config, path):
+    with owned(config, output, path, overwrite=True):
         _make_base(config, output, path, state_path(path).exists(), report=False)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lowshot_cli.checkpoint import CALIBRATION
 from lowshot_cli.checkpoint_file import load
 from lowshot_cli.config import Config, FinetuneConfig
 from lowshot_cli.data import load_dataset
@@ -51,7 +52,7 @@ def main() -> None:
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     labels = checkpoint.base_labels(dataset)
     queries = torch.cat(embedder.classes(dataset.test, labels))
-    calibration = checkpoint.holdout[1::2].float()
+    calibration = checkpoint.holdout[CALIBRATION].float()
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
