@@ -91,6 +91,16 @@ class Checkpoint:
             raise CheckpointError(f"the checkpoint is inconsistent: {reason}") from None
         return network.eval().to(device or torch.device("cpu"))
 
+    def to(self, device: torch.device) -> Checkpoint:
+        """The same with head and hold-out on a device, for rows to be made there."""
+        return replace(
+            self,
+            head=replace(self.head, proxies=self.head.proxies.to(device)),
+            holdout=self.holdout.to(device),
+            holdout_labels=self.holdout_labels.to(device),
+            holdout_right=self.holdout_right.to(device),
+        )
+
     def blank_network(self) -> EmbeddingNetwork:
         """The embedding network before its weights are loaded.
 
@@ -111,8 +121,10 @@ class Checkpoint:
         They are taken from images that the backbone was not fitted to, whose embeddings spread as
         those of new classes do.
         """
-        mean, within = class_statistics(self.shaping.embeddings, self.shaping.labels)
-        return mean, shrunk_precision(within)
+        shaping, device = self.shaping, self.holdout.device
+        # On the processor, as a GPU adds up in another order each time.
+        mean, within = class_statistics(shaping.embeddings.cpu(), shaping.labels.cpu())
+        return mean.to(device), shrunk_precision(within).to(device)
 
     @property
     def shaping(self) -> BaseSamples:

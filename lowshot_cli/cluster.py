@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.base_model import TrainResult
 from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, Images
@@ -136,7 +137,7 @@ def run(
         work: pieces with their numbers in the plan.
         plan: of the sweep.
         materials: from `prepare`.
-        config: `seed`, `finetune` and `sweep`.
+        config: `seed`, `device`, `finetune` and `sweep`.
         threads: of PyTorch in each worker, and the processors that it takes.
         on_progress: not told, as the steps of long pieces are done elsewhere.
         should_stop: asked now and then; ends the iteration.
@@ -328,7 +329,7 @@ def _open(reference: Any) -> _Shared:
     import ray
 
     shared: _Shared = ray.get(reference)
-    return shared
+    return replace(shared, materials=shared.materials.to(pick_device(shared.config.device)))
 
 
 def _train(number: int, config: Config, dataset: Dataset, threads: int) -> tuple[int, TrainResult]:

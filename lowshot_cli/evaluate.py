@@ -238,17 +238,17 @@ def score_trials(
     Args:
         rows: `(T, W, D)` unit novel rows.
         bias: `(T,)` added to the novel cosines.
-        units: `(T, W)` int64 label of the novel class of each row.
+        units: `(T, W)` int64 label of the novel class of each row, on the processor.
         base: base test queries.
         novel: test queries by label.
         base_accuracy_before: pristine base accuracy in percent.
     """
     margins = base.margins(rows)
-    base_accuracy = base.accuracy(margins, bias).numpy()
+    base_accuracy = base.accuracy(margins, bias).cpu().numpy()
     shifts = base.turning_points(margins, NCR_POINTS)
-    right = torch.zeros(len(rows), dtype=torch.float64)
-    reached = torch.zeros(len(rows), len(NCR_POINTS), dtype=torch.float64)
-    swallowed = torch.zeros(len(rows), next(iter(novel.values())).nearest.shape[1])
+    right = rows.new_zeros(len(rows), dtype=torch.float64)
+    reached = rows.new_zeros(len(rows), len(NCR_POINTS), dtype=torch.float64)
+    swallowed = rows.new_zeros(len(rows), next(iter(novel.values())).nearest.shape[1])
     n_novel = torch.zeros(len(rows), dtype=torch.float64)
     for label in units.unique().tolist():
         queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
@@ -262,6 +262,7 @@ def score_trials(
             reached[part] += reach[: len(part)]
             swallowed[part] += lost[: len(part)]
         n_novel[members] += len(queries.best)
+    right, reached, swallowed = right.cpu(), reached.cpu(), swallowed.cpu()
     novel_accuracy = (100 * right / n_novel).numpy()
     n_all = base.total + n_novel.numpy()
     ncr = (100 * reached / n_novel[:, None]).numpy()
@@ -290,13 +291,13 @@ def novel_recall(
 
     Args:
         rows: `(T, W, D)` unit novel rows.
-        units: `(T, W)` int64 label of the novel class of each row.
+        units: `(T, W)` int64 label of the novel class of each row, on the processor.
         base: base test queries.
         novel: test queries by label.
         points: of base accuracy that may be lost, ascending.
     """
     shifts = base.turning_points(base.margins(rows), points)
-    reached, total = torch.zeros(len(rows), len(points)), torch.zeros(len(rows), 1)
+    reached, total = rows.new_zeros(len(rows), len(points)), torch.zeros(len(rows), 1)
     for label in units.unique().tolist():
         queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
         for part, chosen in _blocks(members):
@@ -304,7 +305,7 @@ def novel_recall(
             reach = (own[:, None, :] < shifts[chosen][:, :, None]).sum(2)
             reached[part] += reach[: len(part)]
         total[members] += len(queries.best)
-    return 100 * reached / total
+    return 100 * reached.cpu() / total
 
 
 def _blocks(members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -321,7 +322,7 @@ def _own_margins(rows: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[T
 
     Args:
         rows: `(b, W, D)` novel rows.
-        is_own: `(b, W)` bool, which of them is the class's.
+        is_own: `(b, W)` bool, which of them is the class's, on the processor.
         queries: `Q` of them.
 
     Returns:
@@ -333,6 +334,7 @@ def _own_margins(rows: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[T
     nearest = queries.best - cosines.amax(1)
     if ways == 1:
         return nearest, nearest
+    is_own = is_own.to(rows.device)
     mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)
     others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)
     return (queries.best - mine).masked_fill(others >= mine, torch.inf), nearest

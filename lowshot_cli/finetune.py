@@ -97,7 +97,7 @@ def finetune_rows(
     onehot = F.one_hot(targets, ways).float().T
     base_lse, support_lse = base.log_sum_exp(base.embeddings), base.log_sum_exp(support)
 
-    rows, bias = rows.clone(), torch.zeros(trials, 1)
+    rows, bias = rows.clone(), rows.new_zeros(trials, 1)
     take_step = adam_steps([rows, bias], config.head_lr)
     for _ in range(config.steps):
         # Gradients of the cross-entropy: (probability - target) x weight x scale x embedding.
@@ -193,7 +193,7 @@ def finetune_all_rows(
     embeddings = torch.cat([base.embeddings, support])
     labels = torch.cat([base.labels, targets + len(base.proxies)])
     weights = sample_weights(labels, len(base.proxies), len(rows), config)
-    base_rows, rows, bias = base.proxies.clone(), rows.clone(), torch.zeros(1)
+    base_rows, rows, bias = base.proxies.clone(), rows.clone(), rows.new_zeros(1)
     parameters = [rows, bias, base_rows]
     move_novel = adam_steps(parameters[:2], config.head_lr)
     move_base = adam_steps(parameters[2:], config.head_lr)

@@ -39,6 +39,8 @@ def score_full_trial(
     Returns:
         Scores and bias of the one trial.
     """
+    # The network alone runs on the device, and its embeddings come back from there.
+    materials = materials.to(torch.device("cpu"))
     checkpoint, dataset = materials.checkpoint, materials.dataset
     labels = tile.units[0].tolist()
     supports = [

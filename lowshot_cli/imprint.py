@@ -104,7 +104,7 @@ def cluster_means(support: Tensor, count: int, rounds: int = 10) -> Tensor:
         `(..., min(count, k), D)`, not normalised.
     """
     begun = [support[..., 0, :]]
-    distance = torch.full(support.shape[:-1], torch.inf)
+    distance = support.new_full(support.shape[:-1], torch.inf)
     for _ in range(min(count, support.shape[-2]) - 1):
         step = (support - begun[-1].unsqueeze(-2)).square().sum(-1)
         distance = torch.minimum(distance, step)

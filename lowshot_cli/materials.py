@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.model import nearest_rows
 from lowshot_cli.plan import IntArray, Piece, Plan
 from lowshot_cli.teach import augmented_views
+
+_Parts = TypeVar("_Parts", BaseQueries, BaseSamples, NovelQueries)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,31 @@ class Materials:
     def base_accuracy(self) -> float:
         """Base test accuracy of the pristine base model, percent."""
         return 100 * int(self.base_right.sum()) / len(self.base_right)
+
+    def to(self, device: torch.device) -> Materials:
+        """The same with all tensors on a device, on which trials are then run; images stay."""
+
+        def move(parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {label: part.to(device) for label, part in parts.items()}
+
+        return replace(
+            self,
+            checkpoint=self.checkpoint.to(device),
+            base=_moved(self.base, device),
+            base_truth=self.base_truth.to(device),
+            base_right=self.base_right.to(device),
+            calibration=_moved(self.calibration, device),
+            shaping=_moved(self.shaping, device),
+            novel={label: _moved(queries, device) for label, queries in self.novel.items()},
+            train=move(self.train),
+            augmented=move(self.augmented),
+        )
+
+
+def _moved(parts: _Parts, device: torch.device) -> _Parts:
+    tensors = {name: part for name, part in vars(parts).items() if isinstance(part, Tensor)}
+    moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return replace(parts, **moved)
 
 
 def prepare(
@@ -168,8 +196,8 @@ def draw_tile(
 
 def gather(embeddings: Mapping[int, Tensor], tile: Tile) -> Tensor:
     """Embeddings `(T, W, k, D)` of a tile's supports, from `(n, D)` by label."""
-    size = next(iter(embeddings.values())).shape[1]
-    result = torch.empty(*tile.drawn.shape, size)
+    some = next(iter(embeddings.values()))
+    result = some.new_empty(*tile.drawn.shape, some.shape[1])
     for label in np.unique(tile.units):
         place = tile.units == label
         result[torch.from_numpy(place)] = embeddings[int(label)][

@@ -59,7 +59,7 @@ Seed = Annotated[
 ]
 DeviceName = Annotated[
     Optional[c.Device],
-    _common("--device", help="Where the network runs.", show_default="auto: the GPU if any"),
+    _common("--device", help="Where to compute.", show_default="auto: the GPU if any"),
 ]
 Workdir = Annotated[
     Optional[Path],

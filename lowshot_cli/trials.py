@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowshot_cli.backbones import pick_device
 from lowshot_cli.config import Config
 from lowshot_cli.data.splits import draw_directions
 from lowshot_cli.evaluate import Scores, score_trials
@@ -68,11 +69,12 @@ def run(
         work: pieces with their numbers in the plan.
         plan: of the sweep.
         materials: from `prepare`.
-        config: `seed`, `finetune` and `sweep`.
+        config: `seed`, `device`, `finetune` and `sweep`.
         threads: of PyTorch; the last digits of rows depend on it.
         on_progress: told about the steps of long pieces.
         should_stop: asked after each piece; ends the iteration.
     """
+    materials = materials.to(pick_device(config.device))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -98,7 +100,7 @@ def run_piece(
     else:
         proxies = novel_rows(tile, materials, config)
         scores, bias = _score(proxies, tile, materials, budget)
-        proxies = proxies[: tile.count]
+        proxies = proxies[: tile.count].cpu()
     groups, trials = plan.locate(piece)
     most = scores.swallowed[: tile.count].max(1)
     rows = Rows(
@@ -107,7 +109,7 @@ def run_piece(
         groups=groups,
         trials=trials,
         metrics={name: values[: tile.count] for name, values in scores.metrics.items()},
-        bias=bias[: tile.count].double().numpy().round(6) + 0.0,
+        bias=bias[: tile.count].cpu().double().numpy().round(6) + 0.0,
         swallower=most.indices.numpy(),
         swallowed=most.values.double().numpy().round(4),
     )
@@ -117,7 +119,7 @@ def run_piece(
 def _score(
     proxies: Tensor, tile: Tile, materials: Materials, budget: float | None
 ) -> tuple[Scores, Tensor]:
-    bias = torch.zeros(len(proxies))
+    bias = proxies.new_zeros(len(proxies))
     if budget is not None:
         bias = operating_bias(proxies, materials.calibration, budget)
     rows_each = proxies.shape[1] // tile.units.shape[1]
@@ -135,7 +137,7 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     checkpoint = materials.checkpoint
     if tile.method == "random":
         rows = _random_rows(tile, checkpoint.meta.embedding_size, config.seed)
-        return widened(rows, checkpoint.head.size)
+        return widened(rows, checkpoint.head.size).to(checkpoint.holdout.device)
     if tile.method == "augmented":
         return rows_of("imprint", gather(materials.augmented, tile), checkpoint)
     support = gather(materials.train, tile)
@@ -147,7 +149,7 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     if tile.method == "finetune-head":
         rows = rows_of("whitened", support, checkpoint)
         ways, shots = tile.drawn.shape[1:]
-        targets = torch.arange(ways).repeat_interleave(shots)
+        targets = torch.arange(ways, device=support.device).repeat_interleave(shots)
         flat = support.view(len(support), ways * shots, -1)
         return finetune_rows(rows, flat, targets, materials.shaping, config.finetune)
     return rows_of(tile.method, support, checkpoint)

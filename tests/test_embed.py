@@ -19,6 +19,7 @@ from lowshot_cli.embed import (
     write_cached,
 )
 from lowshot_cli.progress import Progress
+from tests.far_device import far_device
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def test_embeddings_are_unit_and_do_not_depend_on_the_batch(
     assert torch.allclose(together.norm(dim=1), torch.ones(300), atol=1e-5)
     alone = torch.cat([embed(network, images[i : i + 1]) for i in (0, 7, 299)])
     assert (together[[0, 7, 299]] - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("views", [None, Views(2, flip=True, seed=3)])
+def test_embeddings_made_on_another_device_come_back_the_same(
+    base: Checkpoint, glyphs: Dataset, views: Views | None
+) -> None:
+    images = glyphs.test.pixels[:300]
+    near = embed(base.network(), images, views=views)
+    with far_device() as device:
+        far = embed(base.network(device), images, views=views)
+    assert torch.equal(far, near)
 
 
 def test_a_network_in_training_is_evaluated_and_left_in_training(

@@ -23,6 +23,7 @@ from lowshot_cli.results import COLUMNS, Rows, Tally
 from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, rebuild, run_folder, sweep
 from lowshot_cli.teach import imprint_classes
 from lowshot_cli.tuning import finetune
+from tests.far_device import far_device
 
 METHODS = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")
 
@@ -362,3 +363,29 @@ def test_memory_of_the_tally_does_not_grow_with_the_trials() -> None:
         return len(pickle.dumps(tally))
 
     assert tally_of(200) <= tally_of(2) + 16
+
+
+@pytest.mark.parametrize(
+    ("ways", "methods"),
+    [(1, (*METHODS, "nearest")), (2, ("whitened", "finetune-head", "proxies", "finetune-full"))],
+)
+def test_trials_on_another_device_give_the_same_rows(
+    base: Checkpoint,
+    glyphs: Dataset,
+    embedder: Embedder,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ways: int,
+    methods: tuple[str, ...],
+) -> None:
+    some = (config.sweep.novel or ())[:2]
+    config = _sweeping(config, trials=1, shots=(3,), methods=methods, ways=ways, novel=some)
+    steps = config.finetune.model_copy(update={"steps": 2, "epochs": 1})
+    config = config.model_copy(update={"finetune": steps})
+    sweep(base, glyphs, config, embedder, tmp_path / "near")
+    with far_device() as device:
+        monkeypatch.setattr("lowshot_cli.trials.pick_device", lambda name: device)
+        sweep(base, glyphs, config, embedder, tmp_path / "far")
+    near, far = ((tmp_path / name / ROWS).read_bytes() for name in ("near", "far"))
+    assert far == near
