@@ -44,6 +44,8 @@ _SHORT_FACTS = {
     "images_per_second": "{:.0f}/s",
 }
 
+# A name of up to as many characters is not broken in a table.
+_WHOLE_NAME = 16
 
 # Joins emoji into one.
 _JOINER = "\u200d"
@@ -122,7 +124,15 @@ class Output:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, name in enumerate(columns):
             numeric = all(is_number(row[index]) for row in rows)
-            table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+            # Where it is too wide, short names stay whole and numbers with intervals are folded.
+            longest = 0 if numeric else max((len(str(row[index])) for row in rows), default=0)
+            least = longest if longest <= _WHOLE_NAME else None
+            table.add_column(
+                Text(name),
+                justify="right" if numeric else "left",
+                overflow="fold",
+                min_width=least,
+            )
         for row in rows:
             table.add_row(*(Text(printable(str(cell))) for cell in row))
         # Rich would fold a title and a caption to the width of the columns.

@@ -18,6 +18,7 @@ from lowshot_cli import plots
 from lowshot_cli.data import Dataset
 from lowshot_cli.evaluate import NovelQueries, novel_recall, score_trials
 from lowshot_cli.imprint import BaseQueries
+from lowshot_cli.output import Output
 from tests.conftest import RunCommand
 
 MOST_BYTES = 3 * 1024**2
@@ -225,3 +226,14 @@ def test_a_browser_shows_the_page_without_errors_or_requests(
         colours = image.convert("RGB").getcolors(maxcolors=2**24)
     assert colours is not None
     assert len(colours) > 100
+
+
+def test_in_a_narrow_terminal_numbers_are_folded_before_short_names(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    columns = ["method", *(f"metric {n}" for n in range(5))]
+    Output().table(columns, [["finetune-head", *(["100.0 ± 106.7"] * 5)]])
+    shown = capsys.readouterr().out
+    assert "finetune-head" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 60
