@@ -77,6 +77,11 @@ class Checkpoint:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
+    @property
+    def device(self) -> torch.device:
+        """Where head and hold-out lie."""
+        return self.holdout.device
+
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode.
 
@@ -99,6 +104,7 @@ class Checkpoint:
             holdout=self.holdout.to(device),
             holdout_labels=self.holdout_labels.to(device),
             holdout_right=self.holdout_right.to(device),
+            nearest=self.nearest and (self.nearest[0].to(device), self.nearest[1].to(device)),
         )
 
     def blank_network(self) -> EmbeddingNetwork:
@@ -121,10 +127,10 @@ class Checkpoint:
         They are taken from images that the backbone was not fitted to, whose embeddings spread as
         those of new classes do.
         """
-        shaping, device = self.shaping, self.holdout.device
+        shaping = self.shaping
         # On the processor, as a GPU adds up in another order each time.
         mean, within = class_statistics(shaping.embeddings.cpu(), shaping.labels.cpu())
-        return mean.to(device), shrunk_precision(within).to(device)
+        return mean.to(self.device), shrunk_precision(within).to(self.device)
 
     @property
     def shaping(self) -> BaseSamples:

@@ -137,7 +137,7 @@ def novel_rows(tile: Tile, materials: Materials, config: Config) -> Tensor:
     checkpoint = materials.checkpoint
     if tile.method == "random":
         rows = _random_rows(tile, checkpoint.meta.embedding_size, config.seed)
-        return widened(rows, checkpoint.head.size).to(checkpoint.holdout.device)
+        return widened(rows, checkpoint.head.size).to(checkpoint.device)
     if tile.method == "augmented":
         return rows_of("imprint", gather(materials.augmented, tile), checkpoint)
     support = gather(materials.train, tile)

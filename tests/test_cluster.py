@@ -39,7 +39,8 @@ TILED = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-h
 
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # At nice 15, their default, they would wait for all that runs beside these tests.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     settings = {"include_dashboard": False, "log_to_driver": False}
     ray.init("local", num_cpus=2, logging_level=logging.CRITICAL, **settings)
     yield
