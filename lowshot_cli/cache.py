@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import platformdirs
+from torch import Tensor
+
+from lowshot_cli.files import read_tensors, write_tensors
 
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -44,6 +48,32 @@ class DiskCache:
     def entries(self) -> list[Entry]:
         """All finished entries."""
         return [entry for entry in self._all() if not entry.path.name.startswith(".")]
+
+    def path(self, key: str) -> Path:
+        """Where the tensors under a key lie, if they are there."""
+        return self.folder / f"{key}.safetensors"
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors under a key, memory-mapped; None if absent or damaged."""
+        path = self.path(key)
+        try:
+            tensors, _ = read_tensors(path)
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged file is made again, whatever the damage
+            path.unlink(missing_ok=True)
+            return None
+        self.touch(path)
+        return tensors
+
+    def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors; a folder that cannot be written to is no error."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # What a loss of power damages is made again; waiting for the disk costs more than that.
+            write_tensors(self.path(key), tensors, {}, durable=False)
+        except OSError:
+            return
 
     def touch(self, path: Path) -> None:
         """Note that an entry has been used."""

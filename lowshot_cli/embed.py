@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch.fx.experimental.optimization import fuse
 from lowshot_cli.augment import shift_and_mirror
 from lowshot_cli.cache import DiskCache
 from lowshot_cli.data import Images, Pixels
-from lowshot_cli.files import read_tensors, write_tensors
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
 
@@ -117,36 +115,6 @@ def user_cache() -> DiskCache:
     return DiskCache.of_user("embeddings", CACHE_LIMIT)
 
 
-def file_of(cache: DiskCache, key: str) -> Path:
-    """Where the embeddings under a key lie, if they are there."""
-    return cache.folder / f"{key}.safetensors"
-
-
-def read_cached(cache: DiskCache, key: str) -> Tensor | None:
-    """The embeddings `(n, D)` under a key, memory-mapped; None if absent or damaged."""
-    path = file_of(cache, key)
-    try:
-        embeddings = read_tensors(path)[0]["embeddings"]
-    except FileNotFoundError:
-        return None
-    except Exception:  # a damaged file is made again, whatever the damage
-        path.unlink(missing_ok=True)
-        return None
-    cache.touch(path)
-    return embeddings
-
-
-def write_cached(cache: DiskCache, key: str, embeddings: Tensor) -> None:
-    """Store embeddings; a cache folder that cannot be written to is no error."""
-    try:
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        # What a loss of power damages is made again; waiting for the disk costs more than that.
-        path, tensors = file_of(cache, key), {"embeddings": embeddings.contiguous()}
-        write_tensors(path, tensors, {}, durable=False)
-    except OSError:
-        return
-
-
 def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
     """Hash of what decides an embedding besides the pixels: weights, preprocessing, arithmetic."""
     digest = hashlib.blake2b(digest_size=16)
@@ -196,14 +164,15 @@ class Embedder:
         total, done = self._missing(images, labels, keys), 0
         network: EmbeddingNetwork | None = None
         for label, key in zip(labels, keys, strict=True):
-            made = read_cached(self.cache, key) if self.cache else None
+            kept = self.cache.read(key) if self.cache else None
+            made = (kept or {}).get("embeddings")
             if made is None:
                 network = network or fused(self.network)
                 members = images.picked(images.of_class(label))
                 with torch.inference_mode():
                     made = _embed_fused(network, members, self.dtype, views)
                 if self.cache:
-                    write_cached(self.cache, key, made)
+                    self.cache.write(key, {"embeddings": made.contiguous()})
                 done += len(made)
                 total = max(total, done)
                 self.on_progress(Progress("embedding", done, total, milestone=done == total))
@@ -219,7 +188,7 @@ class Embedder:
         absent = [
             label
             for label, key in zip(labels, keys, strict=True)
-            if not (self.cache and file_of(self.cache, key).is_file())
+            if not (self.cache and self.cache.path(key).is_file())
         ]
         return sum(len(images.of_class(label)) for label in absent)
 

@@ -29,8 +29,21 @@ def test_glyphs_are_many_even_and_repeatable(glyphs: Dataset) -> None:
     assert again.content_hash == glyphs.content_hash
 
 
-def _fresh_glyphs() -> Dataset:
-    return glyphs.make.__wrapped__(glyphs.IMAGE_SIZE)
+def _fresh_glyphs(cache: DiskCache | None = None) -> Dataset:
+    return glyphs.make.__wrapped__(glyphs.IMAGE_SIZE, cache)
+
+
+def test_glyphs_are_drawn_once_for_all_processes(
+    glyphs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, limit=10**9)
+    _fresh_glyphs(cache)
+    monkeypatch.setattr(
+        "lowshot_cli.data.glyphs._draw_split", lambda *_: pytest.fail("drawn again")
+    )
+    kept = _fresh_glyphs(cache)
+    assert torch.equal(kept.train.pixels, glyphs.train.pixels)
+    assert torch.equal(kept.test.pixels, glyphs.test.pixels)
 
 
 def test_test_glyphs_come_from_typefaces_that_training_never_saw() -> None:

@@ -15,8 +15,6 @@ from lowshot_cli.embed import (
     Views,
     embed,
     fingerprint,
-    read_cached,
-    write_cached,
 )
 from lowshot_cli.progress import Progress
 from tests.far_device import far_device
@@ -108,7 +106,7 @@ def test_a_damaged_cache_file_is_made_again(
         content[-100] ^= 255
     path.write_bytes({"truncate": content[:-50], "flip": content, "empty": b""}[damage])
     assert torch.equal(embedder.classes(glyphs.test, [0])[0], expected)
-    assert read_cached(cache, path.stem) is not None
+    assert cache.read(path.stem) is not None
 
 
 def test_the_longest_unused_files_go_first(tmp_path: Path) -> None:
@@ -116,9 +114,9 @@ def test_the_longest_unused_files_go_first(tmp_path: Path) -> None:
 
     cache = DiskCache(tmp_path, limit=3000)
     for age, key in ((30, "old"), (20, "middle"), (10, "new")):
-        write_cached(cache, key, torch.zeros(10, 32))
+        cache.write(key, {"embeddings": torch.zeros(10, 32)})
         os.utime(tmp_path / f"{key}.safetensors", (1e9 - age, 1e9 - age))
-    assert read_cached(cache, "old") is not None
+    assert cache.read("old") is not None
     cache.trim()
     assert sorted(entry.path.stem for entry in cache.entries()) == ["new", "old"]
 

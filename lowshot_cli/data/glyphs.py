@@ -6,8 +6,10 @@ images from four that training never sees. Each image has its own affine map, co
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.data import Dataset, Images
 from lowshot_cli.errors import DataError
 
 IMAGE_SIZE = 32
-TRAIN_PER_CLASS = 150
-TEST_PER_CLASS = 50
+_PER_CLASS = {"train": 150, "test": 50}
 _CANVAS = 48
 _SEED = 1
 _STYLES = {
@@ -63,25 +65,46 @@ def class_name(character: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def make(image_size: int = IMAGE_SIZE) -> Dataset:
-    """Draw the dataset; the same call gives the same pixels."""
+def make(image_size: int = IMAGE_SIZE, cache: DiskCache | None = None) -> Dataset:
+    """The dataset; the same call gives the same pixels.
+
+    Args:
+        image_size: side in pixels.
+        cache: where the drawn images are kept for the next time.
+    """
+    key = f"glyphs-{image_size}-{_fingerprint()}"
+    drawn = cache.read(key) if cache else None
+    if drawn is None or drawn.keys() != _PER_CLASS.keys():
+        drawn = {split: _draw_split(split, image_size) for split in _PER_CLASS}
+        if cache:
+            cache.write(key, drawn)
+            cache.trim(keep=cache.path(key))
     names = tuple(class_name(character) for character in _CHARACTERS)
-    train = _draw_split("train", TRAIN_PER_CLASS, image_size)
-    test = _draw_split("test", TEST_PER_CLASS, image_size)
+    train, test = (
+        Images(drawn[split], torch.arange(len(names)).repeat_interleave(count))
+        for split, count in _PER_CLASS.items()
+    )
     return Dataset("glyphs", names, train, test, mirror=False, default_classes=40)
 
 
-def _draw_split(split: str, per_class: int, image_size: int) -> Images:
+def _fingerprint() -> str:
+    """Hash of all that decides a pixel besides the processor."""
+    digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16)
+    digest.update(repr([version(name) for name in ("torch", "pillow", "matplotlib")]).encode())
+    return digest.hexdigest()
+
+
+def _draw_split(split: str, image_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(_SEED if split == "train" else _SEED + 1)
     masks = _glyph_masks(_STYLES[split])
     n_classes, n_fonts = masks.shape[:2]
-    labels = torch.arange(n_classes).repeat_interleave(per_class)
+    labels = torch.arange(n_classes).repeat_interleave(_PER_CLASS[split])
     fonts = torch.randint(n_fonts, (len(labels),), generator=generator)
     chunks = [
         _paint(masks[label, font], image_size, generator)
         for label, font in zip(labels.split(1000), fonts.split(1000), strict=True)
     ]
-    return Images(torch.cat(chunks), labels)
+    return torch.cat(chunks)
 
 
 def _glyph_masks(files: list[str]) -> Tensor:
