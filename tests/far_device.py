@@ -62,8 +62,10 @@ class _Strict(TorchDispatchMode):
                 return parts
         tensors = [part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor)]
         far = [tensor for tensor in tensors if isinstance(tensor, FarTensor)]
-        checked = tensors[:1] if name in _INDEXED else tensors
-        on = {isinstance(tensor, FarTensor) for tensor in checked if tensor.dim()}
+        near_too = args[1] if name in _INDEXED and isinstance(args[0], FarTensor) else ()
+        free = {id(part) for part in tree_iter(near_too)}
+        checked = [part for part in tensors if part.dim() and id(part) not in free]
+        on = {isinstance(part, FarTensor) for part in checked}
         if len(on) == 2 and name not in _COPIES:
             raise RuntimeError(f"{func}: tensors on both devices")
         is_far = bool(far)
