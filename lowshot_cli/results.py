@@ -271,7 +271,7 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
     """Count the rows of an earlier run in, and cut off what it did not finish.
 
     Args:
-        path: `results.csv`.
+        path: `results.csv`, which is not there yet if the run ended while it was still embedding.
         tally: gets the rows of all finished pieces of work.
         sizes: number of rows of each piece, in order.
 
@@ -279,10 +279,10 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
         How many pieces are finished.
 
     Raises:
-        DataError: no such file, or rows that this sweep does not write.
+        DataError: rows that this sweep does not write.
     """
     if not path.is_file():
-        raise DataError(f"{path.parent} holds no sweep to resume", "name a run folder")
+        return 0
     finished = end = consumed = 0
 
     def whole_lines() -> Iterator[str]:
@@ -295,7 +295,7 @@ def count_in(path: Path, tally: Tally, sizes: Iterable[int]) -> int:
     with path.open("rb") as file:
         reader = csv.reader(whole_lines())
         try:
-            if tuple(next(reader, ())) != COLUMNS:
+            if tuple(next(reader, COLUMNS)) != COLUMNS:
                 raise ValueError("the header is another")
             end = consumed
             for size in sizes:

@@ -203,6 +203,19 @@ def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
     assert rows.read_bytes() == whole
 
 
+@pytest.mark.parametrize("left", [None, b"", b"method,sho"])
+def test_a_sweep_that_was_cut_off_before_its_first_row_begins_again(
+    server: Server, runs: Path, left: bytes | None
+) -> None:
+    server.run("sweep", "--trials", "3", "--novel", "2", "--shots", "1", cwd=runs.parent)
+    (folder,) = runs.glob("sweep-*")
+    rows = folder / "results.csv"
+    whole = rows.read_bytes()
+    rows.unlink() if left is None else rows.write_bytes(left)
+    server.run("sweep", "--resume", folder, cwd=runs.parent)
+    assert rows.read_bytes() == whole
+
+
 # Damaged training states
 
 
