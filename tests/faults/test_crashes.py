@@ -179,7 +179,9 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
 ) -> None:
     before = (runs / "imprinted.safetensors").read_bytes()
     running = server.start("finetune", "--config", config, cwd=runs.parent)
-    wait_until((runs / LOCK).exists)
+    lock = runs / LOCK
+    # It holds the name of its owner from when that is sure to remove it.
+    wait_until(lambda: lock.exists() and lock.read_bytes() != b"")
     os.kill(running.pid, signal.SIGINT)
     assert running.wait() == INTERRUPTED
     assert running.stderr.strip() == "error: interrupted, what was there before is whole"
