@@ -69,6 +69,8 @@ class Materials:
 
     def to(self, device: torch.device) -> Materials:
         """The same with all tensors on a device, on which trials are then run; images stay."""
+        if device == self.checkpoint.device:
+            return self
 
         def move(parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
             return {label: part.to(device) for label, part in parts.items()}

@@ -30,7 +30,7 @@ def test_glyphs_are_many_even_and_repeatable(glyphs: Dataset) -> None:
 
 
 def _fresh_glyphs(cache: DiskCache | None = None) -> Dataset:
-    return glyphs.make.__wrapped__(glyphs.IMAGE_SIZE, cache)
+    return glyphs.draw(glyphs.IMAGE_SIZE, cache)
 
 
 def test_glyphs_are_drawn_once_for_all_processes(

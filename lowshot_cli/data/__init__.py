@@ -190,7 +190,7 @@ def load_dataset(
             raise DataError(f"CIFAR-100 images are {cifar.IMAGE_SIZE} pixels wide, not {size}")
         return cifar.load(config.data_folder, on_progress)
     if config.dataset == "glyphs":
-        return glyphs.make(size or glyphs.IMAGE_SIZE, image_cache())
+        return glyphs.make(size or glyphs.IMAGE_SIZE)
     if config.dataset == "none":
         raise DataError(
             "a model adopted without data has no dataset",

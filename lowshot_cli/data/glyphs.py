@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lowshot_cli.cache import DiskCache
-from lowshot_cli.data import Dataset, Images
+from lowshot_cli.data import Dataset, Images, image_cache
 from lowshot_cli.errors import DataError
 
 IMAGE_SIZE = 32
@@ -65,8 +65,13 @@ def class_name(character: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def make(image_size: int = IMAGE_SIZE, cache: DiskCache | None = None) -> Dataset:
-    """The dataset; the same call gives the same pixels.
+def make(image_size: int = IMAGE_SIZE) -> Dataset:
+    """The dataset, drawn once and from then on mapped from the user's cache."""
+    return draw(image_size, image_cache())
+
+
+def draw(image_size: int, cache: DiskCache | None = None) -> Dataset:
+    """Draw the dataset; the same call gives the same pixels.
 
     Args:
         image_size: side in pixels.
