@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -155,7 +156,8 @@ def _read(source: str) -> dict[str, Tensor]:
         if not path.is_file():
             raise FileNotFoundError
         # Tensors and plain containers alone: a pickle could otherwise run any program.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what matters becomes the error below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no weights at {path}", "check the path after --weights") from None
     except Exception as error:  # a damaged file can make a reader fail in any way

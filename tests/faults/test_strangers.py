@@ -47,7 +47,7 @@ class Payload:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_a_strangers_weights_are_never_run(
-    lowshot: RunCommand, tmp_path: Path, suffix: str
+    lowshot: RunCommand, tmp_path: Path, suffix: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     proof, weights = tmp_path / "proof", tmp_path / f"weights{suffix}"
     torch.save({"state_dict": Payload(proof)}, weights)
@@ -61,6 +61,7 @@ def test_a_strangers_weights_are_never_run(
         assert result.exit_code == BAD_INPUT
         assert str(file) in result.stderr
     assert not proof.exists()
+    assert not recwarn.list  # one line says it all
 
 
 @pytest.mark.parametrize(
