@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from lowshot_cli.backbones import build_backbone
@@ -121,6 +120,9 @@ def fitted_scale(cosines: Tensor, labels: Tensor) -> float:
 
     def cross_entropy(scale: float) -> float:
         return F.cross_entropy(scale * cosines, labels).item()
+
+    # Every command imports this module, few need it, and it takes a fifth of a second.
+    from scipy.optimize import minimize_scalar
 
     return float(minimize_scalar(cross_entropy, bounds=_SCALES, method="bounded").x)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
@@ -83,7 +83,7 @@ def t_interval_of_sums(
         return None
     mean = float(total / count)
     variance = max(float(squares - count * mean**2), 0.0) / (count - 1)
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * (variance / count) ** 0.5
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * (variance / count) ** 0.5
     return mean - half, mean + half
 
 

@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import load
 from lowshot_cli.cli import app
@@ -24,7 +25,7 @@ from lowshot_cli.embed import Embedder
 
 TINY = {
     "classes": 12,
-    "width": 12,
+    "width": 8,
     "embedding_size": 32,
     "epochs": 6,
     "batch_size": 32,
@@ -44,6 +45,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("LOWSHOT_WORKDIR", None)
     # Spinning threads of one process slow every other one down on a machine with few cores.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +80,8 @@ def base(base_path: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def embedder(base: Checkpoint) -> Embedder:
-    return Embedder(base.network())
+def embedder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return Embedder(base.network(), cache=DiskCache(tmp_path_factory.mktemp("embedded"), 10**9))
 
 
 @pytest.fixture

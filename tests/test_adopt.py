@@ -32,6 +32,7 @@ from lowshot_cli.errors import Interrupted
 from lowshot_cli.imprint import imprint
 from lowshot_cli.train import train_base
 from lowshot_cli.weights import load_weights, photo_side
+from tests.conftest import TINY
 
 RunCommand = Callable[..., Result]
 NAME = "shufflenet_v2_x0_5"
@@ -108,7 +109,7 @@ def test_there_is_no_training_to_resume_without_epochs(lowshot: RunCommand) -> N
 
 
 def test_another_base_model_lends_its_backbone(lowshot: RunCommand, base_path: Path) -> None:
-    size = ("--width", 12, "--embedding-size", 32)
+    size = ("--width", TINY["width"], "--embedding-size", TINY["embedding_size"])
     result = lowshot(*ADOPT, *size, "--weights", base_path, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)

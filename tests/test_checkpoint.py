@@ -20,9 +20,10 @@ from lowshot_cli.errors import CheckpointError
 from lowshot_cli.files import read_tensors
 from lowshot_cli.imprint import class_statistics
 from lowshot_cli.meta import SupportRecord
+from tests.conftest import TINY
 
-# Of the tiny base model: 32 trained, 8 and 4 times its width of 12 from the stages.
-SIZE = 32 + 96 + 48
+# Of the tiny base model: 32 trained, 8 and 4 times its width from the stages.
+SIZE = TINY["embedding_size"] + 12 * TINY["width"]
 RECORD = SupportRecord(method="imprint", indices=(3, 5), files=None, pixel_hashes=("a", "b"))
 
 

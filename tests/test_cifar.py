@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
 from lowshot_cli.config_file import load_config
@@ -20,6 +21,7 @@ from lowshot_cli.train import train_base
 from lowshot_cli.tuning import finetune
 
 pytestmark = [
+    pytest.mark.xdist_group("cifar"),
     pytest.mark.cifar,
     pytest.mark.skipif("LOWSHOT_DATA" not in os.environ, reason="LOWSHOT_DATA is not set"),
 ]
@@ -61,11 +63,20 @@ def test_an_epoch_learns_more_than_chance(model: Checkpoint) -> None:
     assert sum(total for _, total in model.meta.base_counts) == 4000
 
 
+@pytest.fixture(scope="module")
+def embedder(model: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return Embedder(model.network(), cache=DiskCache(tmp_path_factory.mktemp("embedded"), 10**9))
+
+
 @pytest.mark.parametrize("method", ["imprint", "whitened", "finetune-head"])
 def test_batched_and_single_trials_decide_alike(
-    model: Checkpoint, data: Dataset, config: Config, tmp_path: Path, method: str
+    model: Checkpoint,
+    data: Dataset,
+    config: Config,
+    embedder: Embedder,
+    tmp_path: Path,
+    method: str,
 ) -> None:
-    embedder = Embedder(model.network())
     sweep(model, data, config, embedder, tmp_path)
     with (tmp_path / ROWS).open(newline="", encoding="utf-8") as file:
         rows = {

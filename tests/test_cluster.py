@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowshot_cli import cluster, trials
+from lowshot_cli.cache import DiskCache
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import load
 from lowshot_cli.cli import app
@@ -31,6 +32,8 @@ from lowshot_cli.progress import Progress
 from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SweepResult, sweep
 from tests.conftest import RunCommand
 from tests.faults.conftest import SMALL, wait_until, write_config
+
+pytestmark = pytest.mark.xdist_group("cluster")
 
 ray = pytest.importorskip("ray")
 
@@ -79,7 +82,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bench(small: Path, glyphs: Dataset) -> Bench:
     base = load(small.parent / "runs" / "base.safetensors")
-    return Bench(base, glyphs, Embedder(base.network()), load_config(small))
+    embedder = Embedder(base.network(), cache=DiskCache(small.parent / "embedded", 10**9))
+    return Bench(base, glyphs, embedder, load_config(small))
 
 
 def processes_below(pid: int) -> dict[int, str]:

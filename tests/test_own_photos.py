@@ -19,7 +19,7 @@ from tests.conftest import RunCommand
 
 README = Path(__file__).parent.parent / "README.md"
 # What would take minutes: the longest training the README names.
-SHORTER = ["--epochs", "40", "--width", "12", "--batch-size", "32", "--lr", "0.1"]
+SHORTER = ["--epochs", "40", "--width", "8", "--batch-size", "32", "--lr", "0.1"]
 _MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 
 

@@ -13,13 +13,17 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from lowshot_cli import plots
+from lowshot_cli.cli import app
 from lowshot_cli.data import Dataset
 from lowshot_cli.evaluate import NovelQueries, novel_recall, score_trials
 from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.output import Output
 from tests.conftest import RunCommand
+
+pytestmark = pytest.mark.xdist_group("report")
 
 MOST_BYTES = 3 * 1024**2
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -47,12 +51,12 @@ class _Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture
-def run_dir(lowshot: RunCommand, workdir: Path) -> Path:
-    result = lowshot(
-        *["sweep", "--trials", "3", "--novel", "8", "--shots", "1,5", "--json"],
-        *["--workdir", workdir],
-    )
+@pytest.fixture(scope="module")
+def run_dir(base_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a finished sweep; not to be written to."""
+    sweep = ["sweep", "--trials", "3", "--novel", "8", "--shots", "1,5", "--json"]
+    files = ["--checkpoint", base_path, "--workdir", tmp_path_factory.mktemp("report")]
+    result = CliRunner().invoke(app, [*sweep, *map(str, files)], catch_exceptions=False)
     return Path(json.loads(result.stdout)["run_dir"])
 
 

@@ -90,7 +90,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         environment.pop("LOWSHOT_DATA", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.server"],

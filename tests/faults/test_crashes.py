@@ -20,6 +20,8 @@ from lowshot_cli.locks import LOCK, locked
 from tests.conftest import RunCommand
 from tests.faults.conftest import ROOT, Server, wait_until, write_config
 
+pytestmark = pytest.mark.xdist_group("crashes")
+
 BAD_INPUT, INTERRUPTED = 3, 130
 
 
@@ -107,7 +109,7 @@ def test_a_disk_too_small_for_mapped_arrays_is_an_error_and_no_signal(
         "mount -t tmpfs -o size=300k tmpfs disk && mkdir disk/runs && "
         f"cp runs/base.safetensors disk/runs && {sys.executable} -m lowshot_cli {arguments}"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment |= {"XDG_CACHE_HOME": str(disk if command == "predict" else tmp_path / "cache")}
     environment.pop("LOWSHOT_WORKDIR", None)
     answer = subprocess.run(

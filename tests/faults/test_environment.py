@@ -23,7 +23,7 @@ def run(
     workdir: Path, arguments: list[str], redirect: str = "", **changes: str | None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command in a shell, with changes of the environment; None takes a variable away."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("LOWSHOT_DATA", None)
     for name, value in changes.items():
         environment.pop(name, None)

@@ -28,6 +28,8 @@ from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train import _Run
 from tests.faults.conftest import ROOT, SMALL, Running, Server, wait_until, write_config
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 TRAINING = {**SMALL, "width": 6, "epochs": 5, "cutout": 0, "lr": 0.1, "mixup": 0.1}
 
 
@@ -160,7 +162,7 @@ def test_torchrun_itself_makes_the_same_bytes(
     config: Path, shared: Running, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "-m", "lowshot_cli", "train-base", "--config", str(config)],
         cwd=tmp_path,

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import RunCommand
 from tests.faults.conftest import memory
@@ -20,8 +23,16 @@ EACH = 2
 MOST_GROWTH = 12 * 1024**2
 
 
-def soak(lowshot: RunCommand, workdir: Path, count: int) -> list[tuple[int, int, int]]:
-    """Sweep number, bytes in memory and open files, along the way."""
+def tensors() -> int:
+    """Bytes of all tensors that this process holds."""
+    held = (value for value in gc.get_objects() if issubclass(type(value), torch.Tensor))
+    return sum({value.data_ptr(): value.nbytes for value in held}.values())
+
+
+def soak(
+    lowshot: RunCommand, workdir: Path, count: int, size: Callable[[], int]
+) -> list[tuple[int, int, int]]:
+    """Sweep number, bytes as `size` tells them and open files, along the way."""
     curve = []
     sweep = ["sweep", "--trials", "4", "--novel", "6", "--shots", "1,5", "--save-models"]
     for number in range(count + 1):
@@ -31,7 +42,7 @@ def soak(lowshot: RunCommand, workdir: Path, count: int) -> list[tuple[int, int,
             shutil.rmtree(folder)
         if number % EACH == 0:
             gc.collect()
-            curve.append((number, memory("VmRSS"), len(list(Path("/proc/self/fd").iterdir()))))
+            curve.append((number, size(), len(list(Path("/proc/self/fd").iterdir()))))
     return curve
 
 
@@ -45,12 +56,12 @@ def _check_flat(curve: list[tuple[int, int, int]]) -> None:
 def test_sweeps_leave_nothing_in_memory_and_no_file_open(
     lowshot: RunCommand, workdir: Path
 ) -> None:
-    _check_flat(soak(lowshot, workdir, FEW))
+    _check_flat(soak(lowshot, workdir, FEW, tensors))
 
 
 @pytest.mark.slow
 def test_two_hundred_sweeps_leave_nothing_behind(lowshot: RunCommand, workdir: Path) -> None:
-    curve = soak(lowshot, workdir, MANY)
+    curve = soak(lowshot, workdir, MANY, partial(memory, "VmRSS"))
     for number, size, files in curve:
         print(f"{number:4} sweeps  {size / 1024**2:7.1f} MiB  {files} open files")
     _check_flat(curve)

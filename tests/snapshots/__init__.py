@@ -23,7 +23,7 @@ from lowshot_cli.data import glyphs
 HERE = Path(__file__).parent
 WIDTH = 80
 _TRAINING = {
-    **{"classes": ["A", "B", "E", "K", "P", "Q", "T", "X"], "width": 12, "embedding_size": 32},
+    **{"classes": ["A", "B", "E", "K", "P", "Q", "T", "X"], "width": 8, "embedding_size": 32},
     **{"epochs": 8, "batch_size": 32, "lr": 0.1, "mixup": 0.0, "precision": "fp32"},
 }
 _SESSIONS = {
