@@ -21,7 +21,6 @@ from lowshot_cli.train import train_base
 from lowshot_cli.tuning import finetune
 
 pytestmark = [
-    pytest.mark.xdist_group("cifar"),
     pytest.mark.cifar,
     pytest.mark.skipif("LOWSHOT_DATA" not in os.environ, reason="LOWSHOT_DATA is not set"),
 ]

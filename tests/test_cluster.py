@@ -33,8 +33,6 @@ from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SweepResult, sweep
 from tests.conftest import RunCommand
 from tests.faults.conftest import SMALL, wait_until, write_config
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 ray = pytest.importorskip("ray")
 
 TILED = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")

@@ -29,8 +29,6 @@ from lowshot_cli.errors import LowshotError
 from lowshot_cli.export import check, export, write
 from tests.conftest import RunCommand
 
-pytestmark = pytest.mark.xdist_group("export")
-
 HOSTILE = (
     "line\nbreak",
     "\n---\nlicense: mine",

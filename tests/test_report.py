@@ -23,8 +23,6 @@ from lowshot_cli.imprint import BaseQueries
 from lowshot_cli.output import Output
 from tests.conftest import RunCommand
 
-pytestmark = pytest.mark.xdist_group("report")
-
 MOST_BYTES = 3 * 1024**2
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -9,8 +9,6 @@ from rich.cells import cell_len
 
 from tests.snapshots import COMMANDS, HERE, WIDTH, compared, masked, take
 
-pytestmark = pytest.mark.xdist_group("snapshots")
-
 _WRITING = {
     *("train-base", "imprint", "finetune", "sweep", "sweep-sessions", "imprint-images"),
     *("classes-rename", "classes-remove", "export"),

@@ -20,8 +20,6 @@ from lowshot_cli.locks import LOCK, locked
 from tests.conftest import RunCommand
 from tests.faults.conftest import ROOT, Server, wait_until, write_config
 
-pytestmark = pytest.mark.xdist_group("crashes")
-
 BAD_INPUT, INTERRUPTED = 3, 130
 
 

@@ -18,8 +18,6 @@ import pytest
 from lowshot_cli.checkpoint_file import load
 from tests.faults.conftest import SMALL, Running, Server, write_config
 
-pytestmark = pytest.mark.xdist_group("kills")
-
 SWEEP = {"trials": 260, "shots": [1, 2], "novel": 6, "methods": ["imprint", "whitened"]}
 # Kills of each of five commands that have to hit a write.
 FEW, MANY = 3, 10

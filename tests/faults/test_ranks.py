@@ -28,8 +28,6 @@ from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train import _Run
 from tests.faults.conftest import ROOT, SMALL, Running, Server, wait_until, write_config
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 TRAINING = {**SMALL, "width": 6, "epochs": 5, "cutout": 0, "lr": 0.1, "mixup": 0.1}
 
 

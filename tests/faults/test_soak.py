@@ -24,8 +24,9 @@ MOST_GROWTH = 12 * 1024**2
 
 
 def tensors() -> int:
-    """Bytes of all tensors that this process holds."""
-    held = (value for value in gc.get_objects() if issubclass(type(value), torch.Tensor))
+    """Bytes of all tensors that this process holds; those of tracers, another type, have none."""
+    real = (torch.Tensor, torch.nn.Parameter)
+    held = (value for value in gc.get_objects() if type(value) in real)
     return sum({value.data_ptr(): value.nbytes for value in held}.values())
 
 
