@@ -229,9 +229,8 @@ def sweep(
 
     workers = Workers(executor, ray_address, gpus_per_worker, threads)
     if class_order_seeds or backbones:
-        several.sweep(
-            settings, output, class_order_seeds, backbones, checkpoint, resume, dry_run, workers
-        )
+        lists = class_order_seeds, backbones
+        several.sweep(settings, output, *lists, checkpoint, resume, dry_run, save_models, workers)
     elif dry_run:
         planning.sweep(settings, output, checkpoint, resume, save_models)
     else:

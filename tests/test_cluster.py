@@ -275,7 +275,7 @@ def _trained_longer(folder: Path) -> Path:
         (("--class-order-seeds", "0,0"), "each once"),
         (("--class-order-seeds", "0,x"), "class_order_seed 'x': should be a valid integer"),
         (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
-        (("--class-order-seeds", "0", "--dry-run"), "do not go with"),
+        (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "do not go with"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from lowshot_cli import forecast
 from lowshot_cli.progress import Progress
 from tests.conftest import RunCommand
+from tests.faults.conftest import write_config
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +86,39 @@ def test_a_sweep_without_a_base_model_is_planned_with_its_training(
     (tmp_path / "both.yaml").write_text(json.dumps(config))
     plan = _planned(lowshot, "sweep", "--config", "both.yaml")
     assert [stage["name"] for stage in plan["stages"]] == [
-        *("training", "hold-out", "embedding", "embedding"),
+        *("training", "hold-out", "embedding"),
         *("imprint", "random", "whitened", "finetune-head"),
     ]
+    # Hold-out and test images after the training; test and novel images for the trials.
+    assert _steps(plan)["embedding"] == (600 + 600) + (600 + 3 * 200)
     assert plan["paths"][0] == "runs/base.safetensors"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_over_base_models_is_planned_as_far_as_it_is_not_there(
+    lowshot: RunCommand, tmp_path: Path
+) -> None:
+    sweep = {"trials": 2, "novel": 3, "shots": [1], "methods": ["whitened"]}
+    config = write_config(tmp_path, sweep=sweep)
+    typed = ("sweep", "--config", config, "--class-order-seeds", "0,1", "--save-models")
+    both = _planned(lowshot, *typed)
+    assert not (tmp_path / "runs").exists()
+    assert both["counts"]["base models"] == 2
+    assert both["counts"]["trials"] == _steps(both)["whitened"] == 2 * 3 * 2
+    assert lowshot(*typed, "--quiet").exit_code == 0
+    written = {_undated(path) for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert {_undated(tmp_path / path) for path in both["paths"]} == written
+    again = _planned(lowshot, *typed)
+    assert (again["counts"], again["stages"]) == ({"base models": 0}, [])
+    (tmp_path / "runs" / "order-1-resnet9" / "base.safetensors").unlink()
+    one = _planned(lowshot, *typed)
+    assert one["counts"]["trials"] == 2 * 3
+    assert _steps(one)["training"] == _steps(both)["training"] / 2
+
+
+def _undated(path: Path) -> Path:
+    """A path with the name that plans have for run folders."""
+    return Path(re.sub(r"sweep-[^/]*", "sweep-DATE-TIME", str(path)))
 
 
 def test_fine_tuning_is_planned(lowshot: RunCommand, workdir: Path) -> None:

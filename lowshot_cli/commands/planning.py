@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lowshot_cli import chain, forecast, tables, weights
@@ -67,7 +67,49 @@ def sweep(
     """Plan a sweep, and the training of its base model where that is still to come."""
     if resume is not None:
         raise UsageError("--dry-run plans a whole sweep", "leave out --resume")
-    path = source or chain.chain_path(config.workdir, "base")
+    sweeps([config], output, source, save_models, [])
+
+
+def sweeps(
+    configs: Sequence[Config],
+    output: Output,
+    source: Path | None,
+    save_models: bool,
+    also: Sequence[Path],
+) -> None:
+    """Plan sweeps that follow each other, one a config, steps of a name added up.
+
+    Args:
+        configs: each with the work folder of its own.
+        output: gets the plan.
+        source: base model of them all; None for that of each work folder.
+        save_models: of each trial.
+        also: paths that are written after the last sweep.
+    """
+    counts: dict[str, int] = {}
+    stages: dict[str, Stage] = {}
+    written: list[Path] = []
+    for config in configs:
+        path = source or chain.chain_path(config.workdir, "base")
+        found, steps, files = _of_sweep(config, output, path, save_models)
+        counts = {**found, "trials": counts.get("trials", 0) + found["trials"]}
+        for step in steps:
+            same = stages.get(step.name, replace(step, n=0, seconds=0))
+            stages[step.name] = replace(
+                step, n=same.n + step.n, seconds=same.seconds + step.seconds
+            )
+        written += files
+    if any(config.sweep.drop_duplicates for config in configs):
+        output.note("finding look-alikes for --drop-duplicates comes on top")
+    if len(configs) != 1:
+        counts = {"base models": len(configs), **counts}
+    _show(output, counts, list(stages.values()), [*written, *also])
+
+
+def _of_sweep(
+    config: Config, output: Output, path: Path, save_models: bool
+) -> tuple[dict[str, int], list[Stage], list[Path]]:
+    """What a sweep works on, its steps, and what it writes."""
     stages, written = [], []
     if trains_first(config, path):
         dataset = load(config, output, weights.photo_side(config))
@@ -91,11 +133,9 @@ def sweep(
         ),
         "trials": plan.n_rows,
     }
-    if config.sweep.drop_duplicates:
-        output.note("finding look-alikes for --drop-duplicates comes on top")
     folder = config.workdir / "sweep-DATE-TIME"
     names = [*sweep_files(config), *([sweeping.MODELS] if save_models else []), LOG]
-    _show(output, counts, stages, [*written, *(folder / name for name in names)])
+    return counts, stages, [*written, *(folder / name for name in names)]
 
 
 def _log(config: Config, path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import sweep as sweeping
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.commands import planning
 from lowshot_cli.commands.common import dataset_of, load, logged, stopping
 from lowshot_cli.commands.measuring import changes_since, load_base, run_sweep
 from lowshot_cli.commands.teaching import finish_base, make_base_for_sweep
@@ -55,21 +56,27 @@ def sweep(
     source: Path | None,
     resume: Path | None,
     dry_run: bool,
+    save_models: bool,
     workers: Workers,
 ) -> None:
     """Train a base model for each class order and backbone, sweep each, and add them up.
 
     Base models that are there already are used, sweeps that are there are gone on with.
     """
-    if source or resume or dry_run:
+    if source or resume:
         raise UsageError(
-            "several base models do not go with --checkpoint, --resume or --dry-run",
+            "several base models do not go with --checkpoint or --resume",
             "leave these out; the same command goes on where it was stopped",
         )
     members = members_of(config, seeds, backbones)
+    path = config.workdir / SUMMARY
+    if dry_run:
+        left = [one.config for one in members if not _is_swept(one, workers.threads, save_models)]
+        planning.sweeps(left, output, None, save_models, [path])
+        return
     with workers.open(output) as executor:
         _train_missing(members, output, workers)
-        summaries = [_sweep(member, output, executor, workers) for member in members]
+        summaries = [_sweep(member, output, executor, workers, save_models) for member in members]
     found = [
         (member.config.train_base.backbone, s) for member, s in zip(members, summaries, strict=True)
     ]
@@ -86,7 +93,6 @@ def sweep(
         ],
         "cells": over_bases(found),
     }
-    path = config.workdir / SUMMARY
     write_text(path, json.dumps(summary, indent=1, ensure_ascii=False))
     output.data(summary)
     tables.show_over_bases(output, summary)
@@ -169,10 +175,12 @@ def _train_on_ray(missing: Sequence[Member], output: Output, gpus: float) -> Non
                 finish_base(member.config, output, member.path, result, False, None)
 
 
-def _sweep(member: Member, output: Output, executor: Executor, workers: Workers) -> dict[str, Any]:
+def _sweep(
+    member: Member, output: Output, executor: Executor, workers: Workers, save_models: bool
+) -> dict[str, Any]:
     """The summary of a base model's sweep, which is run as far as it is not there."""
     base = ckpt.load(member.path)
-    begun = _begun(member.config, base, workers.threads)
+    begun = _begun(member.config, base, workers.threads, save_models)
     if begun and (begun / sweeping.SUMMARY).exists():
         output.note(f"{member.name}: swept already, {begun}")
         summary: dict[str, Any] = json.loads((begun / sweeping.SUMMARY).read_text(encoding="utf-8"))
@@ -180,17 +188,25 @@ def _sweep(member: Member, output: Output, executor: Executor, workers: Workers)
     output.note(f"sweeping {member.name}")
     dataset = dataset_of(base, member.config, output)
     threads = workers.threads_each
-    done = run_sweep(member.config, output, base, dataset, begun, False, executor, threads)
+    done = run_sweep(member.config, output, base, dataset, begun, save_models, executor, threads)
     output.finish(done.written)
     return done.summary
 
 
-def _begun(config: Config, base: Checkpoint, threads: int | None) -> Path | None:
+def _is_swept(member: Member, threads: int | None, save_models: bool) -> bool:
+    if not member.path.exists():
+        return False
+    begun = _begun(member.config, ckpt.load(member.path), threads, save_models)
+    return begun is not None and (begun / sweeping.SUMMARY).exists()
+
+
+def _begun(config: Config, base: Checkpoint, threads: int | None, save_models: bool) -> Path | None:
     """The newest run folder of this very sweep, if there is one."""
     for about in sorted(config.workdir.glob(f"sweep-*/{sweeping.ABOUT}"), reverse=True):
         with suppress(LowshotError, OSError, ValueError):
             facts = json.loads(about.read_text(encoding="utf-8"))
             same = not changes_since(about.parent, config) and facts["base"] == base.digest
-            if same and threads in (None, facts["threads"]):
+            suffices = facts.get("models") or not save_models
+            if same and suffices and threads in (None, facts["threads"]):
                 return about.parent
     return None
