@@ -13,6 +13,7 @@ from lowshot_cli.base_model import (
     TrainResult,
     build_network,
     describe,
+    input_side,
     make_checkpoint,
 )
 from lowshot_cli.checkpoint import Checkpoint
@@ -103,9 +104,8 @@ def adopt_without_data(config: Config) -> TrainResult:
     pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
     nothing, none = Images(pixels, labels), Picked(pixels, labels)
     flip = options.flip is not False
-    task = BaseTask(
-        names, [], none, labels, none, labels, expected.normalisation, flip, options.input_size
-    )
+    resized = input_side(options, side)
+    task = BaseTask(names, [], none, labels, none, labels, expected.normalisation, flip, resized)
     network, size, loaded = build_network(options, task, with_weights=True)
     rows = classifier_rows(network.backbone, read_weights(options))
     if len(rows) != len(names):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class Model:
         images: Sequence[AnyImage],
         name: str,
         method: ImprintMethod = "whitened",
-        max_forgetting: float = 2.0,
+        max_forgetting: float | Literal["none"] | None = None,
         replace: bool = False,
     ) -> Model:
         """Learn a class from a few images (Qi, Brown, Lowe, CVPR 2018).
@@ -90,7 +90,8 @@ class Model:
             images: of the class.
             name: of the class.
             method: as in `lowshot imprint --method`.
-            max_forgetting: points of base accuracy that all novel classes may cost together.
+            max_forgetting: points of base accuracy that all novel classes may cost together, or
+                `none` for no limit; by default 2, and no bias for `imprint` and `random`.
             replace: learn a class that the model knows anew.
 
         Raises:

@@ -41,7 +41,7 @@ def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = ((rows * width)[:, :, None] + columns[:, None, :]).to(pixels.device)
     flat = pixels.reshape(batch, 3, height * width)
-    gathered = flat.gather(2, index.view(batch, 1, -1).expand(batch, 3, height * width))
+    gathered = flat.gather(2, index.view(batch, 1, height * width).expand(batch, 3, height * width))
     return gathered.view_as(pixels)
 
 

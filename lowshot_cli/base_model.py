@@ -70,9 +70,7 @@ def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
     labels = [dataset.label(name) for name in names]
     fit, holdout = split_holdout(dataset.train, labels, options.holdout)
     images = dataset.train.picked(fit)
-    expected, input_size = preprocessing(options), options.input_size
-    if input_size is None and expected is not None and images.side < expected.side:
-        input_size = expected.side
+    expected = preprocessing(options)
     return BaseTask(
         names=names,
         labels_in_dataset=labels,
@@ -82,8 +80,19 @@ def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
         holdout_labels=relabel(dataset.train.labels[holdout], labels),
         normalisation=expected.normalisation if expected else Normalisation.of(images.split(BATCH)),
         flip=dataset.mirror if options.flip is None else options.flip,
-        input_size=input_size,
+        input_size=input_side(options, images.side),
     )
+
+
+def input_side(options: TrainBaseConfig, side: int) -> int | None:
+    """To which side in pixels the network resizes images of `side`; None leaves them as they are.
+
+    A library's network gets images no smaller than those that its weights were trained on.
+    """
+    expected = preprocessing(options)
+    if options.input_size is None and expected is not None and side < expected.side:
+        return expected.side
+    return options.input_size
 
 
 def build_network(

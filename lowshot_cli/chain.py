@@ -45,6 +45,27 @@ def furthest(workdir: Path) -> tuple[Path, Checkpoint]:
     raise CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
 
 
+def parent_hash(workdir: Path, before: str, path: Path, checkpoint: Checkpoint) -> str:
+    """What a checkpoint that is made from another records as its parent.
+
+    Args:
+        workdir: of the chain.
+        before: the stage that the new checkpoint follows.
+        path: the file that it is made from, which may be a later stage.
+        checkpoint: in that file.
+
+    Returns:
+        The hash of the file, or of the stage that a later one that is not stale stems from.
+    """
+    first, *later = CHAIN[CHAIN.index(before) :]
+    for stage in later:
+        if path.resolve() == chain_path(workdir, stage).resolve():
+            if staleness(workdir, stage, checkpoint) is None:
+                path = chain_path(workdir, first)
+            break
+    return file_hash(path) if path.is_file() else checkpoint.meta.parent or ""
+
+
 def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
     """Why a checkpoint of the chain no longer belongs to its predecessors, or None."""
     if checkpoint.meta.parent is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import typer
 
 from lowshot_cli import options as o
@@ -95,7 +97,12 @@ def imprint(
     from lowshot_cli.commands import teaching
 
     if from_run is not None or trial is not None:
-        teaching.imprint_from_run(settings, output, from_run, trial, checkpoint, out, overwrite)
+        others = _given(
+            {"--class": classes, "--images": images, "--shots": shots, "--method": method}
+            | {"--max-forgetting": max_forgetting, "--add": add, "--replace": replace}
+        )
+        files = checkpoint, out, overwrite
+        teaching.imprint_from_run(settings, output, from_run, trial, *files, others)
     elif images:
         teaching.imprint_photos(settings, output, images, add, replace, checkpoint, out, overwrite)
     else:
@@ -175,7 +182,8 @@ def evaluate(
     from lowshot_cli.commands import measuring
 
     if labelled:
-        measuring.evaluate_photos(settings, output, checkpoints or [], labelled)
+        others = _given({"--open-set": open_set, "--report": report})
+        measuring.evaluate_photos(settings, output, checkpoints or [], labelled, others)
     else:
         rate = false_alarm if open_set else None
         measuring.evaluate(settings, output, checkpoints or [], rate, report)
@@ -235,6 +243,11 @@ def sweep(
         planning.sweep(settings, output, checkpoint, resume, save_models)
     else:
         measuring.sweep(settings, output, checkpoint, resume, save_models, workers)
+
+
+def _given(options: Mapping[str, object]) -> list[str]:
+    """Names of the options that were typed."""
+    return [name for name, value in options.items() if value is not None and value is not False]
 
 
 # Importing them adds their commands to the app, after those above.

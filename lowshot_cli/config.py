@@ -58,8 +58,12 @@ def _none_or_points(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _storable(value: str) -> str:
-    """Text that a checkpoint can hold."""
+def storable(value: str) -> str:
+    """Text that a checkpoint can hold.
+
+    Raises:
+        ValueError: it cannot, and why.
+    """
     if "\0" in value or not value.strip():
         raise ValueError("should not be empty or hold NUL")
     try:
@@ -102,7 +106,7 @@ MaxForgetting = Annotated[
     Literal["none"] | Annotated[float, Field(ge=0, le=100)], BeforeValidator(_none_or_points)
 ]
 Count = Annotated[int, Field(gt=0)]
-StorableText = Annotated[str, AfterValidator(_storable)]
+StorableText = Annotated[str, AfterValidator(storable)]
 FilePath = Annotated[Path, AfterValidator(_path)]
 Names = Annotated[tuple[StorableText, ...], AfterValidator(_distinct)]
 Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]

@@ -56,6 +56,9 @@ def embed(
 def _embed_fused(
     network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
 ) -> Tensor:
+    if not len(pixels):
+        blank = torch.zeros((1, *pixels[:0].shape[1:]), dtype=torch.uint8)
+        return _forward(network, blank, dtype)[:0]
     chunks = []
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
@@ -66,7 +69,7 @@ def _embed_fused(
         for view in _make_views(batch, views):
             total = total + _forward(network, view, dtype)
         chunks.append(total / views.count)
-    return torch.cat(chunks) if chunks else torch.empty(0, 0)
+    return torch.cat(chunks)
 
 
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:

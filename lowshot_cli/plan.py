@@ -44,6 +44,7 @@ class Plan:
         shots: numbers of support images.
         methods: as in `--method`.
         seed: decides every draw.
+        left_out: labels of the novel classes that are too few for another group.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -52,6 +53,7 @@ class Plan:
     shots: tuple[int, ...]
     methods: tuple[str, ...]
     seed: int
+    left_out: tuple[int, ...] = ()
     sequence: bool = False
 
     @property
@@ -96,6 +98,12 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     """
     check_dataset(checkpoint, dataset)
     options, meta = config.sweep, checkpoint.meta
+    freezing = config.finetune.freeze_base
+    if "finetune-head" in options.methods and freezing not in (None, "always"):
+        raise UsageError(
+            f"freeze_base: {freezing} moves base rows, which finetune-head in a sweep never does",
+            "leave finetune-head out of --method, or freeze_base out of the config",
+        )
     order = class_order(dataset, meta.split, meta.class_order_seed)
     known = {checkpoint.dataset_name(name) for name in meta.classes}
     names = _novel_names([name for name in order if name not in known], options, config.seed)
@@ -112,11 +120,12 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     for name, label in zip(names, labels, strict=True):
         if not len(dataset.test.of_class(label)):
             raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
+    left_out: tuple[int, ...] = ()
     if options.sessions:
         groups = _sequence(labels, options.ways, options.sessions)
         group_names = tuple(f"session {number}" for number in range(1, len(groups) + 1))
     else:
-        groups = _group(labels, options.ways, config.seed)
+        groups, left_out = _group(labels, options.ways, config.seed)
         group_names = tuple(
             CLASS_SEPARATOR.join(dataset.class_names[label] for label in group) for group in groups
         )
@@ -128,6 +137,7 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
         shots=options.shots,
         methods=options.methods,
         seed=config.seed,
+        left_out=left_out,
     )
 
 
@@ -155,7 +165,10 @@ def _sequence(labels: list[int], ways: int, sessions: int) -> tuple[tuple[int, .
     return tuple(tuple(labels[: ways * number]) for number in range(1, sessions + 1))
 
 
-def _group(labels: list[int], ways: int, seed: int) -> tuple[tuple[int, ...], ...]:
+def _group(
+    labels: list[int], ways: int, seed: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Classes that are added together, and those left that are too few for another group."""
     if ways > len(labels):
         raise UsageError(
             f"--ways {ways}: there are {len(labels)} novel classes",
@@ -164,4 +177,6 @@ def _group(labels: list[int], ways: int, seed: int) -> tuple[tuple[int, ...], ..
     if ways > 1:
         keys = hash_keys(seed, _GROUP_STREAM, np.array(labels))
         labels = [labels[i] for i in np.argsort(keys, kind="stable")]
-    return tuple(tuple(labels[i : i + ways]) for i in range(0, len(labels) - ways + 1, ways))
+    full = len(labels) - len(labels) % ways
+    groups = tuple(tuple(labels[i : i + ways]) for i in range(0, full, ways))
+    return groups, tuple(labels[full:])

@@ -184,8 +184,10 @@ def per_class(summary: dict[str, Any]) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.7, len(shown) - 0.3)
     _dress(axes, f"novel classes, hardest below, {method}", "NCR@2, percent of test images", "both")
-    trials = summary["cells"][-1]["n_trials"] // max(summary["cells"][-1]["n_classes"], 1)
-    _legend(made, axes, f"mean over {trials:,} trials of each of {len(names)} classes")
+    cell, ways = summary["cells"][-1], summary.get("ways", 1)
+    trials = cell["n_trials"] * ways // max(cell["n_classes"], 1)
+    kind = "classes" if ways == 1 else "groups"
+    _legend(made, axes, f"mean over {trials:,} trials of each of {len(names)} {kind}")
     return made
 
 
@@ -287,7 +289,8 @@ def caption(summary: dict[str, Any]) -> str:
             f"{cell['n_trials']:,} support draws of {cell['n_classes']} classes in "
             f"{cell['session']} sessions; 95 % intervals over draws,\n{about}"
         )
-    return (
-        f"{cell['n_trials']:,} trials a point over {cell['n_classes']} novel classes; "
-        f"95 % intervals over class means,\n{about}"
-    )
+    ways = summary.get("ways", 1)
+    over, means = f"{cell['n_classes']} novel classes", "class means"
+    if ways > 1:
+        over, means = f"{cell['n_classes'] // ways} groups of {ways} novel classes", "group means"
+    return f"{cell['n_trials']:,} trials a point over {over}; 95 % intervals over {means},\n{about}"

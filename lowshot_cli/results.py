@@ -96,8 +96,12 @@ class Tally:
             if key not in cell.worst or reached[low] < cell.worst[key][0]:
                 cell.worst[key] = (float(reached[low]), int(rows.trials[low]))
 
-    def cells(self) -> list[dict[str, Any]]:
-        """One entry per method and number of shots, as in the `--json` contract."""
+    def cells(self, ways: int = 1) -> list[dict[str, Any]]:
+        """One entry per method and number of shots, as in the `--json` contract.
+
+        Args:
+            ways: novel classes of a trial, a group of which counts as one in means and intervals.
+        """
         entries = []
         for (method, shots), cell in self._cells.items():
             done = cell.counts > 0
@@ -105,7 +109,7 @@ class Tally:
                 "method": method,
                 "shots": shots,
                 "n_trials": int(cell.counts.sum()),
-                "n_classes": int(done.sum()),
+                "n_classes": ways * int(done.sum()),
             }
             for name in METRICS:
                 entry[name] = as_json(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import shlex
@@ -18,9 +17,8 @@ import torch
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
-from lowshot_cli.config_file import load_config
 from lowshot_cli.data import Dataset
-from lowshot_cli.data.duplicates import leaking, without_lookalikes
+from lowshot_cli.data.duplicates import without_lookalikes
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, LowshotError, UsageError
@@ -28,11 +26,10 @@ from lowshot_cli.files import new_array, write_text
 from lowshot_cli.findings import Findings, find
 from lowshot_cli.locks import locked
 from lowshot_cli.machine import hardware, versions
-from lowshot_cli.materials import Materials, make_tile, prepare
-from lowshot_cli.plan import Piece, Plan, make_plan
+from lowshot_cli.materials import Materials, prepare
+from lowshot_cli.plan import Plan, make_plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Rows, Tally, count_in
-from lowshot_cli.teach import from_trial
 from lowshot_cli.trials import Executor, Outcome, run
 from lowshot_cli.turns import Turns
 
@@ -95,6 +92,7 @@ def sweep(
     should_stop: ShouldStop = never,
     executor: Executor = run,
     threads: int | None = None,
+    typed: str | None = None,
 ) -> SweepResult:
     """Run all trials of a sweep and write its run folder.
 
@@ -111,6 +109,7 @@ def sweep(
         executor: works off the trials.
         threads: of PyTorch in each process that runs trials; None for as many as in this one. A
             resumed sweep has as many as it began with.
+        typed: the command that goes on with this run, where that takes more than its folder.
 
     Raises:
         Interrupted: `should_stop` said so; the rows so far are on disk.
@@ -121,11 +120,11 @@ def sweep(
         _check_saveable(plan)
     given = len(dataset.test.labels)
     if config.sweep.drop_duplicates:
-        dataset = without_lookalikes(dataset, on_progress)
+        dataset = _dropped(checkpoint, dataset, config, on_progress)
     run_dir.mkdir(parents=True, exist_ok=True)
     threads = threads or torch.get_num_threads()
     if resume:
-        before = _about(run_dir, checkpoint)
+        before = facts_of(run_dir, checkpoint)
         save_models, threads = bool(before.get("models")), before.get("threads", threads)
     tally, path = Tally(plan.names, checkpoint.base_classes), run_dir / ROWS
     sizes = [piece.stop - piece.start for piece in plan.pieces()]
@@ -136,11 +135,11 @@ def sweep(
     embedded = time.perf_counter()
     size = checkpoint.head.size
     begun = turns.turn or turns.waiting
-    models = _open_models(run_dir, plan, size, "r+" if begun else "w+") if save_models else None
+    models = open_models(run_dir, plan, size, "r+" if begun else "w+") if save_models else None
     firsts = [0, *itertools.accumulate(sizes)]
     done = known = tally.n_rows + sum(sizes[number] for number in turns.waiting)
     file = RowFile(path, tally)
-    going_on = f"`lowshot sweep --resume {shlex.quote(str(run_dir))}` goes on"
+    going_on = f"`{typed or shlex.join(['lowshot', 'sweep', '--resume', str(run_dir)])}` goes on"
     through = {*range(turns.turn), *turns.waiting}
     work = ((n, piece) for n, piece in enumerate(plan.pieces()) if n not in through)
     try:
@@ -187,6 +186,15 @@ def sweep(
     return SweepResult(summary, tally.n_rows, findings)
 
 
+def _dropped(
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, on_progress: OnProgress
+) -> Dataset:
+    """The dataset without look-alikes, which may leave a class no test images: an error too."""
+    kept = without_lookalikes(dataset, on_progress)
+    make_plan(checkpoint, kept, config)
+    return kept
+
+
 def _write(due: Iterable[Rows], file: RowFile, tally: Tally) -> None:
     for rows in due:
         file.append(rows)
@@ -211,7 +219,12 @@ def _summary_of(tally: Tally, plan: Plan, materials: Materials) -> dict[str, Any
         last = [entry for entry in sessions if entry["session"] == len(plan.groups)]
         return {"cells": last, "sessions": sessions}
     classes = [_with_supports(entry, plan, materials) for entry in tally.groups()]
-    return {"cells": tally.cells(), "paired": tally.paired(), "classes": classes}
+    cells = tally.cells(plan.ways)
+    left_out = [materials.dataset.class_names[label] for label in plan.left_out]
+    return {
+        **{"ways": plan.ways, "left_out": left_out},
+        **{"cells": cells, "paired": tally.paired(), "classes": classes},
+    }
 
 
 def _with_supports(entry: dict[str, Any], plan: Plan, materials: Materials) -> dict[str, Any]:
@@ -237,7 +250,7 @@ def _describe(
     write_text(run_dir / ABOUT, json.dumps({**about, "versions": versions()}))
 
 
-def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
+def facts_of(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
     """What a run folder says of itself.
 
     Raises:
@@ -257,7 +270,7 @@ def _about(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
     return about
 
 
-def _open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "w+"]) -> Models:
+def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "w+"]) -> Models:
     """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's rows, then its bias.
 
     Raises:
@@ -287,55 +300,3 @@ def _keep(models: Models, first: int, outcome: Outcome) -> None:
     models[place, :-1] = outcome.proxies.flatten(1).numpy()
     models[place, -1] = outcome.rows.bias
     models.flush()
-
-
-def rebuild(
-    base: Checkpoint,
-    dataset: Dataset,
-    run_dir: Path,
-    trial: int,
-) -> Checkpoint:
-    """The full model of one trial of a sweep that was run with `--save-models`.
-
-    Args:
-        base: the base model that the sweep started from.
-        dataset: the one it was trained on.
-        run_dir: the sweep's folder.
-        trial: number of the row in `results.csv`, the first being 0.
-
-    Raises:
-        DataError: no models in the folder, or no such row.
-    """
-    _about(run_dir, base)
-    plan = make_plan(base, dataset, load_config(run_dir / CONFIG))
-    models = _open_models(run_dir, plan, base.head.size, "r")
-    with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
-        finished = sum(1 for _ in csv.reader(file)) - 1
-    if not 0 <= trial < finished:
-        raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {finished - 1}")
-    model = torch.from_numpy(models[trial].astype(np.float32))
-    first = 0
-    for piece in plan.pieces():
-        if trial < first + piece.stop - piece.start:
-            break
-        first += piece.stop - piece.start
-    offset = trial - first
-    only = Piece(piece.method, piece.shots, piece.start + offset, piece.start + offset + 1)
-    labels = plan.groups[int(plan.locate(only)[0][0])]
-    members = {label: dataset.train.of_class(label) for label in labels}
-    available = {label: len(members[label]) for label in labels}
-    avoided = {label: leaking(dataset, label) for label in labels}
-    tile = make_tile(only, plan, available, avoided, 1)
-    return from_trial(
-        base,
-        dataset,
-        base.network(),
-        [dataset.class_names[label] for label in labels],
-        model[:-1].view(plan.ways, -1),
-        model[-1].item(),
-        [
-            members[label][torch.from_numpy(positions)]
-            for label, positions in zip(labels, tile.drawn[0], strict=True)
-        ],
-        piece.method,
-    )

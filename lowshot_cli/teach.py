@@ -279,15 +279,19 @@ def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
     Raises:
         UsageError: the last base class.
     """
-    removed = checkpoint.without_class(name)
+    return set_bias(checkpoint.without_class(name), budget_in_use(checkpoint))
+
+
+def budget_in_use(checkpoint: Checkpoint) -> float | None:
+    """Points of forgetting for which the bias of a model was last solved; None if it has none."""
     if checkpoint.head.bias == 0:
-        return removed
+        return None
     budgets = [
         step["options"]["max_forgetting"]
         for step in checkpoint.meta.history
         if "max_forgetting" in step["options"]
     ]
-    return set_bias(removed, budget_of("whitened", budgets[-1] if budgets else None))
+    return budget_of("whitened", budgets[-1] if budgets else None)
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from lowshot_cli.ranks import ALONE, Ranks
 from lowshot_cli.train_state import restore_state, save_state
 from lowshot_cli.weights import LoadedWeights
 
-_EPOCH_STREAM, _STEP_STREAM = 21, 22
+_EPOCH_STREAM, _STEP_STREAM, _CHANCE_STREAM = 21, 22, 23
 _FINAL_LR_SHARE = 0.01
 
 
@@ -236,7 +238,10 @@ class _Run:
     def _train_step(self, batch: Tensor, epoch: int) -> float:
         options = self.options
         images, labels, partners, weight = self._make_batch(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        bf16 = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
+        )
+        with self._own_chance(), bf16:
             logits = self.model(images).float()
         smoothing = options.label_smoothing
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -253,6 +258,15 @@ class _Run:
         self.optimiser.step()
         self.ranks.average(self.statistics)
         return value
+
+    @contextmanager
+    def _own_chance(self) -> Iterator[None]:
+        """Let what a library's network leaves to chance, such as dropout, hang on seed and step."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            drawn = _generator(self.config.seed, _CHANCE_STREAM, self.step, self.ranks.number)
+            torch.manual_seed(drawn.initial_seed())
+            yield
 
     @torch.no_grad()
     def _evaluate_holdout(self) -> float:
@@ -325,5 +339,5 @@ class _Run:
         )
 
 
-def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(hash_keys(seed, stream, number)[0]) >> 1)
+def _generator(seed: int, stream: int, *numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(hash_keys(seed, stream, *numbers)[0]) >> 1)

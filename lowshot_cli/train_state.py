@@ -52,6 +52,11 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
+def is_resumable(path: Path) -> bool:
+    """Whether a state or the one before it is there."""
+    return path.exists() or previous(path).exists()
+
+
 def delete_states(path: Path) -> None:
     """Delete the training state and the one before it."""
     for state in (path, previous(path)):

@@ -19,8 +19,9 @@ from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
+from lowshot_cli.replay import rebuild
 from lowshot_cli.results import COLUMNS, Rows, Tally
-from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, rebuild, run_folder, sweep
+from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, run_folder, sweep
 from lowshot_cli.teach import imprint_classes
 from lowshot_cli.tuning import finetune
 from tests.far_device import far_device

@@ -122,8 +122,11 @@ def following(config: Config, path: Path, *command: str) -> str:
         typed += ["--checkpoint", str(path)]
     if config.workdir != Path(os.environ.get("LOWSHOT_WORKDIR") or Config().workdir):
         typed += ["--workdir", str(config.workdir)]
-    if config.data_dir and config.data_dir != Path(os.environ.get("LOWSHOT_DATA", "")):
+    usual = os.environ.get("LOWSHOT_DATA")
+    if config.data_dir and not (usual and config.data_dir == Path(usual)):
         typed += ["--data-dir", str(config.data_dir)]
+    if config.skip_bad:
+        typed += ["--skip-bad"]
     return shlex.join(typed)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowshot_cli import chain
 from lowshot_cli import export as exporter
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.choices import ExportFormat
@@ -76,6 +77,8 @@ def export(
     output.data({"folder": str(folder), "files": files, "opset": opset, "check": result})
     if anew:
         typed = ["--out", str(out)] if out else []
+        if source and path == chain.chain_path(config.workdir, path.stem):
+            typed += ["--checkpoint", str(path)]  # which is not the furthest one along the chain
         then = None if check else following(config, path, "export", "--check", *typed)
         output.finish([folder / name for name in files], then)
 

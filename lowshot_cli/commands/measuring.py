@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,9 +89,21 @@ def evaluate(
 
 
 def evaluate_photos(
-    config: Config, output: Output, paths: Sequence[Path], labelled: Sequence[str]
+    config: Config,
+    output: Output,
+    paths: Sequence[Path],
+    labelled: Sequence[str],
+    others: Sequence[str],
 ) -> None:
-    """Measure models on photos outside any dataset, given as NAME=PATH."""
+    """Measure models on photos outside any dataset, given as NAME=PATH.
+
+    Raises:
+        UsageError: a photo without a class, or `others` name options that need test images.
+    """
+    if others:
+        raise UsageError(
+            f"--images does not go with {' or '.join(others)}", "these need the dataset's images"
+        )
     sources: dict[str, list[Path]] = {}
     for text in labelled:
         name, equals, place = text.rpartition("=")
@@ -141,12 +154,15 @@ def sweep(
         _check_resumed(resume, config)
     dataset = dataset_of(base, config, output)
     with workers.open(output) as executor:
+        threads = workers.threads_each
         done = run_sweep(
-            config, output, base, dataset, resume, save_models, executor, workers.threads_each
+            config, output, base, dataset, resume, save_models, executor, threads, source
         )
     output.data(done.summary)
     show = tables.show_sessions if "sessions" in done.summary else tables.show_sweep
     show(output, done.summary)
+    if left_out := done.summary.get("left_out"):
+        output.note(f"not added, too few for another group: {', '.join(left_out)}")
     if config.sweep.drop_duplicates:
         output.line(
             f"without {done.summary['dropped_duplicates']:,} test images that resemble a "
@@ -176,9 +192,11 @@ def run_sweep(
     save_models: bool,
     executor: Executor,
     threads: int | None,
+    source: Path | None = None,
 ) -> Done:
-    """Run a sweep of one base model into a run folder, with its report."""
+    """Run a sweep of one base model, which `source` names if anything, into a run folder."""
     ensure_writable(config.workdir)
+    again = ["lowshot", "sweep", *(["--checkpoint", str(source)] if source else [])]
     with (
         sweeping.run_folder(config.workdir, resume) as run_dir,
         output.logged(run_dir),
@@ -197,6 +215,7 @@ def run_sweep(
             should_stop,
             executor,
             threads,
+            shlex.join([*again, "--resume", str(run_dir)]),
         )
         drawn = report_sweep(result, base, config, output, run_dir)
     written = [run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn]

@@ -20,6 +20,7 @@ from lowshot_cli.imprint import budget_of
 from lowshot_cli.machine import hardware, versions
 from lowshot_cli.output import Output
 from lowshot_cli.sweep import ABOUT, CONFIG, ROWS, SUMMARY, SweepResult
+from lowshot_cli.teach import budget_in_use
 
 REPORT = "report.html"
 
@@ -73,7 +74,7 @@ def report_evaluation(
         supports,
         _facts(checkpoint, config, output),
         config.to_yaml(),
-        budget_of("whitened", config.imprint.max_forgetting),
+        budget_in_use(checkpoint),
     )
     write_text(path, page)
 

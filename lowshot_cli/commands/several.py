@@ -25,7 +25,7 @@ from lowshot_cli.commands.teaching import finish_base, make_base_for_sweep
 from lowshot_cli.commands.workers import Workers
 from lowshot_cli.config import Config, TrainBaseConfig
 from lowshot_cli.data import Dataset
-from lowshot_cli.errors import LowshotError, UsageError
+from lowshot_cli.errors import Interrupted, LowshotError, UsageError
 from lowshot_cli.files import ensure_writable, write_text
 from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
@@ -172,7 +172,7 @@ def _train_on_ray(missing: Sequence[Member], output: Output, gpus: float) -> Non
         for number, result in cluster.train_bases(tasks, gpus, should_stop):
             member = missing[number]
             with logged(output, member.config, member.path):
-                finish_base(member.config, output, member.path, result, False, None)
+                finish_base(member.config, output, member.path, result, False)
 
 
 def _sweep(
@@ -188,7 +188,13 @@ def _sweep(
     output.note(f"sweeping {member.name}")
     dataset = dataset_of(base, member.config, output)
     threads = workers.threads_each
-    done = run_sweep(member.config, output, base, dataset, begun, save_models, executor, threads)
+    try:
+        done = run_sweep(
+            member.config, output, base, dataset, begun, save_models, executor, threads
+        )
+    except Interrupted as stopped:
+        stopped.hint = None  # the command as typed goes on with all of them
+        raise
     output.finish(done.written)
     return done.summary
 

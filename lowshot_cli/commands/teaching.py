@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli import chain, tables, teach, tuning, weights
+from lowshot_cli import chain, replay, tables, teach, tuning, weights
 from lowshot_cli import checkpoint_file as ckpt
 from lowshot_cli import evaluate as evaluation
-from lowshot_cli import sweep as sweeping
 from lowshot_cli import train as training
 from lowshot_cli.adopt import adopt_without_data
 from lowshot_cli.backbones import pick_device
@@ -31,7 +30,9 @@ from lowshot_cli.errors import RankLost, UsageError
 from lowshot_cli.files import file_hash
 from lowshot_cli.output import Output
 from lowshot_cli.ranks import ALONE, Ranks
-from lowshot_cli.train_state import delete_states
+from lowshot_cli.train_state import delete_states, is_resumable
+
+_PHOTOS = ("NAME", "--images", "FOLDER")
 
 
 def train_base(
@@ -43,7 +44,7 @@ def train_base(
         with joined(config.device) as ranks, owned(config, output, path, overwrite, ranks):
             _make_base(config, output, path, resume, report=True, ranks=ranks)
     except RankLost as lost:
-        if not state_path(path).exists():
+        if not is_resumable(state_path(path)):
             lost.hint = "no epoch had ended, so start again"
         raise
 
@@ -51,7 +52,7 @@ def train_base(
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
     with owned(config, output, path, overwrite=True):
-        _make_base(config, output, path, state_path(path).exists(), report=False)
+        _make_base(config, output, path, is_resumable(state_path(path)), report=False)
 
 
 def state_path(path: Path) -> Path:
@@ -64,7 +65,7 @@ def _make_base(
 ) -> None:
     if config.dataset == "none":
         _fetch_weights(config, output, resume)
-        finish_base(config, output, path, adopt_without_data(config), report, None)
+        finish_base(config, output, path, adopt_without_data(config), report)
         return
     with ranks.first_here():
         _fetch_weights(config, output, resume)
@@ -75,8 +76,12 @@ def _make_base(
             config, dataset, state, resume, on_progress, should_stop, ranks
         )
     known = set(result.checkpoint.meta.classes)
-    novel = [name for name in dataset.class_names if name not in known]
-    finish_base(config, output, path, result, report, novel[0] if novel else None)
+    novel = next((name for name in dataset.class_names if name not in known), None)
+    proposed = _PHOTOS
+    if novel is not None:
+        at_hand = len(dataset.train.of_class(dataset.label(novel)))
+        proposed = (novel, "--shots", str(min(5, at_hand)))
+    finish_base(config, output, path, result, report, proposed)
     delete_states(state)
 
 
@@ -92,7 +97,7 @@ def finish_base(
     path: Path,
     result: TrainResult,
     report: bool,
-    novel: str | None,
+    proposed: Sequence[str] = _PHOTOS,
 ) -> None:
     """Write a base model; tell of it where that is what was asked for.
 
@@ -102,7 +107,7 @@ def finish_base(
         path: of the checkpoint.
         result: of the training.
         report: whether to show results and what comes next.
-        novel: a class that could be added next.
+        proposed: class and images that could be added next.
     """
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
@@ -110,8 +115,7 @@ def finish_base(
     if report:
         output.data(tables.training_json(path, result))
         tables.show_training(output, result)
-    images = ("--shots", "5") if novel else ("--images", "FOLDER")
-    then = following(config, path, "imprint", "--class", novel or "NAME", *images)
+    then = following(config, path, "imprint", "--class", *proposed)
     output.finish([path], then if report else None)
 
 
@@ -208,8 +212,7 @@ def _parent(config: Config, add: bool, source: Path | None) -> tuple[Checkpoint,
     stage = "imprinted" if add else "base"
     path = source or chain.chain_path(config.workdir, stage)
     parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
-    ancestor = parent.meta.parent if add and not source else file_hash(path)
-    return parent, ancestor or ""
+    return parent, chain.parent_hash(config.workdir, "base", path, parent)
 
 
 def _show_taught(
@@ -232,18 +235,29 @@ def imprint_from_run(
     source: Path | None,
     out: Path | None,
     overwrite: bool,
+    others: Sequence[str],
 ) -> None:
-    """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`."""
+    """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`.
+
+    Raises:
+        UsageError: one of the two is missing, or `others` name options that the trial decides.
+    """
     if run_dir is None or trial is None:
         raise UsageError("--from-run and --trial go together", "give both")
+    if others:
+        raise UsageError(
+            f"--from-run does not go with {' or '.join(others)}",
+            "leave it out: the trial says what was learnt, how, and from which base model",
+        )
     with target(config, output, "imprinted", out, overwrite) as path:
         parent_path = source or chain.chain_path(config.workdir, "base")
         base = ckpt.load(parent_path)
         dataset = dataset_of(base, config, output)
-        rebuilt = sweeping.rebuild(base, dataset, run_dir, trial)
+        rebuilt = replay.rebuild(base, dataset, run_dir, trial)
         with output.progress() as on_progress:
             found = evaluation.evaluate(rebuilt, dataset, embedder_of(base, config, on_progress))
-        ckpt.save(rebuilt.derived(file_hash(parent_path), config.portable(), "imprint"), path)
+        run = replay.as_imprinting(run_dir, rebuilt)
+        ckpt.save(rebuilt.derived(file_hash(parent_path), run.portable(), "imprint"), path)
     output.data(tables.evaluation_json(path, found))
     tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], _evaluating(config, path))
@@ -266,7 +280,8 @@ def finetune(
             tuned = tuning.finetune(parent, config, dataset, on_progress, ranks)
             before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
             after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
-        ckpt.save(tuned.derived(file_hash(parent_path), config.portable(), "finetune"), path)
+        ancestor = chain.parent_hash(config.workdir, "imprinted", parent_path, parent)
+        ckpt.save(tuned.derived(ancestor, config.portable(), "finetune"), path)
     output.data(
         {
             "checkpoint": str(path),

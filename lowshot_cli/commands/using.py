@@ -14,7 +14,7 @@ from lowshot_cli import tables, teach
 from lowshot_cli.backbones import pick_device
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.commands.common import model_in_use, tell_skipped
-from lowshot_cli.config import Config
+from lowshot_cli.config import Config, storable
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.data.store import cannot_read
 from lowshot_cli.errors import UsageError
@@ -97,8 +97,10 @@ def rename_class(
     config: Config, output: Output, name: str, new: str, force: bool, source: Path | None
 ) -> None:
     """Rename a class of a model, in its file."""
-    if not new.strip():
-        raise UsageError("a class needs a name", "give one that is not blank")
+    try:
+        storable(new)
+    except ValueError as error:
+        raise UsageError(f"{new!r} cannot be a class's name, which {error}") from None
     with _changed(config, name, force, source) as (path, checkpoint):
         changed = checkpoint.renamed(name, new)
         _rewrite(output, path, changed.noted("classes rename", {"class": name, "to": new}))

@@ -62,7 +62,10 @@ def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
         else:
             root = Path(source.anchor)
             pattern = str(source.relative_to(root))
-            files = sorted(path for path in root.glob(pattern) if is_image(path.name))
+            try:
+                files = sorted(path for path in root.glob(pattern) if is_image(path.name))
+            except ValueError as error:  # such as ** beside other characters
+                raise DataError(f"{source} is no pattern: {error}", "put ** between / /") from None
             if not files:
                 raise DataError(f"no image at {source}", "check the path")
         found |= dict.fromkeys(files)

@@ -109,7 +109,7 @@ def _list_archive(path: Path) -> Tree:
     _refuse_hostile(archive, path)
     tree: dict[_Parts, list[Photo]] = {}
     for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        *parts, name = PurePosixPath(info.filename).parts
+        *parts, name = PurePosixPath(info.filename).parts or ("",)
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
         if info.is_dir() or hidden or not is_image(name):
             continue

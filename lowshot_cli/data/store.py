@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -202,7 +203,7 @@ def _decode_into(
             try:
                 with files[place].open() as file:
                     array[place] = decode(file, size)
-            except (DataError, OSError, NotImplementedError, RuntimeError) as error:
+            except (DataError, OSError, NotImplementedError, RuntimeError, BadZipFile) as error:
                 bad[place] = getattr(error, "message", str(error))
         return len(part)
 

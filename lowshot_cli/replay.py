@@ -1,0 +1,95 @@
+"""One trial of a finished sweep, made into a model again."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from lowshot_cli.checkpoint import Checkpoint
+from lowshot_cli.choices import ImprintMethod
+from lowshot_cli.config import Config
+from lowshot_cli.config_file import load_config
+from lowshot_cli.data import Dataset
+from lowshot_cli.data.duplicates import leaking, without_lookalikes
+from lowshot_cli.errors import DataError
+from lowshot_cli.materials import make_tile
+from lowshot_cli.plan import Piece, make_plan
+from lowshot_cli.sweep import CONFIG, ROWS, facts_of, open_models
+from lowshot_cli.teach import from_trial
+
+
+def rebuild(
+    base: Checkpoint,
+    dataset: Dataset,
+    run_dir: Path,
+    trial: int,
+) -> Checkpoint:
+    """The full model of one trial of a sweep that was run with `--save-models`.
+
+    Args:
+        base: the base model that the sweep started from.
+        dataset: the one it was trained on.
+        run_dir: the sweep's folder.
+        trial: number of the row in `results.csv`, the first being 0.
+
+    Raises:
+        DataError: no models in the folder, or no such row.
+    """
+    facts_of(run_dir, base)
+    config = load_config(run_dir / CONFIG)
+    if config.sweep.drop_duplicates:
+        dataset = without_lookalikes(dataset)
+    plan = make_plan(base, dataset, config)
+    models = open_models(run_dir, plan, base.head.size, "r")
+    with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
+        finished = sum(1 for _ in csv.reader(file)) - 1
+    if not 0 <= trial < finished:
+        raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {finished - 1}")
+    model = torch.from_numpy(models[trial].astype(np.float32))
+    first = 0
+    for piece in plan.pieces():
+        if trial < first + piece.stop - piece.start:
+            break
+        first += piece.stop - piece.start
+    offset = trial - first
+    only = Piece(piece.method, piece.shots, piece.start + offset, piece.start + offset + 1)
+    labels = plan.groups[int(plan.locate(only)[0][0])]
+    members = {label: dataset.train.of_class(label) for label in labels}
+    available = {label: len(members[label]) for label in labels}
+    avoided = {label: leaking(dataset, label) for label in labels}
+    tile = make_tile(only, plan, available, avoided, 1)
+    return from_trial(
+        base,
+        dataset,
+        base.network(),
+        [dataset.class_names[label] for label in labels],
+        model[:-1].view(plan.ways, -1),
+        model[-1].item(),
+        [
+            members[label][torch.from_numpy(positions)]
+            for label, positions in zip(labels, tile.drawn[0], strict=True)
+        ],
+        piece.method,
+    )
+
+
+def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:
+    """The config that would have imprinted the model of a trial as the sweep did.
+
+    Args:
+        run_dir: the sweep's folder.
+        rebuilt: the trial's model.
+    """
+    run, record = load_config(run_dir / CONFIG), rebuilt.meta.supports[-1]
+    options: dict[str, object] = {
+        "classes": rebuilt.novel_classes,
+        "shots": len(record.indices or ()),
+        "max_forgetting": run.sweep.max_forgetting,
+    }
+    if record.method in get_args(ImprintMethod):
+        options["method"] = record.method
+    return run.model_copy(update={"imprint": run.imprint.model_copy(update=options)})
