@@ -143,7 +143,10 @@ def _one_trial_each(method: str, shots: int, plan: Plan, materials: Materials) -
     return draw_tile(method, shots, groups, nothing, plan, available, avoided)
 
 
-def _map(tile: Tile, rows: Tensor, plan: Plan, materials: Materials) -> EmbeddingMap:
+def _map(tile: Tile, rows: Tensor, plan: Plan, materials: Materials) -> EmbeddingMap | None:
+    """None where the base model is right about no test image, which leaves nothing to place."""
+    if not len(materials.base.embeddings):
+        return None
     chosen = np.unique(np.linspace(0, len(plan.groups) - 1, _MAPPED_CLASSES).round().astype(int))
     labels = [plan.groups[group][0] for group in chosen]
     return map_of(
@@ -156,9 +159,9 @@ def _map(tile: Tile, rows: Tensor, plan: Plan, materials: Materials) -> Embeddin
 
 
 def means_of(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Normalised mean `(C, D)` of the embeddings `(N, D)` of each label `(N,)`."""
-    size = int(labels.max()) + 1
-    sums = torch.zeros(size, embeddings.shape[1]).index_add_(0, labels, embeddings)
+    """Normalised mean `(C, D)` of the embeddings `(N, D)` of each label `(N,)` that occurs."""
+    found, place = labels.unique(return_inverse=True)
+    sums = torch.zeros(len(found), embeddings.shape[1]).index_add_(0, place, embeddings)
     return F.normalize(sums, dim=1)
 
 
@@ -204,12 +207,13 @@ def find_in_model(
         dataset: the one it was trained on.
         embedder: of the checkpoint's network.
     """
-    known = dataset.labels
-    inside = [n for n in checkpoint.novel_classes if checkpoint.dataset_name(n) in known]
+    own = {name: checkpoint.dataset_name(name) for name in checkpoint.novel_classes}
+    tested = {n: label for n, label in dataset.labels.items() if len(dataset.test.of_class(label))}
+    inside = [name for name in checkpoint.novel_classes if own[name] in tested]
     if not inside:
         return None, None
     labels = checkpoint.base_labels(dataset)
-    novel_labels = [dataset.label(checkpoint.dataset_name(name)) for name in inside]
+    novel_labels = [tested[own[name]] for name in inside]
     made = embedder.classes(dataset.test, [*labels, *novel_labels])
     base, novel = made[: len(labels)], made[len(labels) :]
     truth = torch.arange(len(base)).repeat_interleave(torch.tensor([len(b) for b in base]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,9 +117,7 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
             f"--shots {max(options.shots)}: a novel class has {fewest} training images",
             f"give numbers up to {fewest}",
         )
-    for name, label in zip(names, labels, strict=True):
-        if not len(dataset.test.of_class(label)):
-            raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
+    ensure_tested(dataset, labels)
     left_out: tuple[int, ...] = ()
     if options.sessions:
         groups = _sequence(labels, options.ways, options.sessions)
@@ -139,6 +137,14 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
         seed=config.seed,
         left_out=left_out,
     )
+
+
+def ensure_tested(dataset: Dataset, labels: Iterable[int]) -> None:
+    """Raise UsageError for a novel class without test images."""
+    for label in labels:
+        if not len(dataset.test.of_class(label)):
+            name = dataset.class_names[label]
+            raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
 
 
 def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[str]:

@@ -41,8 +41,6 @@ def rebuild(
     """
     facts_of(run_dir, base)
     config = load_config(run_dir / CONFIG)
-    if config.sweep.drop_duplicates:
-        dataset = without_lookalikes(dataset)
     plan = make_plan(base, dataset, config)
     models = open_models(run_dir, plan, base.head.size, "r")
     with (run_dir / ROWS).open(newline="", encoding="utf-8") as file:
@@ -60,7 +58,8 @@ def rebuild(
     labels = plan.groups[int(plan.locate(only)[0][0])]
     members = {label: dataset.train.of_class(label) for label in labels}
     available = {label: len(members[label]) for label in labels}
-    avoided = {label: leaking(dataset, label) for label in labels}
+    tested = without_lookalikes(dataset) if config.sweep.drop_duplicates else dataset
+    avoided = {label: leaking(tested, label) for label in labels}
     tile = make_tile(only, plan, available, avoided, 1)
     return from_trial(
         base,

@@ -27,7 +27,7 @@ from lowshot_cli.findings import Findings, find
 from lowshot_cli.locks import locked
 from lowshot_cli.machine import hardware, versions
 from lowshot_cli.materials import Materials, prepare
-from lowshot_cli.plan import Plan, make_plan
+from lowshot_cli.plan import Plan, ensure_tested, make_plan
 from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
 from lowshot_cli.results import RowFile, Rows, Tally, count_in
 from lowshot_cli.trials import Executor, Outcome, run
@@ -120,7 +120,8 @@ def sweep(
         _check_saveable(plan)
     given = len(dataset.test.labels)
     if config.sweep.drop_duplicates:
-        dataset = _dropped(checkpoint, dataset, config, on_progress)
+        dataset = without_lookalikes(dataset, on_progress)
+        ensure_tested(dataset, itertools.chain.from_iterable(plan.groups))
     run_dir.mkdir(parents=True, exist_ok=True)
     threads = threads or torch.get_num_threads()
     if resume:
@@ -184,15 +185,6 @@ def sweep(
     write_text(run_dir / SUMMARY, text)
     findings = find(plan, materials, config, tally, summary.get("classes", []))
     return SweepResult(summary, tally.n_rows, findings)
-
-
-def _dropped(
-    checkpoint: Checkpoint, dataset: Dataset, config: Config, on_progress: OnProgress
-) -> Dataset:
-    """The dataset without look-alikes, which may leave a class no test images: an error too."""
-    kept = without_lookalikes(dataset, on_progress)
-    make_plan(checkpoint, kept, config)
-    return kept
 
 
 def _write(due: Iterable[Rows], file: RowFile, tally: Tally) -> None:

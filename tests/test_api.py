@@ -72,6 +72,20 @@ def test_what_is_no_image_is_refused(workdir: Path, image: lowshot_cli.api.AnyIm
         lowshot_cli.load(workdir / "base.safetensors").predict([image])
 
 
+def test_the_bias_is_that_of_the_command(workdir: Path, photos: list[Path]) -> None:
+    model = lowshot_cli.load(workdir / "base.safetensors")
+    biases = {
+        (method, budget): model.imprint(
+            photos, "mug", method=method, max_forgetting=budget
+        ).checkpoint.head.bias
+        for method in ("imprint", "whitened")
+        for budget in (None, 2.0, "none")
+    }
+    assert biases["imprint", None] == biases["imprint", "none"] == biases["whitened", "none"] == 0
+    assert biases["whitened", None] == biases["whitened", 2.0] != 0
+    assert biases["imprint", 2.0] != 0
+
+
 def test_a_model_is_not_changed_by_what_is_made_of_it(workdir: Path, photos: list[Path]) -> None:
     model = lowshot_cli.load(workdir / "base.safetensors")
     taught = model.imprint(photos, name="mug")

@@ -37,6 +37,13 @@ def test_every_crop_is_a_window_of_the_reflected_image() -> None:
     assert len(found) > 15
 
 
+def test_no_images_are_moved_to_none() -> None:
+    """A rank's part of a last batch may be empty."""
+    nothing = torch.empty(0, 3, 8, 8, dtype=torch.uint8)
+    moved = shift_and_mirror(nothing, torch.empty(0, 2).long(), torch.empty(0).bool())
+    assert moved.shape == nothing.shape
+
+
 def test_about_half_of_the_images_are_mirrored() -> None:
     images = _ramp(400)
     flipped = shift_and_mirror(images, *draw_crops(400, 0, True, _generator()))

@@ -16,6 +16,7 @@ import yaml
 from click.testing import Result
 
 from lowshot_cli.checkpoint_file import load
+from lowshot_cli.teach import set_bias
 
 RunCommand = Callable[..., Result]
 
@@ -147,6 +148,24 @@ def test_a_checkpoint_that_is_named_wins_over_the_chains(
     assert load(workdir / "finetuned.safetensors").novel_classes == ("omega", "A")
     found = _json(lowshot("evaluate", mine, "--json"))
     assert [(one["checkpoint"], one["n_novel"]) for one in found] == [(str(mine), 2)]
+
+
+def test_a_model_made_from_a_later_one_of_the_chain_is_not_stale(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    imprinted, finetuned = (workdir / f"{name}.safetensors" for name in ("imprinted", "finetuned"))
+    _done(lowshot("imprint", "--class", "omega", "--shots", 2))
+    _done(lowshot("finetune"))
+    _done(lowshot("finetune", "--checkpoint", finetuned))
+    _done(lowshot("imprint", "--class", "Z", "--shots", 2, "--add", "--checkpoint", finetuned))
+    _done(lowshot("imprint", "--class", "phi", "--shots", 2, "--add", "--checkpoint", imprinted))
+    _done(lowshot("finetune"))
+    found = _json(lowshot("evaluate", "--json"))
+    assert [one["n_novel"] for one in found] == [0, 3, 3]
+    _done(lowshot("train-base", *MINI, "--overwrite"))
+    assert [one["n_novel"] for one in _json(lowshot("evaluate", "--json"))] == [0]
+    _done(lowshot("imprint", "--class", "seven", "--add", "--checkpoint", finetuned))
+    assert lowshot("finetune").exit_code == 3
 
 
 def test_shots_of_all_methods_are_the_same_draw(lowshot: RunCommand, workdir: Path) -> None:
@@ -520,6 +539,23 @@ def test_trial_0_of_a_sweep_is_what_imprint_makes(lowshot: RunCommand, workdir: 
     assert rebuilt.meta.supports == imprinted.meta.supports
     assert torch.allclose(rebuilt.head.proxies, imprinted.head.proxies, atol=1e-5)
     assert rebuilt.head.bias == imprinted.head.bias == 0
+
+
+def test_a_rebuilt_trial_remembers_the_sweeps_options(lowshot: RunCommand, workdir: Path) -> None:
+    budget = ("--max-forgetting", 10, "--seed", 3)
+    sweep = ("--trials", 1, "--novel", 2, "--ways", 2, "--shots", 3, "--method", "calibrated")
+    _done(lowshot("sweep", *sweep, *budget, "--save-models"))
+    _done(lowshot("imprint", "--from-run", _only_run(workdir), "--trial", 0))
+    rebuilt = load(workdir / "imprinted.safetensors")
+    step = rebuilt.meta.history[-1]
+    options = {key: step["options"][key] for key in ("shots", "method", "max_forgetting")}
+    assert (step["seed"], options) == (
+        3,
+        {"shots": 3, "method": "calibrated", "max_forgetting": 10},
+    )
+    _done(lowshot("classes", "remove", rebuilt.novel_classes[1]))
+    left = load(workdir / "imprinted.safetensors")
+    assert left.head.bias == set_bias(left, 10).head.bias != set_bias(left, 2).head.bias
 
 
 def test_a_trial_is_not_rebuilt_on_another_base_model(lowshot: RunCommand, tmp_path: Path) -> None:

@@ -362,6 +362,35 @@ def test_from_run_and_trial_go_together(
     _refused(lowshot("imprint", *flags), USAGE, "--from-run", "--trial")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--add"], ["--class=Z"], ["--shots=3"], ["--method=imprint"], ["--max-forgetting=0"]],
+    ids=" ".join,
+)
+def test_a_trial_decides_what_is_learnt_and_how(
+    lowshot: RunCommand, workdir: Path, flags: list[str]
+) -> None:
+    result = lowshot("imprint", "--from-run", "runs/sweep-1", "--trial", 0, *flags)
+    _refused(result, USAGE, "--from-run does not go with", flags[0].split("=")[0])
+
+
+def test_photos_are_measured_without_the_dataset(lowshot: RunCommand, workdir: Path) -> None:
+    for flag in (["--open-set"], ["--report", "page.html"]):
+        result = lowshot("evaluate", "--images", "A=photos", *flag)
+        _refused(result, USAGE, "--images does not go with", flag[0])
+
+
+@pytest.mark.parametrize("frozen", ["alternate", "never"])
+def test_a_sweep_whose_heads_would_not_move_as_the_config_says_is_refused(
+    lowshot: RunCommand, workdir: Path, tmp_path: Path, frozen: str
+) -> None:
+    config = tmp_path / "loose.yaml"
+    config.write_text(f"finetune: {{freeze_base: {frozen}}}\n")
+    sweep = ("sweep", "--config", config, "--trials", 1, "--novel", 1, "--shots", 1)
+    _refused(lowshot(*sweep), USAGE, "freeze_base", frozen, "finetune-head")
+    assert lowshot(*sweep, "--method", "whitened").exit_code == 0
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no tensors at all"], ids=["absent", "empty", "x"])
 def test_a_run_without_readable_models_is_named(
     lowshot: RunCommand, workdir: Path, content: bytes | None

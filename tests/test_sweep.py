@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.config import Config
-from lowshot_cli.data import Dataset
+from lowshot_cli.data import Dataset, Images
 from lowshot_cli.data.splits import draw_supports
 from lowshot_cli.embed import Embedder
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.evaluate import evaluate
 from lowshot_cli.plan import TILE, make_plan
+from lowshot_cli.plots import caption
 from lowshot_cli.replay import rebuild
 from lowshot_cli.results import COLUMNS, Rows, Tally
 from lowshot_cli.sweep import ABOUT, MODELS, ROWS, SUMMARY, run_folder, sweep
@@ -292,6 +295,50 @@ def test_several_classes_are_added_at_once(
         found = evaluate(rebuilt, glyphs, embedder)
         assert found.novel_accuracy == pytest.approx(float(rows[trial]["novel_accuracy"]), abs=1e-3)
         assert found.base_accuracy == pytest.approx(float(rows[trial]["base_accuracy"]), abs=1e-3)
+
+
+def test_classes_too_few_for_another_group_are_named(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, ways=4, methods=("imprint",), shots=(1,))
+    summary = sweep(base, glyphs, config, embedder, tmp_path).summary
+    assert set(summary["left_out"]) < set(config.sweep.novel)
+    assert len(summary["left_out"]) == 2
+    (cell,) = summary["cells"]
+    assert (cell["n_trials"], cell["n_classes"]) == (3, 4)
+    assert "3 trials a point over 1 groups of 4 novel classes" in caption(summary)
+    assert "over group means" in caption(summary)
+
+
+def test_a_rebuilt_model_holds_the_supports_that_its_row_is_made_of(
+    base: Checkpoint,
+    glyphs: Dataset,
+    embedder: Embedder,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where look-alikes are dropped, their twins among the training images may be supports."""
+    test = glyphs.test
+    twins = torch.cat([test.of_class(glyphs.label(name))[:20] for name in config.sweep.novel])
+    kept = torch.ones(len(test.labels), dtype=torch.bool)
+    kept[twins] = False
+    pixels = glyphs.train.pixels.clone()
+    for name in config.sweep.novel:
+        label = glyphs.label(name)
+        pixels[glyphs.train.of_class(label)[:20]] = test.pixels[test.of_class(label)[:20]]
+    leaky = replace(glyphs, train=Images(pixels, glyphs.train.labels))
+    fewer = replace(leaky, test=Images(test.pixels[kept], test.labels[kept]))
+    for module in ("sweep", "replay"):
+        monkeypatch.setattr(f"lowshot_cli.{module}.without_lookalikes", lambda *_: fewer)
+    base = replace(base, meta=base.meta.model_copy(update={"dataset_hash": leaky.content_hash}))
+    config = _sweeping(config, methods=("imprint",), shots=(5,), drop_duplicates=True)
+    sweep(base, leaky, config, embedder, tmp_path, save_models=True)
+    for trial in range(18):
+        rebuilt = rebuild(base, leaky, tmp_path, trial)
+        trained = slice(config.train_base.embedding_size)
+        row = F.normalize(rebuilt.supports[0].float().mean(0)[trained], dim=0)
+        assert torch.allclose(rebuilt.head.proxies[-1, trained], row, atol=1e-3)
 
 
 def test_whole_network_fine_tuning_is_a_method_like_the_others(

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from lowshot_cli.backbones import ResNet9
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import save
 from lowshot_cli.config import Config
@@ -79,6 +82,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 ) -> None:
     with pytest.raises(TrainingError, match="not finite in epoch 1"):
         train_base(_with(short, lr=1e9), glyphs, tmp_path / "state.safetensors")
+
+
+def test_what_a_library_s_network_leaves_to_chance_hangs_on_the_seed_alone(
+    glyphs: Dataset, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ResNet9.forward
+
+    def dropping(self: ResNet9, images: Tensor) -> tuple[Tensor, ...]:
+        first, *stages = plain(self, images)
+        return F.dropout(first, 0.5, self.training), *stages
+
+    monkeypatch.setattr(ResNet9, "forward", dropping)
+    options = tiny_config.train_base.model_copy(update={"classes": 3, "width": 4, "epochs": 1})
+    config = tiny_config.model_copy(update={"train_base": options})
+    made = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        made.append(train_base(config, glyphs, tmp_path / "state").checkpoint)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(made[0].head.proxies, made[1].head.proxies)
 
 
 def test_training_learns_and_reports(short: Config, glyphs: Dataset, tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ def photo(tmp_path: Path, glyphs: Dataset) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a\0b", " "])
+def test_no_class_is_renamed_to_what_a_file_cannot_hold(
+    lowshot: RunCommand, workdir: Path, name: str
+) -> None:
+    path = workdir / "base.safetensors"
+    before = path.read_bytes()
+    result = lowshot("classes", "rename", "A", name, "--force", "--workdir", workdir)
+    assert result.exit_code == 2
+    assert "cannot be a class's name" in result.stderr
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", [*NAMES, LONG])
 def test_a_name_is_kept_and_shown_as_it_is(
     lowshot: RunCommand, workdir: Path, photo: Path, tmp_path: Path, name: str
