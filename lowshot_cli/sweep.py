@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config
+from lowshot_cli.config import Config, SweepConfig
 from lowshot_cli.data import Dataset
 from lowshot_cli.data.duplicates import without_lookalikes
 from lowshot_cli.data.splits import draw_supports
@@ -117,7 +117,7 @@ def sweep(
     """
     plan = make_plan(checkpoint, dataset, config)
     if save_models:
-        _check_saveable(plan)
+        ensure_saveable(config.sweep)
     given = len(dataset.test.labels)
     if config.sweep.drop_duplicates:
         dataset = without_lookalikes(dataset, on_progress)
@@ -134,9 +134,8 @@ def sweep(
     started = time.perf_counter()
     materials = prepare(checkpoint, dataset, plan, config, embedder)
     embedded = time.perf_counter()
-    size = checkpoint.head.size
-    begun = turns.turn or turns.waiting
-    models = open_models(run_dir, plan, size, "r+" if begun else "w+") if save_models else None
+    mode: Literal["r+", "w+"] = "r+" if turns.turn or turns.waiting else "w+"
+    models = open_models(run_dir, plan, checkpoint.head.size, mode) if save_models else None
     firsts = [0, *itertools.accumulate(sizes)]
     done = known = tally.n_rows + sum(sizes[number] for number in turns.waiting)
     file = RowFile(path, tally)
@@ -193,10 +192,11 @@ def _write(due: Iterable[Rows], file: RowFile, tally: Tally) -> None:
         tally.add(rows)
 
 
-def _check_saveable(plan: Plan) -> None:
-    if plan.sequence:
+def ensure_saveable(options: SweepConfig) -> None:
+    """Raise UsageError where `--save-models` could not make models of the trials."""
+    if options.sessions:
         raise UsageError("--save-models keeps no sessions", "leave one of the two out")
-    for method in plan.methods:
+    for method in options.methods:
         if method in ("finetune-full", "nearest", "proxies"):
             raise UsageError(
                 f"--save-models keeps one row a class, which does not make a model of {method}",

@@ -43,7 +43,7 @@ def save_state(
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}",
-            "free some space, then --resume goes on from the last epoch that is on disk",
+            "free some space; train-base --resume, or the same sweep, goes on from the last epoch",
         ) from None
 
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 import yaml
 from click.testing import Result
+from PIL import Image
 
 from lowshot_cli.checkpoint_file import load
+from lowshot_cli.data import Dataset
 from lowshot_cli.teach import set_bias
 
 RunCommand = Callable[..., Result]
@@ -762,6 +764,29 @@ def test_what_is_proposed_next_works_as_it_stands(lowshot: RunCommand, tmp_path:
         command = shlex.split(following[0])[2:] if following else []
         proposals.append(command[:1])
     assert proposals == [["imprint"], ["finetune"], ["evaluate"], []]
+
+
+def test_what_is_proposed_next_leaves_out_what_was_left_out_and_takes_what_there_is(
+    lowshot: RunCommand, tmp_path: Path, glyphs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("A", "E", "Z"):
+        places = glyphs.train.of_class(glyphs.label(name))[: 25 if name < "Z" else 5].tolist()
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, place in enumerate(places):
+            pixels = glyphs.train.pixels[place].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "photos" / "A" / "bad.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "photos")
+    workdir = ["--workdir", str(tmp_path / "runs")]
+    data = ["--dataset", "folder", "--data-dir", ".", "--skip-bad", "--holdout", "8"]
+    small = ["--width", "4", "--epochs", "1", "--image-size", "32", "--classes", "A,E"]
+    last = _done(lowshot("train-base", *data, *small, *workdir)).stderr.splitlines()[-1]
+    command = shlex.split(last)[2:]
+    assert command == [
+        *["imprint", "--class", "Z", "--shots", "4"],
+        *[*workdir, "--data-dir", ".", "--skip-bad"],
+    ]
+    _done(lowshot(*command))
 
 
 def test_what_is_proposed_next_finds_other_folders_and_files(

@@ -244,6 +244,26 @@ def test_an_archive_is_read_in_place_like_a_folder(
     assert not list(tmp_path.glob("photos/*"))
 
 
+def test_a_member_of_an_archive_that_cannot_be_opened_is_like_any_unreadable_image(
+    tmp_path: Path,
+) -> None:
+    _write(tmp_path / "x.png", (9, 9, 9))
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("./", b"")
+        for name in "ab":
+            for number in range(4):
+                file.writestr(f"./{name}/{number}.png", (tmp_path / "x.png").read_bytes())
+        damaged = file.getinfo("./a/2.png").header_offset
+    assert len(folder.load(archive, 16).train.labels) == 6
+    content = bytearray(archive.read_bytes())
+    content[damaged] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"1 of 8 images .*a/2\.png"):
+        folder.load(archive, 16)
+    assert len(folder.load(archive, 16, skip_bad=True).skipped) == 1
+
+
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"notes\.txt is neither a folder nor a zip archive"):

@@ -144,6 +144,8 @@ def sweep(
             "--save-models and --threads are decided when a sweep begins",
             "leave them out, the run knows them",
         )
+    if save_models:
+        sweeping.ensure_saveable(config.sweep)
     base_path = source or chain.chain_path(config.workdir, "base")
     if trains_first(config, base_path):
         output.note(f"no base model at {base_path}, training it first")

@@ -67,6 +67,8 @@ def sweep(
     """Plan a sweep, and the training of its base model where that is still to come."""
     if resume is not None:
         raise UsageError("--dry-run plans a whole sweep", "leave out --resume")
+    if save_models:
+        sweeping.ensure_saveable(config.sweep)
     sweeps([config], output, source, save_models, [])
 
 

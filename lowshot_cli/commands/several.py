@@ -68,6 +68,8 @@ def sweep(
             "several base models do not go with --checkpoint or --resume",
             "leave these out; the same command goes on where it was stopped",
         )
+    if save_models:
+        sweeping.ensure_saveable(config.sweep)
     members = members_of(config, seeds, backbones)
     path = config.workdir / SUMMARY
     if dry_run:

@@ -248,6 +248,24 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     assert not list(state.parent.glob("*.state*"))
 
 
+def test_a_sweep_goes_on_with_its_training_from_the_state_before(
+    server: Server, tmp_path: Path, trained: Path
+) -> None:
+    """A disk may fill up, or a kill come, between moving a state aside and writing the next."""
+    sweep = {"trials": 1, "shots": [1], "novel": 1, "methods": ["imprint"]}
+    config = write_config(tmp_path, sweep=sweep)
+    state = tmp_path / "runs" / "base.state.safetensors"
+    running = server.start("train-base", "--config", config, cwd=tmp_path)
+    wait_until(state.exists)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    state.replace(state.with_suffix(".previous.safetensors"))
+    said = server.run("sweep", "--config", config, cwd=tmp_path).stderr
+    assert "training epoch 1/" not in said
+    made = tmp_path / "runs" / "base.safetensors"
+    assert load(made).digest == load(trained / "base.safetensors").digest
+
+
 def test_two_damaged_states_are_an_error(server: Server, config: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for name in ("base.state", "base.state.previous"):
