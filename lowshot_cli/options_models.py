@@ -106,7 +106,7 @@ NewName = Annotated[
     str, Argument(metavar="NEW_NAME", help='Its new name, such as "blue mug".', show_default=False)
 ]
 Force = Annotated[bool, Option("--force", help="Base classes too.")]
-Clear = Annotated[bool, Option("--clear", help="Delete all cached embeddings.")]
+Clear = Annotated[bool, Option("--clear", help="Delete all cached embeddings and decoded images.")]
 AtLeast = Annotated[
     float,
     Option(
