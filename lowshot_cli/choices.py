@@ -13,6 +13,8 @@ BACKBONES = ("resnet9", "resnet18")
 LIBRARIES = ("torchvision", "timm")
 # Dimensions of the embedding of the package's own backbones.
 EMBEDDING_SIZE = 64
+# Percent of the hold-out that may be taken for unknown images.
+FALSE_ALARM = 5.0
 # Published weights of a library's model, where a file could be named.
 DEFAULT_WEIGHTS = "DEFAULT"
 ImprintMethod = Literal["imprint", "random", "augmented", "whitened", "calibrated"]

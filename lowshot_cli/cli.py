@@ -157,7 +157,7 @@ def evaluate(
     labelled: m.LabelledImages = None,
     open_set: m.OpenSet = False,
     report: m.Report = None,
-    false_alarm: m.FalseAlarm = 5.0,
+    false_alarm: m.FalseAlarm = None,
     dataset: o.Dataset = None,
     data_dir: o.DataDir = None,
     image_size: o.ImageSize = None,
@@ -182,10 +182,10 @@ def evaluate(
     from lowshot_cli.commands import measuring
 
     if labelled:
-        others = _given({"--open-set": open_set, "--report": report})
+        others = _given({"--open-set": open_set, "--false-alarm": false_alarm, "--report": report})
         measuring.evaluate_photos(settings, output, checkpoints or [], labelled, others)
     else:
-        rate = false_alarm if open_set else None
+        rate = m.false_alarm_of(open_set, false_alarm)
         measuring.evaluate(settings, output, checkpoints or [], rate, report)
 
 

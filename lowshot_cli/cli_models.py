@@ -15,7 +15,7 @@ def predict(
     sources: m.Sources = None,
     most: m.Top = 3,
     unknown: m.Unknown = False,
-    false_alarm: m.FalseAlarm = 5.0,
+    false_alarm: m.FalseAlarm = None,
     csv: m.Csv = False,
     checkpoint: m.ModelFile = None,
     dataset: o.Dataset = None,
@@ -38,7 +38,7 @@ def predict(
     settings, output = begin(ctx, None)
     from lowshot_cli.commands import using
 
-    rate = false_alarm if unknown else None
+    rate = m.false_alarm_of(unknown, false_alarm)
     using.predict(settings, output, sources or [], most, rate, csv, checkpoint)
 
 

@@ -40,14 +40,21 @@ OpenSet = Annotated[
     bool, _unknown("--open-set", help="Also measure how classes never seen are rejected.")
 ]
 FalseAlarm = Annotated[
-    float,
+    float | None,
     _unknown(
         "--false-alarm",
-        help="Percent of hold-out images that may be taken for unknown ones.",
+        help="Percent of hold-out images that may be taken for unknown ones; asks for it as well.",
+        show_default=str(c.FALSE_ALARM),
         min=0,
         max=100,
     ),
 ]
+
+
+def false_alarm_of(asked: bool, given: float | None) -> float | None:
+    """Percent of false alarms where unknown images are asked for, by either option."""
+    return c.FALSE_ALARM if asked and given is None else given
+
 
 ExportFolder = Annotated[
     Path | None,

@@ -146,11 +146,15 @@ def _others(one: Prediction) -> str:
 
 
 def predictions_csv(found: Sequence[Prediction]) -> str:
-    """Predictions as a CSV document, one row per image."""
+    """Predictions as a CSV document, one row per image, with the runners-up at its end."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", "unknown"])
-    writer.writerows([one.image, one.name, f"{one.probability:.6f}", one.unknown] for one in found)
+    places = range(2, 1 + max((len(one.top) for one in found), default=1))
+    others = [f"{column}_{place}" for place in places for column in ("class", "probability")]
+    writer.writerow(["image", "class", "probability", "unknown", *others])
+    for one in found:
+        rest = [value for name, chance in one.top[1:] for value in (name, f"{chance:.6f}")]
+        writer.writerow([one.image, one.name, f"{one.probability:.6f}", one.unknown, *rest])
     return text.getvalue()
 
 

@@ -374,6 +374,13 @@ def test_a_trial_decides_what_is_learnt_and_how(
     _refused(result, USAGE, "--from-run does not go with", flags[0].split("=")[0])
 
 
+def test_images_of_another_size_than_the_models_are_refused(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    for command in (["imprint", "--class=omega"], ["evaluate"], ["sweep", "--trials=1"]):
+        _refused(lowshot(*command, "--image-size=48"), BAD_INPUT, "32 pixels, not 48")
+
+
 def test_photos_are_measured_without_the_dataset(lowshot: RunCommand, workdir: Path) -> None:
     for flag in (["--open-set"], ["--report", "page.html"]):
         result = lowshot("evaluate", "--images", "A=photos", *flag)

@@ -96,6 +96,11 @@ def test_a_list_of_files_comes_from_standard_input(
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["image"] for row in rows] == [str(file) for file in files]
     assert all(0 < float(row["probability"]) <= 1 for row in rows)
+    assert list(rows[0])[4:] == ["class_2", "probability_2", "class_3", "probability_3"]
+    found = json.loads(lowshot("predict", *files, "--json", "--top", 5).stdout)
+    more = list(csv.reader(io.StringIO(lowshot("predict", *files, "--csv", "--top", 5).stdout)))
+    for one, (_, *row) in zip(found, more[1:], strict=True):
+        assert [row[0], *row[3::2]] == [name for name, _ in one["top"]]
 
 
 def test_people_see_a_line_an_image_with_its_whole_path(
@@ -152,6 +157,8 @@ def test_open_set_is_reported_and_unknown_images_are_marked(
     result = lowshot("predict", known, "--unknown", "--false-alarm", 100, "--json")
     marked = [entry["unknown"] for entry in json.loads(result.stdout)]
     assert sum(marked) > 8
+    implied = lowshot("predict", known, "--false-alarm", 100, "--json")
+    assert implied.stdout == result.stdout
     assert lowshot("predict", known, "--unknown", "--false-alarm", 101).exit_code == 2
 
 

@@ -76,7 +76,7 @@ def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Datase
     """The dataset that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: the config names another one.
+        CheckpointError: the config names another one, or another size of its images.
     """
     meant, wanted = named(config, checkpoint), checkpoint.meta.dataset
     if meant.dataset != wanted:
@@ -84,7 +84,13 @@ def dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Datase
             f"the checkpoint was trained on {wanted}, not on {meant.dataset}",
             f"say --dataset {wanted}, or name another --workdir or --checkpoint",
         )
-    return load(meant, output, checkpoint.meta.image_size)
+    side = checkpoint.meta.image_size
+    if config.image_size not in (None, side):
+        raise CheckpointError(
+            f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
+            "leave out --image-size",
+        )
+    return load(meant, output, side)
 
 
 def photos_at(
