@@ -7,7 +7,7 @@ from pathlib import Path
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import how_to_make, load
 from lowshot_cli.choices import CHAIN
-from lowshot_cli.errors import CheckpointError
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import file_hash
 
 
@@ -64,6 +64,25 @@ def parent_hash(workdir: Path, before: str, path: Path, checkpoint: Checkpoint) 
                 path = chain_path(workdir, first)
             break
     return file_hash(path) if path.is_file() else checkpoint.meta.parent or ""
+
+
+def ensure_follows(workdir: Path, stage: str, parent: str) -> None:
+    """Refuse a stage that would be stale as soon as it is written.
+
+    Args:
+        workdir: of the chain.
+        stage: that is to be written to its place in the chain.
+        parent: the hash that it will record.
+
+    Raises:
+        UsageError: the stage before it is there and is another one.
+    """
+    previous = chain_path(workdir, CHAIN[CHAIN.index(stage) - 1])
+    if previous.is_file() and file_hash(previous) != parent:
+        raise UsageError(
+            f"{chain_path(workdir, stage)} is made from {previous}, not from another model",
+            "leave out --checkpoint, or give the new model a place of its own with --out",
+        )
 
 
 def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:

@@ -166,8 +166,11 @@ def test_a_model_made_from_a_later_one_of_the_chain_is_not_stale(
     assert [one["n_novel"] for one in found] == [0, 3, 3]
     _done(lowshot("train-base", *MINI, "--overwrite"))
     assert [one["n_novel"] for one in _json(lowshot("evaluate", "--json"))] == [0]
-    _done(lowshot("imprint", "--class", "seven", "--add", "--checkpoint", finetuned))
-    assert lowshot("finetune").exit_code == 3
+    for command in (["imprint", "--class", "seven", "--add"], ["finetune"]):
+        refused = lowshot(*command, "--checkpoint", finetuned)
+        assert refused.exit_code == 2
+        assert "with --out" in refused.stderr
+        _done(lowshot(*command, "--checkpoint", finetuned, "--out", f"{command[0]}.safetensors"))
 
 
 def test_shots_of_all_methods_are_the_same_draw(lowshot: RunCommand, workdir: Path) -> None:

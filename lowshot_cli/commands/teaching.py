@@ -132,7 +132,7 @@ def imprint(
     if not config.imprint.classes:
         raise UsageError("no class to imprint", "name one with --class")
     with target(config, output, "imprinted", out, overwrite) as path:
-        parent, ancestor = _parent(config, add, source)
+        parent, ancestor = _parent(config, add, source, out)
         dataset = dataset_of(parent, config, output)
         with output.progress() as on_progress:
             embedder = embedder_of(parent, config, on_progress)
@@ -178,7 +178,7 @@ def imprint_photos(
 ) -> None:
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
     with target(config, output, "imprinted", out, overwrite) as path:
-        parent, ancestor = _parent(config, add, source)
+        parent, ancestor = _parent(config, add, source, out)
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
         taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
@@ -207,12 +207,17 @@ def imprint_photos(
     output.finish([path], following(config, path, "predict", str(images[0])))
 
 
-def _parent(config: Config, add: bool, source: Path | None) -> tuple[Checkpoint, str]:
+def _parent(
+    config: Config, add: bool, source: Path | None, out: Path | None
+) -> tuple[Checkpoint, str]:
     """The checkpoint that a class is added to, and the hash of the chain's file it stems from."""
     stage = "imprinted" if add else "base"
     path = source or chain.chain_path(config.workdir, stage)
     parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
-    return parent, chain.parent_hash(config.workdir, "base", path, parent)
+    ancestor = chain.parent_hash(config.workdir, "base", path, parent)
+    if out is None:
+        chain.ensure_follows(config.workdir, "imprinted", ancestor)
+    return parent, ancestor
 
 
 def _show_taught(
@@ -252,12 +257,15 @@ def imprint_from_run(
     with target(config, output, "imprinted", out, overwrite) as path:
         parent_path = source or chain.chain_path(config.workdir, "base")
         base = ckpt.load(parent_path)
+        ancestor = file_hash(parent_path)
+        if out is None:
+            chain.ensure_follows(config.workdir, "imprinted", ancestor)
         dataset = dataset_of(base, config, output)
         rebuilt = replay.rebuild(base, dataset, run_dir, trial)
         with output.progress() as on_progress:
             found = evaluation.evaluate(rebuilt, dataset, embedder_of(base, config, on_progress))
         run = replay.as_imprinting(run_dir, rebuilt)
-        ckpt.save(rebuilt.derived(file_hash(parent_path), run.portable(), "imprint"), path)
+        ckpt.save(rebuilt.derived(ancestor, run.portable(), "imprint"), path)
     output.data(tables.evaluation_json(path, found))
     tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], _evaluating(config, path))
@@ -273,6 +281,9 @@ def finetune(
     ):
         parent_path = source or chain.chain_path(config.workdir, "imprinted")
         parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
+        ancestor = chain.parent_hash(config.workdir, "imprinted", parent_path, parent)
+        if out is None:
+            chain.ensure_follows(config.workdir, "finetuned", ancestor)
         with ranks.first_here():
             dataset = dataset_of(parent, config, output)
         evaluation.check_dataset(parent, dataset)
@@ -280,7 +291,6 @@ def finetune(
             tuned = tuning.finetune(parent, config, dataset, on_progress, ranks)
             before = evaluation.evaluate(parent, dataset, embedder_of(parent, config, on_progress))
             after = evaluation.evaluate(tuned, dataset, embedder_of(tuned, config, on_progress))
-        ancestor = chain.parent_hash(config.workdir, "imprinted", parent_path, parent)
         ckpt.save(tuned.derived(ancestor, config.portable(), "finetune"), path)
     output.data(
         {
