@@ -292,5 +292,5 @@ def caption(summary: dict[str, Any]) -> str:
     ways = summary.get("ways", 1)
     over, means = f"{cell['n_classes']} novel classes", "class means"
     if ways > 1:
-        over, means = f"{cell['n_classes'] // ways} groups of {ways} novel classes", "group means"
+        over, means = f"{cell['n_classes'] // ways} groups of {ways} classes", "groups"
     return f"{cell['n_trials']:,} trials a point over {over}; 95 % intervals over {means},\n{about}"

@@ -306,8 +306,8 @@ def test_classes_too_few_for_another_group_are_named(
     assert len(summary["left_out"]) == 2
     (cell,) = summary["cells"]
     assert (cell["n_trials"], cell["n_classes"]) == (3, 4)
-    assert "3 trials a point over 1 groups of 4 novel classes" in caption(summary)
-    assert "over group means" in caption(summary)
+    assert "3 trials a point over 1 groups of 4 classes" in caption(summary)
+    assert "intervals over groups" in caption(summary)
 
 
 def test_a_rebuilt_model_holds_the_supports_that_its_row_is_made_of(
