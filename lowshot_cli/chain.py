@@ -45,24 +45,23 @@ def furthest(workdir: Path) -> tuple[Path, Checkpoint]:
     raise CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
 
 
-def parent_hash(workdir: Path, before: str, path: Path, checkpoint: Checkpoint) -> str:
+def parent_hash(workdir: Path, stage: str, path: Path, checkpoint: Checkpoint) -> str:
     """What a checkpoint that is made from another records as its parent.
 
     Args:
         workdir: of the chain.
-        before: the stage that the new checkpoint follows.
-        path: the file that it is made from, which may be a later stage.
+        stage: that is made.
+        path: the file that it is made from, which may be that stage itself or a later one.
         checkpoint: in that file.
 
     Returns:
-        The hash of the file, or of the stage that a later one that is not stale stems from.
+        The hash of the file, or of the stage before where the file is later and not stale.
     """
-    first, *later = CHAIN[CHAIN.index(before) :]
-    for stage in later:
-        if path.resolve() == chain_path(workdir, stage).resolve():
-            if staleness(workdir, stage, checkpoint) is None:
-                path = chain_path(workdir, first)
-            break
+    position = CHAIN.index(stage)
+    places = {chain_path(workdir, later).resolve(): later for later in CHAIN[position:]}
+    later = places.get(path.resolve())
+    if later and staleness(workdir, later, checkpoint) is None:
+        path = chain_path(workdir, CHAIN[position - 1])
     return file_hash(path) if path.is_file() else checkpoint.meta.parent or ""
 
 

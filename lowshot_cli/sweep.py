@@ -6,7 +6,7 @@ import itertools
 import json
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def sweep(
     should_stop: ShouldStop = never,
     executor: Executor = run,
     threads: int | None = None,
-    typed: str | None = None,
+    again: Sequence[str] = (),
 ) -> SweepResult:
     """Run all trials of a sweep and write its run folder.
 
@@ -109,7 +109,7 @@ def sweep(
         executor: works off the trials.
         threads: of PyTorch in each process that runs trials; None for as many as in this one. A
             resumed sweep has as many as it began with.
-        typed: the command that goes on with this run, where that takes more than its folder.
+        again: options that going on with this run takes besides its folder.
 
     Raises:
         Interrupted: `should_stop` said so; the rows so far are on disk.
@@ -139,7 +139,7 @@ def sweep(
     firsts = [0, *itertools.accumulate(sizes)]
     done = known = tally.n_rows + sum(sizes[number] for number in turns.waiting)
     file = RowFile(path, tally)
-    going_on = f"`{typed or shlex.join(['lowshot', 'sweep', '--resume', str(run_dir)])}` goes on"
+    going_on = f"`{shlex.join(['lowshot', 'sweep', *again, '--resume', str(run_dir)])}` goes on"
     through = {*range(turns.turn), *turns.waiting}
     work = ((n, piece) for n, piece in enumerate(plan.pieces()) if n not in through)
     try:

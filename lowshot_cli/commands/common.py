@@ -19,7 +19,7 @@ from lowshot_cli.config import Config
 from lowshot_cli.data import Dataset, load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.embed import Embedder, user_cache
-from lowshot_cli.errors import CheckpointError
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.files import ensure_free, ensure_writable
 from lowshot_cli.locks import locked
 from lowshot_cli.output import Output
@@ -113,6 +113,12 @@ def embedder_of(
     """Embeds with a checkpoint's network, through the user's cache."""
     network = checkpoint.network(pick_device(config.device))
     return Embedder(network, cache=user_cache(), on_progress=on_progress)
+
+
+def refuse_beside(option: str, others: Sequence[str], hint: str) -> None:
+    """Raise UsageError where options were typed that another one leaves no room for."""
+    if others:
+        raise UsageError(f"{option} does not go with {' or '.join(others)}", hint)
 
 
 def following(config: Config, path: Path, *command: str) -> str:

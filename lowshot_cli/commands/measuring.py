@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from lowshot_cli.commands.common import (
     model_in_use,
     named,
     photos_at,
+    refuse_beside,
     stopping,
 )
 from lowshot_cli.commands.reporting import report_evaluation, report_sweep
@@ -100,10 +100,7 @@ def evaluate_photos(
     Raises:
         UsageError: a photo without a class, or `others` name options that need test images.
     """
-    if others:
-        raise UsageError(
-            f"--images does not go with {' or '.join(others)}", "these need the dataset's images"
-        )
+    refuse_beside("--images", others, "these need the dataset's images")
     sources: dict[str, list[Path]] = {}
     for text in labelled:
         name, equals, place = text.rpartition("=")
@@ -198,7 +195,6 @@ def run_sweep(
 ) -> Done:
     """Run a sweep of one base model, which `source` names if anything, into a run folder."""
     ensure_writable(config.workdir)
-    again = ["lowshot", "sweep", *(["--checkpoint", str(source)] if source else [])]
     with (
         sweeping.run_folder(config.workdir, resume) as run_dir,
         output.logged(run_dir),
@@ -217,7 +213,7 @@ def run_sweep(
             should_stop,
             executor,
             threads,
-            shlex.join([*again, "--resume", str(run_dir)]),
+            ["--checkpoint", str(source)] if source else [],
         )
         drawn = report_sweep(result, base, config, output, run_dir)
     written = [run_dir / sweeping.ROWS, run_dir / sweeping.SUMMARY, *drawn]

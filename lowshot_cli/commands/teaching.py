@@ -21,6 +21,7 @@ from lowshot_cli.commands.common import (
     load,
     owned,
     photos_at,
+    refuse_beside,
     stopping,
     target,
 )
@@ -132,7 +133,8 @@ def imprint(
     if not config.imprint.classes:
         raise UsageError("no class to imprint", "name one with --class")
     with target(config, output, "imprinted", out, overwrite) as path:
-        parent, ancestor = _parent(config, add, source, out)
+        usual = "imprinted" if add else "base"
+        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
         dataset = dataset_of(parent, config, output)
         with output.progress() as on_progress:
             embedder = embedder_of(parent, config, on_progress)
@@ -178,7 +180,8 @@ def imprint_photos(
 ) -> None:
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
     with target(config, output, "imprinted", out, overwrite) as path:
-        parent, ancestor = _parent(config, add, source, out)
+        usual = "imprinted" if add else "base"
+        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
         taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
@@ -208,16 +211,23 @@ def imprint_photos(
 
 
 def _parent(
-    config: Config, add: bool, source: Path | None, out: Path | None
-) -> tuple[Checkpoint, str]:
-    """The checkpoint that a class is added to, and the hash of the chain's file it stems from."""
-    stage = "imprinted" if add else "base"
-    path = source or chain.chain_path(config.workdir, stage)
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, stage)
-    ancestor = chain.parent_hash(config.workdir, "base", path, parent)
+    config: Config, stage: str, usual: str, source: Path | None, out: Path | None
+) -> tuple[Path, Checkpoint, str]:
+    """What a stage is made from: a file, the checkpoint in it, and the hash to record as parent.
+
+    Args:
+        config: names the work folder.
+        stage: that is made.
+        usual: the stage that it is made from where `source` names no file.
+        source: the file to make it from.
+        out: where it goes; None for its place in the chain.
+    """
+    path = source or chain.chain_path(config.workdir, usual)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
+    ancestor = chain.parent_hash(config.workdir, stage, path, parent)
     if out is None:
-        chain.ensure_follows(config.workdir, "imprinted", ancestor)
-    return parent, ancestor
+        chain.ensure_follows(config.workdir, stage, ancestor)
+    return path, parent, ancestor
 
 
 def _show_taught(
@@ -249,11 +259,8 @@ def imprint_from_run(
     """
     if run_dir is None or trial is None:
         raise UsageError("--from-run and --trial go together", "give both")
-    if others:
-        raise UsageError(
-            f"--from-run does not go with {' or '.join(others)}",
-            "leave it out: the trial says what was learnt, how, and from which base model",
-        )
+    hint = "leave it out: the trial says what was learnt, how, and from which base model"
+    refuse_beside("--from-run", others, hint)
     with target(config, output, "imprinted", out, overwrite) as path:
         parent_path = source or chain.chain_path(config.workdir, "base")
         base = ckpt.load(parent_path)
@@ -279,11 +286,7 @@ def finetune(
         joined(config.device) as ranks,
         target(config, output, "finetuned", out, overwrite, ranks) as path,
     ):
-        parent_path = source or chain.chain_path(config.workdir, "imprinted")
-        parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
-        ancestor = chain.parent_hash(config.workdir, "imprinted", parent_path, parent)
-        if out is None:
-            chain.ensure_follows(config.workdir, "finetuned", ancestor)
+        parent_path, parent, ancestor = _parent(config, "finetuned", "imprinted", source, out)
         with ranks.first_here():
             dataset = dataset_of(parent, config, output)
         evaluation.check_dataset(parent, dataset)
