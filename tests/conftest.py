@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner
 
 from lowshot_cli.cache import DiskCache
@@ -82,6 +84,13 @@ def base(base_path: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def embedder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return Embedder(base.network(), cache=DiskCache(tmp_path_factory.mktemp("embedded"), 10**9))
+
+
+def save_images(pixels: Iterable[Tensor], folder: Path) -> None:
+    """Write images `(3, S, S)` uint8 to a folder, made if need be, as `0.png` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 from click.testing import Result
-from PIL import Image
 
 from lowshot_cli.checkpoint_file import load
 from lowshot_cli.data import Dataset
 from lowshot_cli.teach import set_bias
+from tests.conftest import save_images
 
 RunCommand = Callable[..., Result]
 
@@ -773,11 +773,8 @@ def test_what_is_proposed_next_leaves_out_what_was_left_out_and_takes_what_there
     lowshot: RunCommand, tmp_path: Path, glyphs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("A", "E", "Z"):
-        places = glyphs.train.of_class(glyphs.label(name))[: 25 if name < "Z" else 5].tolist()
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number, place in enumerate(places):
-            pixels = glyphs.train.pixels[place].permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+        places = glyphs.train.of_class(glyphs.label(name))[: 25 if name < "Z" else 5]
+        save_images(glyphs.train.pixels[places], tmp_path / "photos" / name)
     (tmp_path / "photos" / "A" / "bad.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path / "photos")
     workdir = ["--workdir", str(tmp_path / "runs")]

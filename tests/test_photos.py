@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from lowshot_cli.checkpoint import Checkpoint
 from lowshot_cli.checkpoint_file import load
@@ -16,7 +15,7 @@ from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.embed import embed
 from lowshot_cli.errors import DataError
 from lowshot_cli.teach import rows_of
-from tests.conftest import RunCommand
+from tests.conftest import RunCommand, save_images
 
 
 @pytest.fixture
@@ -24,10 +23,7 @@ def mugs(base: Checkpoint, glyphs: Dataset, tmp_path: Path) -> Path:
     """Six images of a class that the base model does not know, as files of the size they have."""
     name = next(name for name in glyphs.class_names if name not in base.meta.classes)
     folder = tmp_path / "mug [photos]"
-    folder.mkdir()
-    for number, index in enumerate(glyphs.train.of_class(glyphs.label(name))[:6].tolist()):
-        pixels = glyphs.train.pixels[index].permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    save_images(glyphs.train.pixels[glyphs.train.of_class(glyphs.label(name))[:6]], folder)
     (folder / "notes.txt").write_text("no image")
     return folder
 

@@ -23,7 +23,7 @@ from lowshot_cli.materials import make_tile
 from lowshot_cli.model import EmbeddingNetwork
 from lowshot_cli.plan import make_plan
 from lowshot_cli.train import train_base
-from tests.conftest import RunCommand
+from tests.conftest import RunCommand, save_images
 from tests.faults.conftest import Server
 
 
@@ -145,13 +145,9 @@ def test_near_duplicates_of_cifar_100_are_found() -> None:
 
 
 def _photos(folder: Path, glyphs: Dataset) -> Path:
-    from PIL import Image
-
     for name in ("A", "Z", "omega", "phi"):
-        (folder / name).mkdir(parents=True)
-        for number, place in enumerate(glyphs.train.of_class(glyphs.label(name))[:60].tolist()):
-            image = Image.fromarray(glyphs.train.pixels[place].permute(1, 2, 0).numpy())
-            image.save(folder / name / f"{number}.png")
+        places = glyphs.train.of_class(glyphs.label(name))[:60]
+        save_images(glyphs.train.pixels[places], folder / name)
     return folder
 
 

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from lowshot_cli.data import Dataset
-from tests.conftest import RunCommand
+from tests.conftest import RunCommand, save_images
 
 BASE, NOVEL = ("A", "E", "T"), ("Z", "omega")
 SMALL = ["--image-size", "32", "--holdout", "8", "--width", "4", "--epochs", "1"]
@@ -21,15 +20,10 @@ def photos(tmp_path: Path, glyphs: Dataset) -> Path:
     """Twenty images of each class to train on and five to test on, but none of `T` and `omega`."""
     folder = tmp_path / "photos"
     for name in (*BASE, *NOVEL):
-        places = glyphs.train.of_class(glyphs.label(name))[:25].tolist()
-        for number, place in enumerate(places):
-            split = "train" if number < 20 else "test"
-            if split == "test" and name in ("T", "omega"):
-                continue
-            home = folder / split / name
-            home.mkdir(parents=True, exist_ok=True)
-            pixels = glyphs.train.pixels[place].permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(home / f"{number}.png")
+        images = glyphs.train.pixels[glyphs.train.of_class(glyphs.label(name))[:25]]
+        save_images(images[:20], folder / "train" / name)
+        if name not in ("T", "omega"):
+            save_images(images[20:], folder / "test" / name)
     return folder
 
 
