@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import signal
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +106,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(path)
     _check_header(path)
-    with safe_open(str(path), framework="pt") as file:
+    with _interrupts_held(), safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata() or {})
     checksum = tensors.pop(CHECKSUM, None)
@@ -112,6 +115,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if given != content_digest(tensors, metadata):
             raise ValueError("it is damaged: its checksum is another")
     return tensors, metadata
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait for the library's reader, which would take it for damage of the file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *caught: came.append(caught))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 def _check_header(path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lowshot_cli.checkpoint import Checkpoint
@@ -64,6 +66,24 @@ def test_the_file_holds_no_folder_host_or_time(base_path: Path) -> None:
     _, metadata = read_tensors(base_path)
     for secret in (str(base_path.parent), os.uname().nodename, "data_dir", "workdir"):
         assert secret not in metadata["lowshot"]
+
+
+def test_an_interruption_while_a_file_is_read_is_no_damage_of_it(
+    base_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def interrupted(path: str, framework: str) -> safe_open:
+        signal.raise_signal(signal.SIGINT)
+        opened.append(safe_open(path, framework=framework))
+        return opened[0]
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("lowshot_cli.files.safe_open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_tensors(base_path)
+    assert len(opened) == 1
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_removing_a_novel_class_restores_the_base_model(
