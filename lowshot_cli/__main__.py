@@ -1,6 +1,6 @@
 """`python -m lowshot_cli`."""
 
-from lowshot_cli.cli import main
+from lowshot_cli.cli.main import main
 
 if __name__ == "__main__":
     main()

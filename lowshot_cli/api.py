@@ -23,17 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowshot_cli import checkpoint_file as ckpt
-from lowshot_cli import teach
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.choices import ImprintMethod
-from lowshot_cli.config import Config, ImprintConfig
-from lowshot_cli.data.folder import as_pixels, decode
+from lowshot_cli.adaptation import imprint as teach
+from lowshot_cli.adaptation.bias import without_class
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.schema import Config, ImprintConfig, ImprintMethod
+from lowshot_cli.data.decoding import as_pixels, decode
 from lowshot_cli.data.photos import Photos
-from lowshot_cli.embed import embed, fused
 from lowshot_cli.errors import DataError
-from lowshot_cli.model import EmbeddingNetwork
-from lowshot_cli.predict import Prediction, describe, unknown_threshold
+from lowshot_cli.evaluation.open_set import unknown_threshold
+from lowshot_cli.evaluation.predict import Prediction, describe
+from lowshot_cli.models.embedder import embed, fused
+from lowshot_cli.models.embedding import EmbeddingNetwork
 
 AnyImage = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
@@ -108,7 +109,7 @@ class Model:
         photos = Photos(pixels, files)
         taught, _ = teach.imprint_photos(self.checkpoint, self.network, photos, config, replace)
         ancestor = self.checkpoint.meta.parent or ""
-        return Model(taught.derived(ancestor, config.portable(), "imprint"), self.network)
+        return Model(taught.as_child_of(ancestor, config.portable(), "imprint"), self.network)
 
     def predict(
         self, images: Sequence[AnyImage], top: int = 3, false_alarm: float | None = None
@@ -139,8 +140,8 @@ class Model:
         Raises:
             UsageError: no such class, or the last base class.
         """
-        removed = teach.without_class(self.checkpoint, name)
-        return Model(removed.noted("classes remove", {"class": name}), self.network)
+        removed = without_class(self.checkpoint, name)
+        return Model(removed.with_history("classes remove", {"class": name}), self.network)
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint, whole or not at all.

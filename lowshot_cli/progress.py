@@ -30,6 +30,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
 ShouldStop = Callable[[], bool]
 
 

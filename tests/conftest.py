@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from lowshot_cli.cache import DiskCache
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.cli import app
-from lowshot_cli.config import Config
-from lowshot_cli.config_file import load_config
-from lowshot_cli.data import Dataset, load_dataset
-from lowshot_cli.embed import Embedder
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.cli.main import app
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.yaml_file import load_config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.storage.cache import DiskCache
 
 TINY = {
     "classes": 12,

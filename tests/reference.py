@@ -8,9 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from lowshot_cli.app import panel_of
-from lowshot_cli.cli import app
-from lowshot_cli.options import COMMON
+from lowshot_cli.cli.main import app, find_panel
+from lowshot_cli.cli.flags import COMMON
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"
@@ -33,7 +32,7 @@ def reference() -> str:
     common: dict[str, str] = {}
     for name, command in all_commands().items():
         rows = {id(p): _row(p, _choices(command, p.name)) for p in command.params}
-        common |= {p.name: rows[id(p)] for p in command.params if panel_of(p) == COMMON}
+        common |= {p.name: rows[id(p)] for p in command.params if find_panel(p) == COMMON}
         parts += _command(name, command, rows)
     parts += _details("Common options", _table("option", common.values()))
     return "\n".join(parts)
@@ -46,9 +45,9 @@ def _command(name: str, command: Any, rows: dict[int, str]) -> list[str]:
     usage = " ".join(["lowshot", name, "[OPTIONS]", *map(_place, _of(command, "argument"))])
     lines = [*map(_escaped, said), "", "```", usage, "```", "", "Examples:"]
     lines += ["", "```", *examples, "```", ""]
-    own = [rows[id(p)] for p in command.params if panel_of(p) != COMMON]
+    own = [rows[id(p)] for p in command.params if find_panel(p) != COMMON]
     lines += _table("option", own) if own else []
-    names = ", ".join(f"`{p.opts[0]}`" for p in command.params if panel_of(p) == COMMON)
+    names = ", ".join(f"`{p.opts[0]}`" for p in command.params if find_panel(p) == COMMON)
     return _details(f"lowshot {name}", [*lines, "", f"Common options: {names}."])
 
 

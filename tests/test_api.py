@@ -15,9 +15,9 @@ from PIL import Image
 
 import lowshot_cli
 import lowshot_cli.api
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.data import Dataset
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import DataError, UsageError
 from tests.conftest import RunCommand
 

@@ -36,7 +36,7 @@ def test_the_readme_names_every_module() -> None:
 
 
 def test_shipped_configs_are_valid_and_open_with_their_command() -> None:
-    from lowshot_cli.config_file import load_config
+    from lowshot_cli.config.yaml_file import load_config
 
     for path in (ROOT / "configs").glob("*.yaml"):
         config = load_config(path)

@@ -13,24 +13,26 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
 
-from lowshot_cli.base_model import prepare
-from lowshot_cli.cache import DiskCache
-from lowshot_cli.checkpoint import CALIBRATION, Checkpoint
-from lowshot_cli.checkpoint_file import load, save
-from lowshot_cli.config import Config, TrainBaseConfig
-from lowshot_cli.data import Dataset, Images
-from lowshot_cli.data.sources import Photo
-from lowshot_cli.data.store import load_or_decode
-from lowshot_cli.embed import Embedder
+from lowshot_cli.adaptation.bias import set_bias
+from lowshot_cli.adaptation.finetune import finetune
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load, save
+from lowshot_cli.checkpoint.holdout import CALIBRATION
+from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.data.dataset import Dataset, Images
+from lowshot_cli.data.image_files import Photo
+from lowshot_cli.data.image_store import load_or_decode
 from lowshot_cli.errors import Interrupted
-from lowshot_cli.evaluate import tally
-from lowshot_cli.files import new_array
-from lowshot_cli.model import Normalisation, nearest_rows
-from lowshot_cli.predict import describe
+from lowshot_cli.evaluation.evaluate import evaluate_embeddings
+from lowshot_cli.evaluation.predict import describe
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.models.embedding import Normalisation
+from lowshot_cli.models.head import nearest_rows
 from lowshot_cli.progress import Progress, silent
-from lowshot_cli.teach import set_bias
-from lowshot_cli.train import train_base
-from lowshot_cli.tuning import finetune
+from lowshot_cli.storage.cache import DiskCache
+from lowshot_cli.storage.files import new_array
+from lowshot_cli.training.task import prepare
+from lowshot_cli.training.train import train_base
 from tests.benchmarks.scale import append, near, random_head
 
 MANY, SIDE, N_CLASSES = 60_000, 32, 20
@@ -196,7 +198,7 @@ def test_evaluation_of_a_large_head_makes_no_matrix_of_all_queries_and_classes(
     truth, embeddings = queries_of(wide, 2000)  # 763 MiB of cosines
     found = [(wide.meta.classes[i], e[None]) for i, e in zip(truth, embeddings, strict=True)]
     with Made() as made:
-        result = tally(wide, iter(found), beside_base=False)
+        result = evaluate_embeddings(wide, iter(found), beside_base=False)
     assert made.most < 200
     expected = [
         int((wide.head.proxies @ e).argmax()) == i for i, e in zip(truth, embeddings, strict=True)
@@ -218,10 +220,10 @@ def test_predictions_with_a_large_head_are_made_in_blocks(wide: Checkpoint) -> N
 def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowshot_cli.checkpoint._MANY_COSINES", 1)
+    monkeypatch.setattr("lowshot_cli.checkpoint.checkpoint._MANY_COSINES", 1)
     model = random_head(2000, size=64)
     assert model.nearest is None
-    settled = model.settled()
+    settled = model.with_nearest_cached()
     path = tmp_path / "base.safetensors"
     save(settled, path)
     loaded = load(path)
@@ -234,7 +236,7 @@ def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
         compared += 1
         return nearest_rows(*arguments)
 
-    monkeypatch.setattr("lowshot_cli.imprint.nearest_rows", counting)
+    monkeypatch.setattr("lowshot_cli.methods.operating_point.nearest_rows", counting)
     quick = append(loaded, support, "new")
     assert compared == 0
     assert quick.head.bias == slow.head.bias != 0
@@ -245,9 +247,9 @@ def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
 def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert base.settled().nearest is None
-    monkeypatch.setattr("lowshot_cli.checkpoint._MANY_COSINES", 1)
-    settled = base.settled()
+    assert base.with_nearest_cached().nearest is None
+    monkeypatch.setattr("lowshot_cli.checkpoint.checkpoint._MANY_COSINES", 1)
+    settled = base.with_nearest_cached()
     support = settled.holdout[:5].float()
     taught = append(settled, support, "new")
     assert taught.nearest is settled.nearest
@@ -259,4 +261,4 @@ def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     assert not torch.equal(tuned.nearest[0], settled.nearest[0])  # type: ignore[index]
     fewer = taught.without_class(taught.meta.classes[0])
     assert fewer.nearest is None
-    assert set_bias(fewer, 2.0).head.bias == set_bias(fewer.settled(), 2.0).head.bias
+    assert set_bias(fewer, 2.0).head.bias == set_bias(fewer.with_nearest_cached(), 2.0).head.bias

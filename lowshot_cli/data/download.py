@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
 
-from lowshot_cli.data.sources import leads_out
+from lowshot_cli.data.image_files import leads_out
 from lowshot_cli.errors import DataError
-from lowshot_cli.files import write_atomically
 from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.storage.files import write_atomically
 
 _CHUNK = 1024**2
+
+
 _TIMEOUT_SECONDS = 30
+
+
 _ATTEMPTS = 2
 
 

@@ -1,8 +1,8 @@
 """Images that are in both splits, or nearly.
 
-`leaking` is strict and quick: such training images are no supports, as a class must not be learnt
-from what it is measured on. `lookalikes` finds more, also pictures that were cropped, mirrored or
-recoloured, with some pairs among them that only look alike.
+`supports_seen_in_test` is strict and quick: such training images are no supports, as a class must
+not be learnt from what it is measured on. `lookalikes` finds more, also pictures that were cropped,
+mirrored or recoloured, with some pairs among them that only look alike.
 """
 
 from __future__ import annotations
@@ -14,21 +14,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.data import Dataset, Images, Pixels
-from lowshot_cli.data.splits import IntArray
+from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.seeding import IntArray
 
 # Root mean square difference of two thumbnails, in pixel values 0..255, up to which they show the
 # same picture. On CIFAR-100 it finds the same shot stored twice and nothing else.
 NEAR = 10.0
+
+
 _SIDE = 16
+
+
 # Similarity from which `lookalikes` count as the same picture. Judged by eye on CIFAR-100, most
 # pairs are, and about half of those just above it.
 SIMILAR = 0.85
+
+
 # A pair that is less similar before it is shifted is not looked at again.
 _PROMISING = 0.55
+
+
 _SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
+
+
 _CHUNK = 500
+
+
 # Distances at once, 128 MiB of fp32.
 _MOST_PAIRS = 2**25
 
@@ -63,7 +75,7 @@ def distances(images: Pixels, others: Pixels) -> Tensor:
     return found
 
 
-def leaking(dataset: Dataset, label: int) -> IntArray:
+def supports_seen_in_test(dataset: Dataset, label: int) -> IntArray:
     """Positions among a class's training images of those that are test images of it, or nearly."""
     train, test = (part.picked(part.of_class(label)) for part in (dataset.train, dataset.test))
     found: IntArray = np.flatnonzero((distances(train, test) <= NEAR).numpy())

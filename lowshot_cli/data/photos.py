@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot_cli.data.folder import decode
-from lowshot_cli.data.sources import is_image
-from lowshot_cli.data.store import ByteArray, cannot_read
+from lowshot_cli.data.decoding import decode
+from lowshot_cli.data.image_files import is_image
+from lowshot_cli.data.image_store import ByteArray, cannot_read
 from lowshot_cli.errors import DataError
 
 _BATCH = 256

@@ -24,15 +24,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowshot_cli import __version__
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.config import Config
-from lowshot_cli.data import Dataset, load_dataset
-from lowshot_cli.embed import Embedder, embed, user_cache
-from lowshot_cli.finetune import class_weights
-from lowshot_cli.imprint import imprint
-from lowshot_cli.sweep import sweep
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.methods.finetuning import class_weights
+from lowshot_cli.methods.imprinting import imprint
+from lowshot_cli.models.embedder import Embedder, embed
+from lowshot_cli.storage.cache import embedding_cache
+from lowshot_cli.sweep.run import sweep
+from lowshot_cli.version import __version__
 
 
 def main() -> None:
@@ -123,7 +125,7 @@ def _run_sweep(
     changes = {"trials": trials, "methods": methods, "ways": ways}
     options = config.sweep.model_copy(update=changes)
     config = config.model_copy(update={"sweep": options})
-    embedder = Embedder(base.network(), cache=user_cache())
+    embedder = Embedder(base.network(), cache=embedding_cache())
     with tempfile.TemporaryDirectory() as folder:
         return sweep(base, dataset, config, embedder, Path(folder)).summary
 
@@ -260,7 +262,7 @@ def _episodes(
                 self.items_per_label.setdefault(label, []).append(item)
 
     names = [name for name in dataset.class_names if name not in base.base_classes]
-    embedder = Embedder(base.network(), cache=user_cache())
+    embedder = Embedder(base.network(), cache=embedding_cache())
     features = embedder.classes(dataset.test, [dataset.label(name) for name in names])
     cached = FeaturesDataset.from_dict(dict(zip(names, features, strict=True)))
     model, count = PrototypicalNetworks(torch.nn.Identity()), 1000
@@ -359,16 +361,16 @@ def _sweep_alone(base_path: Path, trials: int) -> None:
 def _warm(
     base: Checkpoint, dataset: Dataset, base_path: Path, rows: list[tuple[str, str]], _: dict
 ) -> None:
-    from lowshot_cli.materials import prepare
-    from lowshot_cli.plan import make_plan
+    from lowshot_cli.sweep.embeddings import embed_for_sweep
+    from lowshot_cli.sweep.plan import make_plan
 
     _run_sweep(base, dataset, 1, ("imprint",))
 
     def start() -> None:
         config = Config(data_dir=_data())
         loaded, data = load(base_path), load_dataset(config)
-        embedder = Embedder(loaded.network(), cache=user_cache())
-        prepare(loaded, data, make_plan(loaded, data, config), config, embedder)
+        embedder = Embedder(loaded.network(), cache=embedding_cache())
+        embed_for_sweep(loaded, data, make_plan(loaded, data, config), config, embedder)
 
     rows.append(("from imports to the first trial, warm cache", f"{_time(start):.2f} s"))
 

@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 import lowshot_cli
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.config import Config
-from lowshot_cli.data import load_dataset
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.data.photos import read_photos
-from lowshot_cli.embed import embed, fused
-from lowshot_cli.predict import BATCH, predict
+from lowshot_cli.evaluation.predict import BATCH, predict
+from lowshot_cli.models.embedder import embed, fused
 
 DISTINCT = 200
 

@@ -16,18 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowshot_cli.checkpoint import CALIBRATION
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.config import Config, FinetuneConfig
-from lowshot_cli.data import load_dataset
-from lowshot_cli.embed import Embedder, user_cache
-from lowshot_cli.evaluate import NovelQueries, score_trials
-from lowshot_cli.finetune import finetune_all_rows, finetune_rows
-from lowshot_cli.imprint import BaseQueries, operating_bias
-from lowshot_cli.materials import gather, make_tile, prepare
-from lowshot_cli.metrics import t_interval
-from lowshot_cli.plan import Piece, make_plan
-from lowshot_cli.teach import rows_of
+from lowshot_cli.adaptation.methods import make_proxies
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.checkpoint.holdout import CALIBRATION
+from lowshot_cli.config.schema import Config, FinetuneConfig
+from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.evaluation.statistics import t_interval
+from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
+from lowshot_cli.methods.operating_point import BaseQueries, operating_bias
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.storage.cache import embedding_cache
+from lowshot_cli.sweep.embeddings import embed_for_sweep
+from lowshot_cli.sweep.plan import TrialBatch, make_plan
+from lowshot_cli.sweep.scoring import NovelQueries, score_trials
+from lowshot_cli.sweep.tiles import gather, make_tile
 
 NAMES = ("ncr_at_2", "novel_accuracy", "forgetting")
 WAYS = ("always", "alternate", "never")
@@ -48,39 +50,37 @@ def main() -> None:
     config = common.model_copy(update={"sweep": sweep})
     plan = make_plan(checkpoint, dataset, config)
     groups = plan.groups[: chosen.novel]
-    embedder = Embedder(checkpoint.network(), cache=user_cache())
-    materials = prepare(checkpoint, dataset, plan, config, embedder)
+    embedder = Embedder(checkpoint.network(), cache=embedding_cache())
+    embedded = embed_for_sweep(checkpoint, dataset, plan, config, embedder)
     labels = checkpoint.base_labels(dataset)
     queries = torch.cat(embedder.classes(dataset.test, labels))
     calibration = checkpoint.holdout[CALIBRATION].float()
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
-            piece = Piece("whitened", shots, place, place + 1)
-            tile = make_tile(piece, plan, materials.available, materials.avoided, 1)
-            support = gather(materials.train, tile)[0, 0]
-            start = rows_of("whitened", support[None], checkpoint)
+            piece = TrialBatch("whitened", shots, place, place + 1)
+            tile = make_tile(piece, plan, embedded.available, embedded.avoided, 1)
+            support = gather(embedded.train, tile)[0, 0]
+            start = make_proxies("whitened", support[None], checkpoint)
             targets = torch.zeros(shots, dtype=torch.int64)
             for way in WAYS:
                 options = FinetuneConfig(freeze_base=way)
                 base_rows = checkpoint.head.base.proxies
                 if way == "always":
                     one = finetune_rows(
-                        start[None], support[None], targets, materials.shaping, options
+                        start[None], support[None], targets, embedded.shaping, options
                     )[0]
                 else:
                     base_rows, one = finetune_all_rows(
-                        start, support, targets, materials.shaping, options
+                        start, support, targets, embedded.shaping, options
                     )
                 held = checkpoint.calibration_with(base_rows, calibration)
                 bias = operating_bias(one[None], held, BUDGET)
-                base = BaseQueries.of(
-                    base_rows, queries, materials.base_truth, materials.base_right
-                )
+                base = BaseQueries.of(base_rows, queries, embedded.base_truth, embedded.base_right)
                 label = int(tile.units[0, 0])
-                novel = {label: NovelQueries.of(base_rows, materials.novel[label].embeddings)}
+                novel = {label: NovelQueries.of(base_rows, embedded.novel[label].embeddings)}
                 units = torch.from_numpy(tile.units)
-                scores = score_trials(one[None], bias, units, base, novel, materials.base_accuracy)
+                scores = score_trials(one[None], bias, units, base, novel, embedded.base_accuracy)
                 group, trial = divmod(place, chosen.trials)
                 found[way][group, trial] = [scores.metrics[name][0] for name in NAMES]
         for way in WAYS:

@@ -34,15 +34,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lowshot_cli.backbones import build_backbone
-from lowshot_cli.checkpoint import CALIBRATION, Checkpoint
-from lowshot_cli.checkpoint_file import load, save
-from lowshot_cli.config import Config
-from lowshot_cli.evaluate import tally
-from lowshot_cli.meta import Meta, SupportRecord
-from lowshot_cli.model import Head
-from lowshot_cli.predict import describe
-from lowshot_cli.teach import rows_of, set_bias
+from lowshot_cli.adaptation.bias import set_bias
+from lowshot_cli.adaptation.methods import make_proxies
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load, save
+from lowshot_cli.checkpoint.holdout import CALIBRATION
+from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
+from lowshot_cli.config.schema import Config
+from lowshot_cli.evaluation.evaluate import evaluate_embeddings
+from lowshot_cli.evaluation.predict import describe
+from lowshot_cli.models.backbones import build_backbone
+from lowshot_cli.models.head import Head
 from lowshot_cli.version import __version__
 
 SIDE, MOST_CLASSES, MOST_BASE = 32, 1000, 200
@@ -194,7 +196,7 @@ def near(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 def append(model: Checkpoint, support: Tensor, name: str) -> Checkpoint:
     """Imprint one class from its embeddings `(k, D)` and set the bias anew."""
-    row = rows_of("whitened", support, model)
+    row = make_proxies("whitened", support, model)
     hashes = tuple(map(str, range(len(support))))
     record = SupportRecord(method="whitened", indices=(), files=None, pixel_hashes=hashes)
     return set_bias(model.with_class(name, row, support, record), 2.0)
@@ -204,7 +206,7 @@ def of_classes(n_classes: int) -> Facts:
     """What a head of so many classes costs."""
     generator = torch.Generator().manual_seed(1)
     facts: Facts = {}
-    model = _timed(facts, "make and settle", lambda: random_head(n_classes).settled())
+    model = _timed(facts, "make and settle", lambda: random_head(n_classes).with_nearest_cached())
     support = near(F.normalize(torch.randn(1, SIZE, generator=generator), dim=1), generator)
     support = near(support.repeat(5, 1), generator)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +231,9 @@ def of_classes(n_classes: int) -> Facts:
     gc.collect()
     before = rss_anon()
     with Peak() as peak:
-        result = _timed(facts, "evaluate", lambda: tally(taught, found, beside_base=False))
+        result = _timed(
+            facts, "evaluate", lambda: evaluate_embeddings(taught, found, beside_base=False)
+        )
     facts["evaluate, MiB more"] = peak.value - before
     facts["accuracy, %"] = result.global_accuracy
     facts["calibrating images"] = len(taught.holdout[CALIBRATION])

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-import lowshot_cli.cli
-import lowshot_cli.commands.data
-import lowshot_cli.commands.measuring
-import lowshot_cli.commands.teaching
-import lowshot_cli.commands.using
+import lowshot_cli.cli.commands.classes
+import lowshot_cli.cli.commands.data
+import lowshot_cli.cli.commands.evaluate
+import lowshot_cli.cli.commands.imprint
+import lowshot_cli.cli.main
 from lowshot_cli.data import glyphs
 
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import save as serialise
 
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load, save
-from lowshot_cli.config import Config, ImprintConfig
-from lowshot_cli.data import Dataset
-from lowshot_cli.embed import embed
+from lowshot_cli.adaptation.imprint import imprint_classes
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load, save
+from lowshot_cli.config.schema import Config, ImprintConfig
+from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, LowshotError
-from lowshot_cli.files import CHECKSUM, content_digest, read_tensors
-from lowshot_cli.teach import imprint_classes
+from lowshot_cli.models.embedder import embed
+from lowshot_cli.storage.tensors import CHECKSUM, content_digest, read_tensors
 from tests.faults.conftest import memory
 
 FEW, MANY = 400, 100_000
@@ -225,7 +225,7 @@ def grown(base: Checkpoint, glyphs: Dataset, tmp_path_factory: pytest.TempPathFa
     config = Config(dataset="glyphs", imprint=ImprintConfig(classes=("Z", "omega"), shots=3))
     taught, _ = imprint_classes(base, glyphs, base.network(), config)
     path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
-    save(taught.derived("parent", config.portable(), "imprint"), path)
+    save(taught.as_child_of("parent", config.portable(), "imprint"), path)
     return path
 
 

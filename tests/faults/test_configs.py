@@ -16,14 +16,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowshot_cli.config import (
+from lowshot_cli.config.schema import (
     Config,
     FinetuneConfig,
     ImprintConfig,
     SweepConfig,
     TrainBaseConfig,
 )
-from lowshot_cli.config_file import load_config
+from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import LowshotError
 
 FEW, MANY = 500, 20_000

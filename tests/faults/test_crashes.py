@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from lowshot_cli.cache import DiskCache
-from lowshot_cli.checkpoint_file import load
+from lowshot_cli.checkpoint.format import load
 from lowshot_cli.errors import LowshotError
-from lowshot_cli.files import read_tensors, write_atomically
-from lowshot_cli.locks import LOCK, locked
+from lowshot_cli.storage.cache import DiskCache
+from lowshot_cli.storage.files import write_atomically
+from lowshot_cli.storage.locks import LOCK, locked
+from lowshot_cli.storage.tensors import read_tensors
 from tests.conftest import RunCommand
 from tests.faults.conftest import ROOT, Server, wait_until, write_config
 

@@ -13,16 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.config import Config, SweepConfig
-from lowshot_cli.data import Dataset, Images
-from lowshot_cli.data.duplicates import SIMILAR, leaking, lookalikes, without_lookalikes
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.schema import Config, SweepConfig
+from lowshot_cli.data.dataset import Dataset, Images
+from lowshot_cli.data.duplicates import (
+    SIMILAR,
+    lookalikes,
+    supports_seen_in_test,
+    without_lookalikes,
+)
 from lowshot_cli.data.splits import split_holdout
-from lowshot_cli.embed import embed
-from lowshot_cli.materials import make_tile
-from lowshot_cli.model import EmbeddingNetwork
-from lowshot_cli.plan import make_plan
-from lowshot_cli.train import train_base
+from lowshot_cli.models.embedder import embed
+from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.sweep.plan import make_plan
+from lowshot_cli.sweep.tiles import make_tile
+from lowshot_cli.training.train import train_base
 from tests.conftest import RunCommand, save_images
 from tests.faults.conftest import Server
 
@@ -38,7 +43,7 @@ def test_no_image_is_support_and_query_in_any_trial(base: Checkpoint, glyphs: Da
     plan = make_plan(base, leaky, config)
     labels = {label for group in plan.groups for label in group}
     members = {label: leaky.train.of_class(label) for label in labels}
-    avoided = {label: leaking(leaky, label) for label in labels}
+    avoided = {label: supports_seen_in_test(leaky, label) for label in labels}
     assert all(0 in found for found in avoided.values())
     available = {label: len(found) for label, found in members.items()}
     seen = 0
@@ -130,7 +135,7 @@ def test_only_lookalikes_are_dropped(glyphs: Dataset) -> None:
 @pytest.mark.slow
 def test_near_duplicates_of_cifar_100_are_found() -> None:
     """Barz and Denzler (2020) judged 891 test images to be in the training images, or nearly."""
-    from lowshot_cli.data import load_dataset
+    from lowshot_cli.data.loading import load_dataset
 
     dataset = load_dataset(Config(data_dir=Path(os.environ["LOWSHOT_DATA"])))
     found = lookalikes(dataset.test.pixels, dataset.train.pixels)

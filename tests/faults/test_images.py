@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lowshot_cli.data.folder import decode
+from lowshot_cli.data.decoding import decode
 from lowshot_cli.errors import DataError
 from tests.conftest import RunCommand
 

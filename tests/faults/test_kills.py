@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lowshot_cli.checkpoint_file import load
+from lowshot_cli.checkpoint.format import load
 from tests.faults.conftest import SMALL, Running, Server, write_config
 
 SWEEP = {"trials": 260, "shots": [1, 2], "novel": 6, "methods": ["imprint", "whitened"]}

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.data import Dataset
-from lowshot_cli.output import printable
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.cli.console import printable
+from lowshot_cli.data.dataset import Dataset
 from tests.conftest import RunCommand
 from tests.faults.test_images import ACCEPTED
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lowshot_cli.checkpoint import Checkpoint
-from lowshot_cli.checkpoint_file import load, save
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.errors import CheckpointError
 from tests.conftest import RunCommand
 

@@ -17,15 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lowshot_cli.base_model import build_network, prepare
-from lowshot_cli.checkpoint_file import load
-from lowshot_cli.commands.launch import joined
-from lowshot_cli.config import Config, FinetuneConfig, TrainBaseConfig
-from lowshot_cli.data import Dataset, load_dataset
-from lowshot_cli.finetune_full import FullData, finetune_full
-from lowshot_cli.model import CosineClassifier
-from lowshot_cli.ranks import ALONE, Ranks
-from lowshot_cli.train import _Run
+from lowshot_cli.checkpoint.format import load
+from lowshot_cli.cli.torchrun import process_group
+from lowshot_cli.config.schema import Config, FinetuneConfig, TrainBaseConfig
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.models.head import CosineClassifier
+from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.training.finetune_network import FullData, finetune_full
+from lowshot_cli.training.task import build_network, prepare
+from lowshot_cli.training.train import _Run
 from tests.faults.conftest import ROOT, SMALL, Running, Server, wait_until, write_config
 
 TRAINING = {**SMALL, "width": 6, "epochs": 5, "cutout": 0, "lr": 0.1, "mixup": 0.1}
@@ -35,7 +36,7 @@ def _gradients(module: torch.nn.Module) -> dict[str, Tensor]:
     return {n: p.grad.contiguous() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def _one_step(ranks: Ranks, dataset: Dataset, training: bool) -> CosineClassifier:
+def _one_step(ranks: ProcessGroupView, dataset: Dataset, training: bool) -> CosineClassifier:
     """Base training's, with every augmentation."""
     options = TrainBaseConfig(
         classes=4, width=8, embedding_size=16, batch_size=24, rotation=0.5, precision="fp32"
@@ -50,18 +51,18 @@ def _one_step(ranks: Ranks, dataset: Dataset, training: bool) -> CosineClassifie
     return trainee
 
 
-def train_gradients(ranks: Ranks, dataset: Dataset) -> dict[str, Tensor]:
+def train_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Of one step of base training with BatchNorm in evaluation mode."""
     return _gradients(_one_step(ranks, dataset, training=False))
 
 
-def first_means(ranks: Ranks, dataset: Dataset) -> dict[str, Tensor]:
+def first_means(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Running means of the first BatchNorm after a step; what comes after it saw other batches."""
     buffers = dict(_one_step(ranks, dataset, training=True).named_buffers())
     return {"mean": buffers["network.backbone.early.0.1.running_mean"]}
 
 
-def finetune_gradients(ranks: Ranks, dataset: Dataset) -> dict[str, Tensor]:
+def finetune_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Of one step of fine-tuning on an odd number of images, and the rows after it."""
     options = TrainBaseConfig(classes=3, width=8, embedding_size=16)
     task = prepare(options, dataset)
@@ -78,7 +79,7 @@ def finetune_gradients(ranks: Ranks, dataset: Dataset) -> dict[str, Tensor]:
     return {"rows": rows, **_gradients(network)}
 
 
-STEPS: dict[str, Callable[[Ranks, Dataset], dict[str, Tensor]]] = {
+STEPS: dict[str, Callable[[ProcessGroupView, Dataset], dict[str, Tensor]]] = {
     "train-base": train_gradients,
     "finetune": finetune_gradients,
     "statistics": first_means,
@@ -87,7 +88,7 @@ STEPS: dict[str, Callable[[Ranks, Dataset], dict[str, Tensor]]] = {
 
 def save_step(kind: str, path: str) -> None:
     """Called in each of the processes."""
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         found = STEPS[kind](ranks, load_dataset(Config(dataset="glyphs")))
         ranks.dismiss()
         save_file(found, path)

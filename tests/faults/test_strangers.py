@@ -22,10 +22,10 @@ import torch
 import trustme
 from PIL import Image
 
-from lowshot_cli.config_file import load_config
-from lowshot_cli.data import cifar
+from lowshot_cli.config.yaml_file import load_config
+from lowshot_cli.data import cifar100 as cifar
 from lowshot_cli.data.download import Archive, fetch, unpack
-from lowshot_cli.data.sources import list_photos
+from lowshot_cli.data.image_files import list_photos
 from lowshot_cli.errors import ConfigError, DataError
 from tests.conftest import RunCommand
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowshot_cli.data import Dataset
+from lowshot_cli.data.dataset import Dataset
 from tests.conftest import RunCommand, save_images
 
 BASE, NOVEL = ("A", "E", "T"), ("Z", "omega")

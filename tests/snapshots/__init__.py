@@ -17,7 +17,7 @@ from unittest import mock
 from PIL import Image
 from typer.testing import CliRunner
 
-from lowshot_cli.cli import app
+from lowshot_cli.cli.main import app
 from lowshot_cli.data import glyphs
 
 HERE = Path(__file__).parent

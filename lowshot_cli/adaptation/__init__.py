@@ -1,0 +1,1 @@
+"""Novel classes into a checkpoint: imprinting, fine-tuning, the bias they share."""

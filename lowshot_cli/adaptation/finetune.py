@@ -1,0 +1,143 @@
+"""Fine-tuning a checkpoint's novel classes, by their rows or with the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lowshot_cli.adaptation.bias import can_calibrate, set_bias
+from lowshot_cli.adaptation.methods import check_row, make_proxies
+from lowshot_cli.adaptation.supports import pixel_hash
+from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
+from lowshot_cli.checkpoint.metadata import SupportRecord
+from lowshot_cli.config.schema import Config, FinetuneConfig
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.splits import relabel, split_holdout
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
+from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.models.embedder import embed
+from lowshot_cli.progress import OnProgress, silent
+from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.training.finetune_network import FullData, finetune_full
+
+
+def finetune(
+    checkpoint: Checkpoint,
+    config: Config,
+    dataset: Dataset | None = None,
+    on_progress: OnProgress = silent,
+    ranks: ProcessGroupView = ALONE,
+) -> Checkpoint:
+    """Fine-tune the novel classes of a checkpoint from their shots.
+
+    Args:
+        checkpoint: a model with novel classes.
+        config: `seed` and `finetune`.
+        dataset: the checkpoint's; needed for `scope: full` alone, which re-reads the images.
+        on_progress: told about the steps of the whole network.
+        ranks: the processes that share the work on the whole network.
+
+    Raises:
+        Dismissed: that work is done, and this is not the rank that makes the checkpoint.
+        UsageError: no novel class to fine-tune.
+        CheckpointError: another dataset.
+        DataError: a support image is gone or has changed, or a class has no direction of its own.
+    """
+    options = config.finetune
+    if not checkpoint.novel_classes:
+        raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
+    if not can_calibrate(checkpoint):
+        raise UsageError(
+            "the model was adopted without data, so nothing holds new rows off its base classes",
+            "adopt it with images of its base classes: --dataset folder",
+        )
+    if options.scope == "full":
+        if dataset is None:
+            raise UsageError("--scope full needs the images", "name them with --data-dir")
+        check_dataset(checkpoint, dataset)
+        tuned = _finetune_network(checkpoint, dataset, config, on_progress, ranks)
+    else:
+        tuned = _finetune_head(checkpoint, options)
+    return set_bias(tuned.with_nearest_cached(), resolve_budget("finetune", options.max_forgetting))
+
+
+def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
+    """Fine-tune from the best start that the shots alone give, however they were imprinted."""
+    head, n_base = checkpoint.head, checkpoint.meta.n_base
+    support = torch.cat(checkpoint.supports)
+    shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
+    targets = torch.arange(len(shots)).repeat_interleave(shots)
+    start = [make_proxies("whitened", part, checkpoint) for part in checkpoint.supports]
+    for name, row in zip(checkpoint.novel_classes, start, strict=True):
+        check_row(name, row)
+    base_rows, rows = head.proxies[:n_base], torch.stack(start)
+    if options.freezing == "always":
+        rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
+    else:
+        base_rows, rows = finetune_all_rows(rows, support, targets, checkpoint.shaping, options)
+    nearest = checkpoint.nearest if options.freezing == "always" else None
+    tuned = replace(head, proxies=torch.cat([base_rows, rows]))
+    return replace(checkpoint, head=tuned, nearest=nearest)
+
+
+def full_data(
+    checkpoint: Checkpoint, dataset: Dataset, supports: Sequence[Sequence[int]]
+) -> FullData:
+    """The fit images of the base classes and the support images of each novel class."""
+    labels = checkpoint.base_labels(dataset)
+    fit, _ = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
+    shots = torch.tensor([len(indices) for indices in supports])
+    support = torch.tensor([index for indices in supports for index in indices])
+    return FullData(
+        base_pixels=dataset.train.picked(fit),
+        base_labels=relabel(dataset.train.labels[fit], labels),
+        support_pixels=dataset.train.pixels[support],
+        support_labels=torch.arange(len(shots)).repeat_interleave(shots) + len(labels),
+        flip=dataset.mirror,
+    )
+
+
+def _finetune_network(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    config: Config,
+    on_progress: OnProgress,
+    ranks: ProcessGroupView,
+) -> Checkpoint:
+    for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True):
+        _check_support(name, record, dataset)
+    data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
+    network, head = checkpoint.network(pick_device(config.device)), checkpoint.head
+    proxies = finetune_full(
+        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress, ranks
+    )
+    ranks.dismiss()
+    labels = checkpoint.base_labels(dataset)
+    _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
+    supports = embed(network, data.support_pixels)
+    return replace(
+        checkpoint,
+        head=replace(head, proxies=proxies),
+        backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
+        holdout=embed(network, dataset.train.picked(holdout)).half(),
+        supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
+        nearest=None,
+    )
+
+
+def _check_support(name: str, record: SupportRecord, dataset: Dataset) -> None:
+    if not record.indices:
+        raise DataError(
+            f"{name!r} was learnt from photos outside the dataset", "finetune it with --scope head"
+        )
+    for index, expected in zip(record.indices, record.pixel_hashes, strict=True):
+        if index >= len(dataset.train.labels):
+            raise DataError(f"support image #{index} of {name!r} is gone from the dataset")
+        if pixel_hash(dataset.train.pixels[index]) != expected:
+            raise DataError(
+                f"support image #{index} of {name!r} has changed since it was imprinted"
+            )

@@ -1,0 +1,156 @@
+"""Teaching a checkpoint: imprinting classes into it and setting their bias."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lowshot_cli.adaptation.bias import _shared_budget, can_calibrate, set_bias
+from lowshot_cli.adaptation.methods import _imprint_one, check_row
+from lowshot_cli.adaptation.supports import _distinct, pixel_hash, support_record
+from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
+from lowshot_cli.checkpoint.metadata import SupportRecord
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.duplicates import supports_seen_in_test
+from lowshot_cli.data.image_files import as_text
+from lowshot_cli.data.photos import Photos
+from lowshot_cli.data.supports import draw_supports
+from lowshot_cli.errors import UsageError
+from lowshot_cli.models.embedding import EmbeddingNetwork
+
+
+@dataclass(frozen=True)
+class SupportDraw:
+    """Support images of one class.
+
+    Attributes:
+        name: of the class.
+        indices: into the training split; none for photos outside the dataset.
+        described: how to name each.
+        n_replaced: draws replaced because those images are test images too, or nearly.
+        n_duplicates: photos left out as the same picture as another.
+    """
+
+    name: str
+    indices: tuple[int, ...]
+    described: tuple[str, ...]
+    n_replaced: int = 0
+    n_duplicates: int = 0
+
+
+def imprint_classes(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    network: EmbeddingNetwork,
+    config: Config,
+    replace_known: bool = False,
+) -> tuple[Checkpoint, list[SupportDraw]]:
+    """Add classes of the dataset from a few of their training images.
+
+    The draw is that of trial 0 of a sweep with the same seed.
+
+    Args:
+        checkpoint: the model to add to.
+        dataset: the one it was trained on.
+        network: the checkpoint's embedding network.
+        config: `seed` and `imprint`.
+        replace_known: drop a class that the model knows and imprint it anew.
+
+    Raises:
+        UsageError: no class named, a known class, more shots than images.
+        CheckpointError: another dataset.
+        DataError: an unknown class, or one without a direction of its own.
+    """
+    options = config.imprint
+    if not options.classes:
+        raise UsageError("no class to imprint", "name one with --class")
+    check_dataset(checkpoint, dataset)
+    labels = {name: dataset.label(name) for name in options.classes}
+    drawn = []
+    for name, label in labels.items():
+        checkpoint = _without_known(checkpoint, name, replace_known)
+        members = dataset.train.of_class(label)
+        avoided, count = supports_seen_in_test(dataset, label), len(members)
+        first, chosen = (
+            draw_supports(config.seed, label, [0], options.shots, count, avoiding)[0]
+            for avoiding in ((), avoided)
+        )
+        indices = members[torch.from_numpy(chosen)]
+        pixels = dataset.train.pixels[indices]
+        row, support = _imprint_one(checkpoint, network, pixels, label, config)
+        check_row(name, row)
+        record = support_record(dataset.train, indices, options.method)
+        checkpoint = checkpoint.with_class(name, row, support, record)
+        described = tuple(dataset.train.describe(i) for i in record.indices)
+        n_replaced = int(np.isin(first, avoided).sum())
+        drawn.append(SupportDraw(name, record.indices, described, n_replaced))
+    return set_bias(checkpoint, _shared_budget(checkpoint, options)), drawn
+
+
+def imprint_photos(
+    checkpoint: Checkpoint,
+    network: EmbeddingNetwork,
+    photos: Photos,
+    config: Config,
+    replace_known: bool = False,
+) -> tuple[Checkpoint, SupportDraw]:
+    """Add one class from photos outside any dataset; the checkpoint alone is needed.
+
+    All photos are used, or a seeded draw of `shots` where the config names that number. A model
+    that was adopted without data learns by the plain mean, with bias 0.
+
+    Args:
+        checkpoint: the model to add to.
+        network: the checkpoint's embedding network.
+        photos: of the class.
+        config: `seed` and `imprint`.
+        replace_known: drop a class that the model knows and imprint it anew.
+
+    Raises:
+        UsageError: not one class named, a known class, more shots than photos.
+        DataError: the class has no direction of its own.
+    """
+    if not can_calibrate(checkpoint):
+        plain = config.imprint.model_copy(update={"method": "imprint", "max_forgetting": "none"})
+        config = config.model_copy(update={"imprint": plain})
+    options, given = config.imprint, len(photos.files)
+    photos = _distinct(photos)
+    count = len(photos.files)
+    if options.classes is None or len(options.classes) != 1:
+        raise UsageError("--images are of one class", "name it with one --class")
+    (name,) = options.classes
+    checkpoint = _without_known(checkpoint, name, replace_known)
+    label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+    shots = options.shots if "shots" in options.model_fields_set else count
+    if shots > count:
+        raise UsageError(f"--shots {shots}: there are {count} images", f"give up to {count}")
+    chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
+    pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
+    row, support = _imprint_one(checkpoint, network, pixels, label, config)
+    check_row(name, row)
+    record = SupportRecord(
+        method=options.method,
+        indices=(),
+        files=tuple(as_text(file.name) for file in files),
+        pixel_hashes=tuple(pixel_hash(image) for image in pixels),
+    )
+    taught = checkpoint.with_class(name, row, support, record)
+    drawn = SupportDraw(name, (), tuple(str(file) for file in files), given - count)
+    return set_bias(taught, _shared_budget(taught, options)), drawn
+
+
+def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
+    """The checkpoint without a class that is to be imprinted anew.
+
+    Raises:
+        UsageError: the model knows it and it is not to be replaced.
+    """
+    if name not in checkpoint.meta.classes:
+        return checkpoint
+    if not replace_known:
+        raise UsageError(f"the model already knows {name!r}", "add --replace to imprint it anew")
+    return checkpoint.without_class(name)

@@ -1,0 +1,1 @@
+"""A model that can be taught more, and its file."""

@@ -1,0 +1,83 @@
+"""`lowshot classes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lowshot_cli.adaptation.bias import without_class
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import model_in_use
+from lowshot_cli.config.schema import Config, storable
+from lowshot_cli.errors import UsageError
+from lowshot_cli.storage.locks import locked
+
+
+def list_classes(config: Config, output: Output, source: Path | None) -> None:
+    """List the classes of a model."""
+    path, checkpoint = model_in_use(config, source)
+    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
+    rows: list[dict[str, Any]] = []
+    for name in checkpoint.meta.classes:
+        record = records.get(name)
+        rows.append(
+            {
+                "class": name,
+                "kind": "novel" if record else "base",
+                "shots": len(record.pixel_hashes) if record else None,
+                "method": f"imprint --method {record.method}" if record else "train-base",
+            }
+        )
+    output.data(rows)
+    tables.show_classes(output, rows, str(path))
+
+
+def remove_class(
+    config: Config, output: Output, name: str, force: bool, source: Path | None
+) -> None:
+    """Remove a class from a model, in its file."""
+    with _changed(config, name, force, source) as (path, checkpoint):
+        changed = without_class(checkpoint, name)
+        _rewrite(output, path, changed.with_history("classes remove", {"class": name}))
+
+
+def rename_class(
+    config: Config, output: Output, name: str, new: str, force: bool, source: Path | None
+) -> None:
+    """Rename a class of a model, in its file."""
+    try:
+        storable(new)
+    except ValueError as error:
+        raise UsageError(f"{new!r} cannot be a class's name, which {error}") from None
+    with _changed(config, name, force, source) as (path, checkpoint):
+        changed = checkpoint.rename_class(name, new)
+        _rewrite(output, path, changed.with_history("classes rename", {"class": name, "to": new}))
+
+
+@contextmanager
+def _changed(
+    config: Config, name: str, force: bool, source: Path | None
+) -> Iterator[tuple[Path, Checkpoint]]:
+    """The model that is to change, in a folder that is this command's alone meanwhile."""
+    folder = source.parent if source else config.workdir
+    with locked(folder) if folder.is_dir() else nullcontext():
+        path, checkpoint = model_in_use(config, source)
+        checkpoint.position(name)
+        if name in checkpoint.base_classes and not force:
+            raise UsageError(
+                f"{name!r} is a base class of {path}", "add --force to change it all the same"
+            )
+        yield path, checkpoint
+
+
+def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:
+    ckpt.save(checkpoint, path)
+    n_base, total = checkpoint.meta.n_base, len(checkpoint.meta.classes)
+    output.data({"checkpoint": str(path), "classes": list(checkpoint.meta.classes)})
+    output.line(f"{path}: {n_base} base and {total - n_base} novel classes")
+    output.finish([path])

@@ -1,0 +1,166 @@
+"""`--dry-run`: what a command would do, what it would cost, and what it would write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from lowshot_cli import estimate as forecast
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.commands.sweep import load_base, trains_first
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import is_logged, load, load_dataset_of, make_embedder, with_dataset_of
+from lowshot_cli.cli.run_log import LOG
+from lowshot_cli.config.schema import Config
+from lowshot_cli.errors import UsageError
+from lowshot_cli.estimate import Stage
+from lowshot_cli.models import weights
+from lowshot_cli.report.write import sweep_files
+from lowshot_cli.storage.files import ensure_free
+from lowshot_cli.sweep.plan import make_plan
+from lowshot_cli.sweep.run_folder import MODELS, ensure_saveable
+from lowshot_cli.training.task import prepare
+
+
+def train_base(
+    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+) -> None:
+    """Plan a training."""
+    if resume:
+        raise UsageError("--dry-run plans a whole training", "leave out --resume")
+    path = out or chain.chain_path(config.workdir, "base")
+    ensure_free(path, overwrite)
+    if config.dataset == "none":
+        raise UsageError("--dataset none costs no time to plan for", "leave out --dry-run")
+    dataset = load(config, output, weights.photo_side(config))
+    task = prepare(config.train_base, dataset)
+    stages = forecast.estimate_training(config, dataset, task)
+    counts = {
+        "base classes": len(task.names),
+        "fit images": len(task.fit),
+        "hold-out images": len(task.holdout),
+        "test images": sum(len(dataset.test.of_class(n)) for n in task.labels_in_dataset),
+    }
+    _show(output, counts, stages, [path, *_log(config, path)])
+
+
+def finetune(
+    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Plan a fine-tuning."""
+    path = out or chain.chain_path(config.workdir, "finetuned")
+    ensure_free(path, overwrite or out is None)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
+    dataset = load_dataset_of(parent, config, output)
+    stages = forecast.estimate_finetuning(parent, dataset, config)
+    counts = {
+        "base classes": parent.meta.n_base,
+        "novel classes": len(parent.novel_classes),
+        "support images": sum(len(each) for each in parent.supports),
+    }
+    _show(output, counts, stages, [path, *_log(config, path)])
+
+
+def sweep(
+    config: Config, output: Output, source: Path | None, resume: Path | None, save_models: bool
+) -> None:
+    """Plan a sweep, and the training of its base model where that is still to come."""
+    if resume is not None:
+        raise UsageError("--dry-run plans a whole sweep", "leave out --resume")
+    if save_models:
+        ensure_saveable(config.sweep)
+    sweeps([config], output, source, save_models, [])
+
+
+def sweeps(
+    configs: Sequence[Config],
+    output: Output,
+    source: Path | None,
+    save_models: bool,
+    also: Sequence[Path],
+) -> None:
+    """Plan sweeps that follow each other, one a config, steps of a name added up.
+
+    Args:
+        configs: each with the work folder of its own.
+        output: gets the plan.
+        source: base model of them all; None for that of each work folder.
+        save_models: of each trial.
+        also: paths that are written after the last sweep.
+    """
+    counts: dict[str, int] = {}
+    stages: dict[str, Stage] = {}
+    written: list[Path] = []
+    for config in configs:
+        path = source or chain.chain_path(config.workdir, "base")
+        found, steps, files = _of_sweep(config, output, path, save_models)
+        counts = {**found, "trials": counts.get("trials", 0) + found["trials"]}
+        for step in steps:
+            same = stages.get(step.name, replace(step, n=0, seconds=0))
+            stages[step.name] = replace(
+                step, n=same.n + step.n, seconds=same.seconds + step.seconds
+            )
+        written += files
+    if any(config.sweep.drop_duplicates for config in configs):
+        output.note("finding look-alikes for --drop-duplicates comes on top")
+    if len(configs) != 1:
+        counts = {"base models": len(configs), **counts}
+    _show(output, counts, list(stages.values()), [*written, *also])
+
+
+def _of_sweep(
+    config: Config, output: Output, path: Path, save_models: bool
+) -> tuple[dict[str, int], list[Stage], list[Path]]:
+    """What a sweep works on, its steps, and what it writes."""
+    stages, written = [], []
+    if trains_first(config, path):
+        dataset = load(config, output, weights.photo_side(config))
+        stages += forecast.estimate_training(config, dataset, prepare(config.train_base, dataset))
+        base = forecast.untrained(config, dataset)
+        written += [path, *_log(config, path)]
+    else:
+        base = load_base(path, config)
+        config = with_dataset_of(config, base)
+        dataset = load_dataset_of(base, config, output)
+    plan = make_plan(base, dataset, config)
+    with output.progress() as on_progress:
+        embedder = make_embedder(base, config, on_progress)
+        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, on_progress)
+    novel = {label for group in plan.groups for label in group}
+    counts = {
+        "base classes": base.meta.n_base,
+        "novel classes": len(novel),
+        "test images": sum(
+            len(dataset.test.of_class(n)) for n in [*base.base_labels(dataset), *novel]
+        ),
+        "trials": plan.n_rows,
+    }
+    folder = config.workdir / "sweep-DATE-TIME"
+    names = [*sweep_files(config), *([MODELS] if save_models else []), LOG]
+    return counts, stages, [*written, *(folder / name for name in names)]
+
+
+def _log(config: Config, path: Path) -> list[Path]:
+    return [path.parent / LOG] if is_logged(config, path) else []
+
+
+def _show(
+    output: Output, counts: dict[str, int], stages: Sequence[Stage], written: Sequence[Path]
+) -> None:
+    seconds, memory = sum(stage.seconds for stage in stages), forecast.peak_memory()
+    output.data(
+        {
+            "counts": counts,
+            "stages": [asdict(stage) for stage in stages],
+            "seconds": seconds,
+            "memory_bytes": memory,
+            "paths": [str(path) for path in written],
+        }
+    )
+    tables.show_plan(output, counts, stages, seconds, memory)
+    output.line("would write")
+    for path in written:
+        output.line(f"  {path}")

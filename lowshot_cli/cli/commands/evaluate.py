@@ -1,0 +1,117 @@
+"""`lowshot evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lowshot_cli.adaptation.supports import count_repeats
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import (
+    load_dataset_of,
+    make_embedder,
+    model_in_use,
+    photos_at,
+    reject_with,
+)
+from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.config.schema import CHAIN, Config
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.evaluation import evaluate as evaluation
+from lowshot_cli.evaluation.open_set import OpenSet, open_set
+from lowshot_cli.models.embedder import embed, fused
+from lowshot_cli.report.write import report_evaluation
+from lowshot_cli.storage.files import ensure_writable
+
+
+def evaluate(
+    config: Config,
+    output: Output,
+    paths: Sequence[Path],
+    false_alarm: float | None = None,
+    report: Path | None = None,
+) -> None:
+    """Measure checkpoints side by side; with a false-alarm rate, also on classes never seen."""
+    if report is not None:
+        ensure_writable(report.parent)
+    if not paths:
+        paths = [chain.chain_path(config.workdir, stage) for stage in CHAIN]
+        paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise CheckpointError(
+            f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
+        )
+    found: list[tuple[Path, evaluation.Evaluation]] = []
+    unknown: list[OpenSet] = []
+    for path in paths:
+        checkpoint = ckpt.load(path)
+        if path.parent == config.workdir and path.stem in CHAIN:
+            stale = chain.staleness(config.workdir, path.stem, checkpoint)
+            if stale:
+                output.note(f"{path} is left out: {stale}")
+                continue
+        dataset = load_dataset_of(checkpoint, config, output)
+        with output.progress() as on_progress:
+            embedder = make_embedder(checkpoint, config, on_progress)
+            found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+            last = (checkpoint, dataset, embedder)
+            if false_alarm is not None:
+                unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
+    if not found:
+        raise CheckpointError("every checkpoint named is stale", "make them again, base first")
+    answers = [evaluation_json(path, one) for path, one in found]
+    for answer, measured in zip(answers, unknown, strict=False):
+        answer["open_set"] = asdict(measured)
+    output.data(answers)
+    tables.show_evaluations(output, [(path.stem, one) for path, one in found])
+    for (path, _), measured in zip(found, unknown, strict=False):
+        tables.show_open_set(output, path.stem, measured)
+    tables.show_details(output, found[-1][1], found[-1][0].stem)
+    if report is not None:
+        shown = [(path.stem, one) for path, one in found]
+        report_evaluation(report, shown, *last, config, output.command)
+        output.finish([report])
+
+
+def evaluate_photos(
+    config: Config,
+    output: Output,
+    paths: Sequence[Path],
+    labelled: Sequence[str],
+    others: Sequence[str],
+) -> None:
+    """Measure models on photos outside any dataset, given as NAME=PATH.
+
+    Raises:
+        UsageError: a photo without a class, or `others` name options that need test images.
+    """
+    reject_with("--images", others, "these need the dataset's images")
+    sources: dict[str, list[Path]] = {}
+    for text in labelled:
+        name, equals, place = text.rpartition("=")
+        if not (equals and name and place):
+            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
+        sources.setdefault(name, []).append(Path(place))
+    answers, shown = [], []
+    for named_path in paths or (None,):
+        path, checkpoint = model_in_use(config, named_path)
+        network = fused(checkpoint.network(pick_device(config.device)))
+        embedded, repeated = {}, 0
+        for name, places in sources.items():
+            checkpoint.position(name)
+            photos = photos_at(config, output, places, checkpoint.meta.image_size, deep=True)
+            repeated += count_repeats(checkpoint, name, photos.pixels)
+            embedded[name] = embed(network, photos.pixels)
+        if repeated:
+            output.note(f"{repeated} of the photos are among those the class was learnt from")
+        found = evaluation.evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
+        answers.append({**evaluation_json(path, found), "repeated": repeated})
+        shown.append((path.stem, found))
+    output.data(answers)
+    tables.show_evaluations(output, shown, title="accuracy on the photos named")
+    tables.show_details(output, shown[-1][1], shown[-1][0])

@@ -1,0 +1,124 @@
+"""`lowshot export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import (
+    load_dataset_of,
+    model_in_use,
+    next_command,
+    photos_at,
+    with_dataset_of,
+)
+from lowshot_cli.config.schema import Config, ExportFormat
+from lowshot_cli.data import cifar100 as cifar
+from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.export import export as exporter
+from lowshot_cli.export.check import compare_with_checkpoint, exported_models
+from lowshot_cli.storage.files import ensure_writable
+
+_MOST_IMAGES = 1000
+
+
+_NOISE_IMAGES = 64
+
+
+def export(
+    config: Config,
+    output: Output,
+    source: Path | None,
+    out: Path | None,
+    form: ExportFormat,
+    overwrite: bool,
+    check: bool,
+    images: Sequence[Path],
+) -> None:
+    """Write the model in use for other programs, and hold what was written against it."""
+    if images and not check:
+        raise UsageError("--images are what --check looks at", "add --check")
+    folder = out or config.workdir / "export"
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file, a folder is to be made there", "name a folder")
+    there = folder.is_dir() and any(folder.iterdir())
+    if there and not (overwrite or check):
+        raise UsageError(
+            f"{folder} is not empty", "add --overwrite to replace it, or name another with --out"
+        )
+    path, checkpoint = model_in_use(config, source)
+    anew = overwrite or not there
+    if anew:
+        exporter.ensure_installed(form, making=True, checking=check)
+    which, pixels = _check_images(config, output, checkpoint, images) if check else ("", None)
+    if anew:
+        ensure_writable(folder)
+        output.note(f"exporting {path}")
+        made = exporter.export(checkpoint, form)
+        exporter.write(folder, made)
+        files = list(made)
+        rows = [[name, f"{len(content) / 1000:,.1f}"] for name, content in made.items()]
+        output.table(
+            ["file", "kB"], rows, title=f"export of {len(checkpoint.meta.classes)} classes"
+        )
+    else:
+        files = exported_models(folder, form)
+    result = None
+    if pixels is not None:
+        models = exported_models(folder, form)
+        with output.progress() as on_progress:
+            found = compare_with_checkpoint(checkpoint, folder, models, pixels, on_progress)
+        result = {"images": which, **asdict(found)}
+        decisions = "are equal" if found.decisions_equal else "differ where classes tie"
+        output.line(f"{' and '.join(models)} against {path}, {found.n:,} images ({which}):")
+        output.line(
+            f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
+        )
+    opset = exporter.OPSET if exporter.ONNX_FILE in files else None
+    output.data({"folder": str(folder), "files": files, "opset": opset, "check": result})
+    if anew:
+        typed = ["--out", str(out)] if out else []
+        if source and path == chain.chain_path(config.workdir, path.stem):
+            typed += ["--checkpoint", str(path)]  # which is not the furthest one along the chain
+        then = None if check else next_command(config, path, "export", "--check", *typed)
+        output.finish([folder / name for name in files], then)
+
+
+def _check_images(
+    config: Config, output: Output, checkpoint: Checkpoint, images: Sequence[Path]
+) -> tuple[str, Tensor]:
+    """What to check a model on, in words and as `(N, 3, S, S)` uint8; nothing is downloaded."""
+    size = checkpoint.meta.image_size
+    if images:
+        return "photos", photos_at(config, output, images, size).pixels
+    generator = torch.Generator().manual_seed(config.seed)
+    pixels = _test_images(config, output, checkpoint)
+    if pixels is None or not len(pixels):
+        noise = torch.randint(
+            256, (_NOISE_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8
+        )
+        return "noise, as no test images are at hand", noise
+    some = torch.randperm(len(pixels), generator=generator)[:_MOST_IMAGES]
+    return f"test images of {checkpoint.meta.dataset}", pixels[some]
+
+
+def _test_images(config: Config, output: Output, checkpoint: Checkpoint) -> Tensor | None:
+    """The dataset's test images `(N, 3, S, S)`, or None where they do not lie on this machine."""
+    dataset = with_dataset_of(config, checkpoint).dataset
+    cifar_folder = config.data_folder / cifar.FOLDER
+    if dataset == "cifar100" and not cifar_folder.is_dir():
+        return None
+    if dataset == "folder" and not (config.data_dir and config.data_dir.exists()):
+        return None
+    try:
+        return load_dataset_of(checkpoint, config, output).test.pixels
+    except DataError as error:
+        output.note(f"no test images: {error.message}")
+        return None

@@ -1,0 +1,50 @@
+"""`lowshot finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowshot_cli.adaptation import finetune as tuning
+from lowshot_cli.adaptation.bias import expected_forgetting
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint.checkpoint import check_dataset
+from lowshot_cli.cli.commands.imprint import _evaluating, _parent, _show_taught
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import load_dataset_of, make_embedder, output_file
+from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.cli.torchrun import process_group
+from lowshot_cli.config.schema import Config
+from lowshot_cli.evaluation import evaluate as evaluation
+
+
+def finetune(
+    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+) -> None:
+    """Fine-tune the imprinted model and write `finetuned.safetensors`."""
+    with (
+        process_group(config.device) as ranks,
+        output_file(config, output, "finetuned", out, overwrite, ranks) as path,
+    ):
+        parent_path, parent, ancestor = _parent(config, "finetuned", "imprinted", source, out)
+        with ranks.first_here():
+            dataset = load_dataset_of(parent, config, output)
+        check_dataset(parent, dataset)
+        with output.progress() as on_progress:
+            tuned = tuning.finetune(parent, config, dataset, on_progress, ranks)
+            before = evaluation.evaluate(
+                parent, dataset, make_embedder(parent, config, on_progress)
+            )
+            after = evaluation.evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
+        ckpt.save(tuned.as_child_of(ancestor, config.portable(), "finetune"), path)
+    output.data(
+        {
+            "checkpoint": str(path),
+            "scope": config.finetune.scope,
+            "bias": tuned.head.bias,
+            "expected_forgetting": expected_forgetting(tuned),
+            "before": evaluation_json(parent_path, before),
+            "after": evaluation_json(path, after),
+        }
+    )
+    _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
+    output.finish([path], _evaluating(config, path))

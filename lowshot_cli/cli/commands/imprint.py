@@ -1,0 +1,192 @@
+"""`lowshot imprint`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowshot_cli.adaptation import imprint as teach
+from lowshot_cli.adaptation.bias import can_calibrate, expected_accuracy, expected_forgetting
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import (
+    load_dataset_of,
+    make_embedder,
+    next_command,
+    output_file,
+    photos_at,
+    reject_with,
+)
+from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.config.schema import Config
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import UsageError
+from lowshot_cli.evaluation import evaluate as evaluation
+from lowshot_cli.storage.files import file_hash
+from lowshot_cli.sweep import replay
+
+
+def imprint(
+    config: Config,
+    output: Output,
+    add: bool,
+    replace: bool,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Add classes to the base model and write `imprinted.safetensors`."""
+    if not config.imprint.classes:
+        raise UsageError("no class to imprint", "name one with --class")
+    with output_file(config, output, "imprinted", out, overwrite) as path:
+        usual = "imprinted" if add else "base"
+        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
+        dataset = load_dataset_of(parent, config, output)
+        with output.progress() as on_progress:
+            embedder = make_embedder(parent, config, on_progress)
+            taught, drawn = teach.imprint_classes(
+                parent, dataset, embedder.network, config, replace
+            )
+            before = evaluation.evaluate(parent, dataset, embedder)
+            after = evaluation.evaluate(taught, dataset, embedder)
+        ckpt.save(taught.as_child_of(ancestor, config.portable(), "imprint"), path)
+    accuracies = {row.name: row.accuracy for row in after.per_class}
+    output.data(
+        {
+            "checkpoint": str(path),
+            "method": config.imprint.method,
+            "bias": taught.head.bias,
+            "expected_forgetting": expected_forgetting(taught),
+            "base_accuracy_before": before.base_accuracy,
+            "base_accuracy": after.base_accuracy,
+            "novel_accuracy": after.novel_accuracy,
+            "classes": [
+                {"class": d.name, "support": list(d.indices), "accuracy": accuracies[d.name]}
+                for d in drawn
+            ],
+        }
+    )
+    for d in drawn:
+        output.listing(f"{d.name}: learnt from", d.described)
+        if d.n_replaced:
+            output.note(f"{d.name}: {d.n_replaced} supports replaced, being test images or nearly")
+    _show_taught(output, config.imprint.method, taught, before, after)
+    output.finish([path], next_command(config, path, "finetune"))
+
+
+def imprint_photos(
+    config: Config,
+    output: Output,
+    images: Sequence[Path],
+    add: bool,
+    replace: bool,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
+    with output_file(config, output, "imprinted", out, overwrite) as path:
+        usual = "imprinted" if add else "base"
+        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
+        photos = photos_at(config, output, images, parent.meta.image_size)
+        network = parent.network(pick_device(config.device))
+        taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
+        calibrated = can_calibrate(taught)
+        cost = expected_forgetting(taught) if calibrated else None
+        ckpt.save(taught.as_child_of(ancestor, config.portable(), "imprint"), path)
+    method = taught.meta.supports[-1].method
+    output.data(
+        {
+            "checkpoint": str(path),
+            "method": method,
+            "bias": taught.head.bias,
+            "expected_forgetting": cost,
+            "classes": [{"class": drawn.name, "support": list(drawn.described)}],
+        }
+    )
+    output.listing(f"{drawn.name}: learnt from", drawn.described)
+    if drawn.n_duplicates:
+        output.note(f"{drawn.n_duplicates} photos left out, the same picture as another")
+    title = f"{method}, bias {taught.head.bias:+.3f}"
+    if cost is None:
+        output.line(f"{title}, not calibrated: the model was adopted without data")
+    else:
+        before = expected_accuracy(taught)
+        tables.show_estimate(output, before, before - cost, title)
+    output.finish([path], next_command(config, path, "predict", str(images[0])))
+
+
+def _parent(
+    config: Config, stage: str, usual: str, source: Path | None, out: Path | None
+) -> tuple[Path, Checkpoint, str]:
+    """What a stage is made from: a file, the checkpoint in it, and the hash to record as parent.
+
+    Args:
+        config: names the work folder.
+        stage: that is made.
+        usual: the stage that it is made from where `source` names no file.
+        source: the file to make it from.
+        out: where it goes; None for its place in the chain.
+    """
+    path = source or chain.chain_path(config.workdir, usual)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
+    ancestor = chain.parent_hash(config.workdir, stage, path, parent)
+    if out is None:
+        chain.ensure_follows(config.workdir, stage, ancestor)
+    return path, parent, ancestor
+
+
+def _show_taught(
+    output: Output,
+    how: str,
+    taught: Checkpoint,
+    before: evaluation.Evaluation,
+    after: evaluation.Evaluation,
+) -> None:
+    tables.show_change(output, before, after, f"{how}, bias {taught.head.bias:+.3f}")
+    cost = expected_forgetting(taught)
+    output.line(f"expected cost, by the hold-out: {cost:.1f} points of base accuracy")
+
+
+def imprint_from_run(
+    config: Config,
+    output: Output,
+    run_dir: Path | None,
+    trial: int | None,
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    others: Sequence[str],
+) -> None:
+    """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`.
+
+    Raises:
+        UsageError: one of the two is missing, or `others` name options that the trial decides.
+    """
+    if run_dir is None or trial is None:
+        raise UsageError("--from-run and --trial go together", "give both")
+    hint = "leave it out: the trial says what was learnt, how, and from which base model"
+    reject_with("--from-run", others, hint)
+    with output_file(config, output, "imprinted", out, overwrite) as path:
+        parent_path = source or chain.chain_path(config.workdir, "base")
+        base = ckpt.load(parent_path)
+        ancestor = file_hash(parent_path)
+        if out is None:
+            chain.ensure_follows(config.workdir, "imprinted", ancestor)
+        dataset = load_dataset_of(base, config, output)
+        rebuilt = replay.rebuild(base, dataset, run_dir, trial)
+        with output.progress() as on_progress:
+            found = evaluation.evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
+        run = replay.as_imprinting(run_dir, rebuilt)
+        ckpt.save(rebuilt.as_child_of(ancestor, run.portable(), "imprint"), path)
+    output.data(evaluation_json(path, found))
+    tables.show_evaluations(output, [(path.name, found)])
+    output.finish([path], _evaluating(config, path))
+
+
+def _evaluating(config: Config, path: Path) -> str:
+    usual = chain.chain_path(config.workdir, path.stem)
+    return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))

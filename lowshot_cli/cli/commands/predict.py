@@ -1,0 +1,62 @@
+"""`lowshot predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import model_in_use, report_skipped
+from lowshot_cli.cli.contract import predictions_csv, predictions_json
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.image_store import cannot_read
+from lowshot_cli.data.photos import find_photos
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import UsageError
+from lowshot_cli.evaluation import predict as predicting
+from lowshot_cli.evaluation.open_set import unknown_threshold
+
+
+def predict(
+    config: Config,
+    output: Output,
+    sources: Sequence[str],
+    most: int,
+    false_alarm: float | None,
+    as_csv: bool,
+    source: Path | None,
+) -> None:
+    """Classify images; those that cannot be read are an error once the others are told of."""
+    if as_csv and output.as_json:
+        raise UsageError("--csv and --json are two ways to print", "give one of them")
+    if not sources:
+        raise UsageError("no images named", "name files or folders, or - for a list on stdin")
+    files = find_photos(_listed(sources), deep=True)
+    _, checkpoint = model_in_use(config, source)
+    threshold = float("-inf")
+    if false_alarm is not None:
+        threshold = unknown_threshold(checkpoint, false_alarm)
+    network = checkpoint.network(pick_device(config.device))
+    with output.progress() as on_progress:
+        found, unreadable = predicting.readable(
+            predicting.predict(checkpoint, network, files, most, threshold, on_progress=on_progress)
+        )
+    if as_csv:
+        print(predictions_csv(found), end="", flush=True)
+    else:
+        output.data(predictions_json(found))
+        tables.show_predictions(output, found)
+    lines = [f"{one.file} ({one.reason})" for one in unreadable]
+    if unreadable and not config.skip_bad:
+        raise cannot_read(lines, f"{len(files)} images")
+    report_skipped(output, lines)
+
+
+def _listed(sources: Sequence[str]) -> Iterator[Path]:
+    for source in sources:
+        if source == "-":
+            yield from (Path(line) for line in sys.stdin.read().splitlines() if line)
+        else:
+            yield Path(source)

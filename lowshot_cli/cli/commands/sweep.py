@@ -1,0 +1,221 @@
+"""`lowshot sweep`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.commands.train_base import make_base_for_sweep
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import (
+    load_dataset_of,
+    make_embedder,
+    next_command,
+    stop_on_ctrl_c,
+    with_dataset_of,
+)
+from lowshot_cli.config.schema import Config, ImprintMethod, difference
+from lowshot_cli.config.schema import Executor as ExecutorName
+from lowshot_cli.config.yaml_file import load_config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.report.write import report_sweep
+from lowshot_cli.storage.files import ensure_writable
+from lowshot_cli.sweep import ray_executor as cluster
+from lowshot_cli.sweep import run as sweeping
+from lowshot_cli.sweep import trials
+from lowshot_cli.sweep.run_folder import CONFIG, ROWS, SUMMARY, ensure_saveable, run_folder
+from lowshot_cli.sweep.trials import Executor
+
+
+def sweep(
+    config: Config,
+    output: Output,
+    source: Path | None,
+    resume: Path | None,
+    save_models: bool,
+    workers: Workers,
+) -> None:
+    """Run a sweep and write its run folder; train the base model first if the config says how."""
+    if resume is not None and (save_models or workers.threads):
+        raise UsageError(
+            "--save-models and --threads are decided when a sweep begins",
+            "leave them out, the run knows them",
+        )
+    if save_models:
+        ensure_saveable(config.sweep)
+    base_path = source or chain.chain_path(config.workdir, "base")
+    if trains_first(config, base_path):
+        output.note(f"no base model at {base_path}, training it first")
+        make_base_for_sweep(config, output, base_path)
+    base = load_base(base_path, config)
+    config = with_dataset_of(config, base)
+    if resume is not None:
+        _check_resumed(resume, config)
+    dataset = load_dataset_of(base, config, output)
+    with workers.open(output) as executor:
+        threads = workers.threads_each
+        done = run_sweep(
+            config, output, base, dataset, resume, save_models, executor, threads, source
+        )
+    output.data(done.summary)
+    show = tables.show_sessions if "sessions" in done.summary else tables.show_sweep
+    show(output, done.summary)
+    if left_out := done.summary.get("left_out"):
+        output.note(f"not added, too few for another group: {', '.join(left_out)}")
+    if config.sweep.drop_duplicates:
+        output.line(
+            f"without {done.summary['dropped_duplicates']:,} test images that resemble a "
+            "training image"
+        )
+    then = None
+    if save_models and config.sweep.methods[0] in get_args(ImprintMethod):
+        typed = ("--from-run", done.summary["run_dir"], "--trial", "0")
+        then = next_command(config, base_path, "imprint", *typed)
+    output.finish(done.written, then)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished sweep: its summary as in the `--json` contract, and the files to name."""
+
+    summary: dict[str, Any]
+    written: list[Path]
+
+
+def run_sweep(
+    config: Config,
+    output: Output,
+    base: Checkpoint,
+    dataset: Dataset,
+    resume: Path | None,
+    save_models: bool,
+    executor: Executor,
+    threads: int | None,
+    source: Path | None = None,
+) -> Done:
+    """Run a sweep of one base model, which `source` names if anything, into a run folder."""
+    ensure_writable(config.workdir)
+    with (
+        run_folder(config.workdir, resume) as run_dir,
+        output.logged(run_dir),
+        stop_on_ctrl_c() as should_stop,
+        output.progress() as on_progress,
+    ):
+        result = sweeping.sweep(
+            base,
+            dataset,
+            config,
+            make_embedder(base, config, on_progress),
+            run_dir,
+            resume is not None,
+            save_models,
+            on_progress,
+            should_stop,
+            executor,
+            threads,
+            ["--checkpoint", str(source)] if source else [],
+        )
+        drawn = report_sweep(result, base, config, output.command, run_dir)
+    written = [run_dir / ROWS, run_dir / SUMMARY, *drawn]
+    return Done(result.summary, written)
+
+
+def trains_first(config: Config, path: Path) -> bool:
+    """Whether a sweep makes its base model: it is not there, and the config says how."""
+    return not path.exists() and "train_base" in config.model_fields_set
+
+
+def load_base(path: Path, config: Config) -> Checkpoint:
+    """The base model that a sweep starts from.
+
+    Raises:
+        UsageError: it has novel classes.
+        CheckpointError: it was trained otherwise than the config says.
+    """
+    base = ckpt.load(path)
+    if base.novel_classes:
+        raise UsageError(f"{path} has novel classes", "a sweep starts from a base model")
+    _check_split(base, path, config)
+    return base
+
+
+def changes_since(run_dir: Path, config: Config) -> list[str]:
+    """In what a config differs from that of a run folder, a line each."""
+    return difference(load_config(run_dir / CONFIG).portable(), config.portable())
+
+
+def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
+    """A config that says how the base model is trained must not meet one trained otherwise."""
+    if "train_base" not in config.model_fields_set:
+        return
+    wanted = config.portable()["train_base"]
+    changed = difference(base.meta.config["train_base"], wanted)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained otherwise than the config says: {'; '.join(changed)}",
+            "name another --workdir, or leave train_base out of the config",
+        )
+
+
+def _check_resumed(run_dir: Path, config: Config) -> None:
+    changed = changes_since(run_dir, config)
+    if changed:
+        raise UsageError(
+            f"{run_dir} was run with another config: {'; '.join(changed)}",
+            "resume with no other flags, or start a new sweep without --resume",
+        )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What `--executor` and the options beside it say.
+
+    Raises:
+        UsageError: they contradict each other, or Ray is not installed.
+    """
+
+    executor: ExecutorName = "local"
+    address: str | None = None
+    gpus: float = 0.0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: should be 1 or more")
+        if not 0 <= self.gpus < float("inf"):
+            raise UsageError(f"--gpus-per-worker {self.gpus:g}: should be 0 or more")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(
+                f"--gpus-per-worker {self.gpus:g}: Ray splits a single GPU only",
+                "give a number below 1, or a whole one",
+            )
+        if self.on_ray:
+            cluster.check_installed()
+        elif self.address or self.gpus:
+            raise UsageError(
+                "--ray-address and --gpus-per-worker are for Ray", "add --executor ray"
+            )
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether trials run on a Ray cluster."""
+        return self.executor == "ray"
+
+    @property
+    def threads_each(self) -> int | None:
+        """PyTorch's threads in each worker; None for its own number."""
+        return self.threads or (1 if self.on_ray else None)
+
+    def open(self, output: Output) -> AbstractContextManager[trials.Executor]:
+        """What works off trials, as long as the block lasts."""
+        if not self.on_ray:
+            return nullcontext(trials.run)
+        output.note(f"joining Ray at {self.address}" if self.address else "starting Ray")
+        return cluster.on_ray(self.address, self.gpus)

@@ -1,0 +1,116 @@
+"""`lowshot train-base`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.cli import tables
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
+from lowshot_cli.cli.contract import training_json
+from lowshot_cli.cli.torchrun import process_group
+from lowshot_cli.config.schema import DEFAULT_WEIGHTS, Config
+from lowshot_cli.errors import RankLost
+from lowshot_cli.models import weights
+from lowshot_cli.training import train as training
+from lowshot_cli.training.adopt import adopt_without_data
+from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.training.result import TrainResult
+from lowshot_cli.training.state import delete_states, is_resumable
+
+_PHOTOS = ("NAME", "--images", "FOLDER")
+
+
+def train_base(
+    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+) -> None:
+    """Train the base model and write `base.safetensors`."""
+    path = out or chain.chain_path(config.workdir, "base")
+    try:
+        with (
+            process_group(config.device) as ranks,
+            exclusive_folder(config, output, path, overwrite, ranks),
+        ):
+            _make_base(config, output, path, resume, report=True, ranks=ranks)
+    except RankLost as lost:
+        if not is_resumable(state_path(path)):
+            lost.hint = "no epoch had ended, so start again"
+        raise
+
+
+def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
+    """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
+    with exclusive_folder(config, output, path, overwrite=True):
+        _make_base(config, output, path, is_resumable(state_path(path)), report=False)
+
+
+def state_path(path: Path) -> Path:
+    """Where the training state of a base model lies, beside its checkpoint."""
+    return path.with_suffix(".state.safetensors")
+
+
+def _make_base(
+    config: Config,
+    output: Output,
+    path: Path,
+    resume: bool,
+    report: bool,
+    ranks: ProcessGroupView = ALONE,
+) -> None:
+    if config.dataset == "none":
+        _fetch_weights(config, output, resume)
+        finish_base(config, output, path, adopt_without_data(config), report)
+        return
+    with ranks.first_here():
+        _fetch_weights(config, output, resume)
+        dataset = load(config, output, weights.photo_side(config))
+    state = state_path(path)
+    with stop_on_ctrl_c(ranks) as should_stop, output.progress() as on_progress:
+        result = training.train_base(
+            config, dataset, state, resume, on_progress, should_stop, ranks
+        )
+    known = set(result.checkpoint.meta.classes)
+    novel = next((name for name in dataset.class_names if name not in known), None)
+    proposed = _PHOTOS
+    if novel is not None:
+        at_hand = len(dataset.train.of_class(dataset.label(novel)))
+        proposed = (novel, "--shots", str(min(5, at_hand)))
+    finish_base(config, output, path, result, report, proposed)
+    delete_states(state)
+
+
+def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
+    """Leave a library's weights where training finds them."""
+    if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
+        weights.read_weights(config.train_base, show_progress=not output.quiet)
+
+
+def finish_base(
+    config: Config,
+    output: Output,
+    path: Path,
+    result: TrainResult,
+    report: bool,
+    proposed: Sequence[str] = _PHOTOS,
+) -> None:
+    """Write a base model; tell of it where that is what was asked for.
+
+    Args:
+        config: it was trained with.
+        output: told what was written.
+        path: of the checkpoint.
+        result: of the training.
+        report: whether to show results and what comes next.
+        proposed: class and images that could be added next.
+    """
+    ckpt.save(result.checkpoint, path)
+    for note in result.weights.notes() if result.weights else ():
+        output.note(note)
+    if report:
+        output.data(training_json(path, result))
+        tables.show_training(output, result)
+    then = next_command(config, path, "imprint", "--class", *proposed)
+    output.finish([path], then if report else None)

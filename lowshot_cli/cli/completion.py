@@ -1,0 +1,114 @@
+"""What the shell offers as values: classes, methods and checkpoints, found without torch.
+
+Pressing a key must neither take long nor fail, so what cannot be read offers nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import typer
+
+from lowshot_cli.checkpoint.metadata import read_meta
+from lowshot_cli.config.schema import CHAIN, SweepMethod
+from lowshot_cli.errors import LowshotError
+
+if TYPE_CHECKING:
+    from lowshot_cli.checkpoint.metadata import Meta
+    from lowshot_cli.config.schema import Config
+
+# Some shells evaluate what they are offered, and names come from the files of strangers.
+_HARMLESS = re.compile(r"[\w./][\w./+ -]*")
+
+
+def new_classes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names for `imprint --class`: a folder dataset's classes, and those taught before."""
+    config, known = _config(ctx), _model(ctx)
+    taught = known.classes[known.n_base :] if known else ()
+    base = known.classes[: known.n_base] if known else ()
+    names = {*_class_folders(config), *taught} - set(base) - set(ctx.params.get("classes") or ())
+    return _offer(sorted(names), incomplete)
+
+
+def known_classes(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of a model's classes that `classes remove` and `classes rename` may change."""
+    model = _model(ctx)
+    if model is None:
+        return []
+    return _offer(model.classes[0 if ctx.params.get("force") else model.n_base :], incomplete)
+
+
+def sweep_methods(incomplete: str) -> list[str]:
+    """Methods for the last place of a list with commas between."""
+    before, comma, _ = incomplete.rpartition(",")
+    left = [name for name in get_args(SweepMethod) if name not in before.split(",")]
+    return [f"{before}{comma}{name}" for name in left]
+
+
+def checkpoints(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Checkpoint files of the work folder and of the folder that is being typed."""
+    typed = incomplete.rpartition("/")[0]
+    folders = {Path(typed or ("/" if incomplete.startswith("/") else "."))}
+    if config := _config(ctx):
+        folders.add(config.workdir)
+    return _offer(sorted(str(path) for folder in folders for path in _files(folder)), incomplete)
+
+
+def _offer(names: Iterable[str], incomplete: str) -> list[str]:
+    """The names that fit and are harmless; Bash alone does not quote what it inserts."""
+    fitting = [name for name in names if name.startswith(incomplete) and _HARMLESS.fullmatch(name)]
+    if "complete_bash" in os.environ.get("_LOWSHOT_COMPLETE", ""):
+        return [name.replace(" ", r"\ ") for name in fitting]
+    return fitting
+
+
+def _config(ctx: typer.Context) -> Config | None:
+    """The config that the command would resolve, as far as it is typed."""
+    from lowshot_cli.config.yaml_file import load_config
+
+    names = ("dataset", "data_dir", "workdir")
+    try:
+        flags = {name: ctx.params.get(name) for name in names}
+        return load_config(ctx.params.get("config"), None, flags)
+    except LowshotError:
+        return None
+
+
+def _model(ctx: typer.Context) -> Meta | None:
+    """What the model says of itself that a command would use: the one named, or the latest."""
+    if named := ctx.params.get("checkpoint"):
+        return read_meta(Path(named))
+    config = _config(ctx)
+    if config is None:
+        return None
+    paths = [config.workdir / f"{stage}.safetensors" for stage in reversed(CHAIN)]
+    try:
+        there = [path for path in paths if path.is_file()]
+        latest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
+    except (OSError, ValueError):
+        return None
+    return read_meta(latest) if latest else None
+
+
+def _class_folders(config: Config | None) -> Iterator[str]:
+    """Class folders of a dataset of the user's own; an archive is not opened."""
+    if config is None or config.dataset != "folder" or config.data_dir is None:
+        return
+    root = config.data_dir
+    try:
+        place = root / "train" if (root / "train").is_dir() else root
+        with os.scandir(place) as entries:
+            yield from (entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    except (OSError, ValueError):
+        return
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        yield from (path for path in folder.glob("*.safetensors") if path.is_file())
+    except (OSError, ValueError):
+        return

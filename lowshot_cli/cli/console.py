@@ -1,0 +1,261 @@
+"""Where all that people or programs read is written: results to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from lowshot_cli.cli.run_log import RunLog
+from lowshot_cli.environment import versions
+from lowshot_cli.errors import LowshotError
+from lowshot_cli.progress import OnProgress
+from lowshot_cli.progress import Progress as Report
+from lowshot_cli.report.tables import is_number
+
+_FACTS = {
+    "loss": "loss {:.3f}",
+    "holdout_accuracy": "hold-out {:.1f} %",
+    "images_per_second": "{:.0f} images/s",
+}
+
+
+# A live bar has to fit into 80 columns beside these.
+_SHORT_FACTS = {
+    "loss": "loss {:.2f}",
+    "holdout_accuracy": "hold-out {:.1f} %",
+    "images_per_second": "{:.0f}/s",
+}
+
+
+# A name of up to as many characters is not broken in a table.
+_WHOLE_NAME = 16
+
+
+# Joins emoji into one.
+_JOINER = "\u200d"
+
+
+class _FactsColumn(ProgressColumn):
+    """The numbers of the latest report."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("facts", ""), no_wrap=True, overflow="ellipsis")
+
+
+class Output:
+    """One sink for people and machines.
+
+    Args:
+        as_json: print results as JSON and nothing else on stdout.
+        quiet: leave out progress and notes.
+        command: as it was typed.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
+        self.as_json, self.quiet, self.command = as_json, quiet, command
+        self.results = _console(sys.stdout)
+        self.messages = _console(sys.stderr)
+        self._started: dict[str, float] = {}
+        self._run_log: RunLog | None = None
+
+    @contextmanager
+    def logged(self, folder: Path) -> Iterator[None]:
+        """Keep the log of a folder meanwhile: notes, progress and how it ends."""
+        self._run_log = journal = RunLog(folder, command=self.command, versions=versions())
+        try:
+            yield
+        except BaseException as ending:
+            journal.close(ending)
+            raise
+        else:
+            journal.close(None)
+        finally:
+            self._run_log = None
+
+    def note(self, text: str) -> None:
+        """A line for people, on stderr."""
+        if self._run_log:
+            self._run_log.write("note", text=text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            self.messages.print(Text(printable(text)), soft_wrap=True)
+
+    def finish(self, written: Sequence[object], then: str | None = None) -> None:
+        """The closing lines: what was written, and what to type next."""
+        for path in written:
+            self.note(f"wrote {path}")
+        if then:
+            self.note(f"next: {then}")
+
+    def data(self, value: object) -> None:
+        """Results for programs."""
+        if self.as_json:
+            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+            print(json.dumps(value, ensure_ascii=not unicode), flush=True)
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        title: str | None = None,
+        caption: str | None = None,
+    ) -> None:
+        """Results for people: names to the left, numbers to the right."""
+        if self.as_json:
+            return
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for index, name in enumerate(columns):
+            numeric = all(is_number(row[index]) for row in rows)
+            # Where it is too wide, short names stay whole and numbers with intervals are folded.
+            longest = 0 if numeric else max((len(str(row[index])) for row in rows), default=0)
+            least = longest if longest <= _WHOLE_NAME else None
+            table.add_column(
+                Text(name),
+                justify="right" if numeric else "left",
+                overflow="fold",
+                min_width=least,
+            )
+        for row in rows:
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
+        # Rich would fold a title and a caption to the width of the columns.
+        if title:
+            self.results.print(Text(printable(title), style="bold"), soft_wrap=True)
+        self.results.print(table)
+        if caption:
+            self.results.print(Text(f"{caption}\n", style="dim"))
+
+    def listing(self, start: str, items: Sequence[str]) -> None:
+        """Results for people: items with commas between, in lines that end between two of them."""
+        lines = [start]
+        for number, item in enumerate(items, 1):
+            part = f" {item}" + "," * (number < len(items))
+            if len(lines[-1]) + len(part) > self.results.width:
+                lines.append(" ")
+            lines[-1] += part
+        for line in lines:
+            self.line(line)
+
+    def line(self, text: str) -> None:
+        """One line of results for people."""
+        if not self.as_json:
+            self.results.print(Text(printable(text)), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[OnProgress]:
+        """Show reports of the engine, and log them where a log is kept."""
+        with self._shown() as show:
+
+            def both(report: Report) -> None:
+                if self._run_log:
+                    self._run_log.progress(report)
+                show(report)
+
+            yield both
+
+    @contextmanager
+    def _shown(self) -> Iterator[OnProgress]:
+        """A live bar on a terminal, else a line per milestone."""
+        if self.quiet:
+            yield lambda report: None
+        elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
+            with _bar(self.messages) as bar:
+                tasks: dict[str, TaskID] = {}
+
+                def show(report: Report) -> None:
+                    if report.note:
+                        self._say(report.note)
+                    if report.stage not in tasks:
+                        tasks[report.stage] = bar.add_task(
+                            report.stage, total=report.total, facts=""
+                        )
+                    bar.update(
+                        tasks[report.stage],
+                        completed=report.done,
+                        total=report.total,
+                        facts=_facts(report, _SHORT_FACTS, "  "),
+                    )
+
+                yield show
+        else:
+            yield self._print_milestone
+
+    def _print_milestone(self, report: Report) -> None:
+        if report.note:
+            self._say(report.note)
+        started = self._started.setdefault(report.stage, time.perf_counter())
+        if report.milestone:
+            elapsed = time.perf_counter() - started
+            if report.done == report.total:
+                del self._started[report.stage]
+            far = f"{report.done:,}/{report.total:,} {report.unit}"
+            if "epoch" in report.facts:
+                far = "epoch {epoch}/{epochs}".format_map(report.facts)
+            parts = [f"{report.stage} {far}"]
+            parts += [facts] if (facts := _facts(report)) else []
+            self._say(", ".join([*parts, f"{elapsed:.0f} s"]))
+
+
+class _Console(Console):
+    """Leaves it to the app to end a command whose reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _console(file: Any) -> Console:
+    return _Console(file=file, markup=False, highlight=False, emoji=False)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        _FactsColumn(),
+        console=console,
+    )
+
+
+def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
+    return separator.join(
+        formats[name].format(value) for name, value in report.facts.items() if name in formats
+    )
+
+
+def show_error(error: LowshotError) -> None:
+    """One clear line on stderr, and what to do next on a second."""
+    console = _console(sys.stderr)
+    message = "\n".join(map(printable, f"error: {error.message}".split("\n")))
+    console.print(Text(message), soft_wrap=True)
+    if error.hint:
+        console.print(Text(printable(f"  -> {error.hint}")), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text as it is, but what would steer a terminal is written out, as Python would."""
+    return "".join(
+        c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in text
+    )

@@ -1,0 +1,187 @@
+"""What several commands do: load what was named, embed, stop when asked."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lowshot_cli.checkpoint import format as ckpt
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.torchrun import readable_errors
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.data.photos import Photos, find_photos, load_photos
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.storage.cache import embedding_cache
+from lowshot_cli.storage.files import ensure_free, ensure_writable
+from lowshot_cli.storage.locks import locked
+from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+
+
+@contextmanager
+def stop_on_ctrl_c(ranks: ProcessGroupView = ALONE) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once.
+
+    Among several ranks torchrun's own request to end is another such question.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    signals = [signal.SIGINT] if ranks.count == 1 else [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, ask) for number in signals}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
+    """The config with the checkpoint's dataset, which need not be named again."""
+    if "dataset" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"dataset": checkpoint.meta.dataset})
+
+
+def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
+    """The dataset that the config names; images that were left out are told of."""
+    with output.progress() as on_progress:
+        dataset = load_dataset(config, image_size, on_progress)
+    report_skipped(output, dataset.skipped)
+    return dataset
+
+
+def report_skipped(output: Output, skipped: Sequence[str]) -> None:
+    """Name the images that were left out as unreadable."""
+    if skipped:
+        output.note(f"left out {len(skipped)} unreadable images:")
+    for line in skipped:
+        output.note(f"  {line}")
+
+
+def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
+    """The dataset that a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: the config names another one, or another size of its images.
+    """
+    meant, wanted = with_dataset_of(config, checkpoint), checkpoint.meta.dataset
+    if meant.dataset != wanted:
+        raise CheckpointError(
+            f"the checkpoint was trained on {wanted}, not on {meant.dataset}",
+            f"say --dataset {wanted}, or name another --workdir or --checkpoint",
+        )
+    side = checkpoint.meta.image_size
+    if config.image_size not in (None, side):
+        raise CheckpointError(
+            f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
+            "leave out --image-size",
+        )
+    return load(meant, output, side)
+
+
+def photos_at(
+    config: Config, output: Output, sources: Sequence[Path], image_size: int, deep: bool = False
+) -> Photos:
+    """The photos that files, folders and globs name; those that were left out are told of."""
+    photos = load_photos(find_photos(sources, deep), image_size, config.skip_bad)
+    report_skipped(output, photos.skipped)
+    return photos
+
+
+def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
+    """The checkpoint that is named, or the furthest one along the chain that is not stale."""
+    return (source, ckpt.load(source)) if source else chain.furthest(config.workdir)
+
+
+def make_embedder(
+    checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
+) -> Embedder:
+    """Embeds with a checkpoint's network, through the user's cache."""
+    network = checkpoint.network(pick_device(config.device))
+    return Embedder(network, cache=embedding_cache(), on_progress=on_progress)
+
+
+def reject_with(option: str, others: Sequence[str], hint: str) -> None:
+    """Raise UsageError where options were typed that another one leaves no room for."""
+    if others:
+        raise UsageError(f"{option} does not go with {' or '.join(others)}", hint)
+
+
+def next_command(config: Config, path: Path, *command: str) -> str:
+    """What to type next, with the file and folders that it would not find by itself.
+
+    Args:
+        config: of the command that ends; its folders are named where they are not the usual ones.
+        path: the checkpoint that is to be read next.
+        command: without `lowshot`.
+    """
+    typed = ["lowshot", *command]
+    if path != chain.chain_path(config.workdir, path.stem):
+        typed += ["--checkpoint", str(path)]
+    if config.workdir != Path(os.environ.get("LOWSHOT_WORKDIR") or Config().workdir):
+        typed += ["--workdir", str(config.workdir)]
+    usual = os.environ.get("LOWSHOT_DATA")
+    if config.data_dir and not (usual and config.data_dir == Path(usual)):
+        typed += ["--data-dir", str(config.data_dir)]
+    if config.skip_bad:
+        typed += ["--skip-bad"]
+    return shlex.join(typed)
+
+
+@contextmanager
+def output_file(
+    config: Config,
+    output: Output,
+    stage: str,
+    out: Path | None,
+    overwrite: bool,
+    ranks: ProcessGroupView = ALONE,
+) -> Iterator[Path]:
+    """Where a derived checkpoint goes, in a folder that is this command's alone meanwhile.
+
+    The chain's own files cost nothing and are replaced.
+    """
+    path = out or chain.chain_path(config.workdir, stage)
+    with exclusive_folder(config, output, path, overwrite or out is None, ranks):
+        yield path
+
+
+@contextmanager
+def exclusive_folder(
+    config: Config, output: Output, path: Path, overwrite: bool, ranks: ProcessGroupView = ALONE
+) -> Iterator[None]:
+    """Have the folder of a file that is to be written alone; of several ranks the leader has it."""
+    if not ranks.leads:
+        with readable_errors():
+            yield
+        return
+    ensure_writable(path.parent)
+    ensure_free(path, overwrite)
+    with locked(path.parent), logged(output, config, path), readable_errors():
+        yield
+
+
+def is_logged(config: Config, path: Path) -> bool:
+    """Whether the making of a file is logged beside it: in the work folder and nowhere else."""
+    return path.parent == config.workdir
+
+
+def logged(output: Output, config: Config, path: Path) -> AbstractContextManager[None]:
+    """Keep the log of the work folder, unless what is made goes elsewhere."""
+    return output.logged(path.parent) if is_logged(config, path) else nullcontext()

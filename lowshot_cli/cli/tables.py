@@ -1,0 +1,181 @@
+"""Results as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lowshot_cli.cli.console import Output
+from lowshot_cli.estimate import Stage
+from lowshot_cli.evaluation.evaluate import Evaluation
+from lowshot_cli.evaluation.open_set import OpenSet
+from lowshot_cli.evaluation.predict import Prediction
+from lowshot_cli.report import tables as rows
+from lowshot_cli.report.plots import caption
+from lowshot_cli.report.tables import duration, percent
+from lowshot_cli.training.result import TrainResult
+
+
+def show_plan(
+    output: Output, counts: Mapping[str, int], stages: Sequence[Stage], seconds: float, memory: int
+) -> None:
+    """What a command would work on, and what that should cost."""
+    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in counts.items()])
+    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in stages]
+    table.append(["in all", "", "", duration(seconds)])
+    caption = f"estimated from the first seconds of the work; memory {memory / 2**30:.1f} GiB"
+    output.table(["step", "n", "of", "time"], table, caption=caption)
+
+
+def show_training(output: Output, result: TrainResult) -> None:
+    """One row about a trained base model."""
+    row = [
+        result.checkpoint.meta.n_base,
+        percent(result.base_accuracy),
+        percent(result.holdout_accuracy),
+        result.epochs,
+        f"{result.train_seconds:.0f}",
+        f"{result.images_per_second:.0f}",
+    ]
+    columns = ["base classes", "test accuracy %", "hold-out %", "epochs", "seconds", "images/s"]
+    output.table(columns, [row], title="base model")
+
+
+def show_change(output: Output, before: Evaluation, after: Evaluation, title: str) -> None:
+    """Accuracies before and after."""
+    columns = ["test images of", "before %", "after %", "change"]
+    rows = []
+    for name in ("base", "novel", "global"):
+        old, new = getattr(before, f"{name}_accuracy"), getattr(after, f"{name}_accuracy")
+        change = "–" if old is None or new is None else f"{new - old:+.1f}"
+        label = "all classes" if name == "global" else f"{name} classes"
+        rows.append([label, percent(old), percent(new), change])
+    output.table(columns, rows, title=title)
+
+
+def show_estimate(output: Output, before: float, after: float, title: str) -> None:
+    """Base accuracy on the stored hold-out before and after, where no test images are at hand."""
+    output.table(
+        ["estimate, on the hold-out", "before %", "after %", "change"],
+        [["base classes", percent(before), percent(after), f"{after - before:+.1f}"]],
+        title=title,
+    )
+
+
+def show_evaluations(
+    output: Output,
+    found: Sequence[tuple[str, Evaluation]],
+    title: str = "accuracy on test images",
+) -> None:
+    """One row per checkpoint."""
+    columns, *cells = rows.evaluation_rows(found)
+    output.table(columns, cells, title=title)
+
+
+def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
+    """A line per image, whose path is never folded: class, probability, bar, runners-up."""
+    rows = [
+        (
+            one.image,
+            "unknown" if one.unknown else one.name,
+            f"{100 * one.probability:5.1f} %",
+            ("█" * round(_BAR * one.probability)).ljust(_BAR, "·"),
+            _others(one),
+        )
+        for one in found
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for image, name, *rest in rows:
+        cells = [image.ljust(widths[0]), name.ljust(widths[1]), *rest]
+        output.line("  ".join(cells).rstrip())
+
+
+_BAR, _HARDEST = 10, 5
+
+
+def _others(one: Prediction) -> str:
+    others = one.top if one.unknown else one.top[1:]
+    return ", ".join(f"{name} {100 * chance:.1f}" for name, chance in others)
+
+
+def show_classes(output: Output, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """One row per class of a model."""
+    cells = [
+        [row["class"], row["kind"], "–" if row["shots"] is None else row["shots"], row["method"]]
+        for row in rows
+    ]
+    output.table(["class", "kind", "shots", "learnt by"], cells, title=title)
+
+
+def show_open_set(output: Output, name: str, found: OpenSet) -> None:
+    """How well images of classes the model never saw are told from those it knows."""
+    row = [name, percent(found.auroc), percent(found.false_alarm), percent(found.detected)]
+    output.table(
+        ["checkpoint", "AUROC %", "false alarms %", "unknown found %"],
+        [row],
+        title="images of unknown classes",
+        caption=f"{found.n_known:,} test images of known classes, {found.n_unknown:,} of others",
+    )
+
+
+def show_details(output: Output, found: Evaluation, name: str) -> None:
+    """Accuracy by class, worst first, and the worst confusions."""
+    columns, *cells = rows.class_rows(found)
+    output.table(columns, cells, title=f"{name}, by class")
+    if found.confusions:
+        output.table(
+            ["images of", "taken for", "n"],
+            [[c.truth, c.taken_for, c.n] for c in found.confusions],
+            title=f"{name}, worst confusions",
+        )
+
+
+def show_sessions(output: Output, summary: dict[str, Any]) -> None:
+    """Accuracy over all classes after each session, and what it is made of after the last."""
+    cells = sorted(summary["cells"], key=lambda c: (rows.order(summary, c), c["shots"]))
+    steps: dict[tuple[str, int], list[str]] = {}
+    for entry in summary["sessions"]:
+        found = steps.setdefault((entry["method"], entry["shots"]), [])
+        found.append(percent(entry["global_accuracy"]["mean"]))
+    before = percent(summary["base_accuracy_before"])
+    numbers = [str(number) for number in range(1, cells[0]["session"] + 1)]
+    after = [[c["method"], c["shots"], before, *steps[c["method"], c["shots"]]] for c in cells]
+    title = "accuracy over all classes after each session, %"
+    output.table(["method", "shots", "base", *numbers], after, title=title)
+    columns, *last = rows.session_rows(summary)
+    output.table(columns, last, title="after the last session", caption=caption(summary))
+
+
+def show_sweep(output: Output, summary: dict[str, Any]) -> None:
+    """One row per method and number of shots, what methods gain, and the hardest classes."""
+    columns, *cells = rows.sweep_rows(summary)
+    title = "accuracy on test images, mean over novel classes"
+    output.table(columns, cells, title=title, caption=caption(summary))
+    columns, *pairs = rows.paired_rows(summary)
+    if pairs:
+        first = summary["cells"][0]["method"]
+        output.table(columns, pairs, title=f"points gained over {first} on the same draws")
+    last = summary["cells"][-1]
+    columns, *hardest = rows.hardest_rows(summary, _HARDEST)
+    title = f"hardest classes for {last['method']} with {last['shots']} shots"
+    output.table(columns, hardest, title=title)
+
+
+def show_over_bases(output: Output, summary: dict[str, Any]) -> None:
+    """The base models that were swept, and per backbone what their sweeps add up to."""
+    models = [
+        [
+            one["name"],
+            one["backbone"],
+            one["class_order_seed"],
+            percent(one["base_accuracy_before"]),
+        ]
+        for one in summary["base_models"]
+    ]
+    output.table(["base model", "backbone", "class order", "base %"], models, title="base models")
+    for backbone in dict.fromkeys(cell["backbone"] for cell in summary["cells"]):
+        cells = [cell for cell in summary["cells"] if cell["backbone"] == backbone]
+        columns, *found = rows.over_bases_rows(cells)
+        n = cells[0]["n_bases"]
+        title = f"{backbone}, mean over {n} base model{'s' * (n != 1)}"
+        output.table(columns, found, title=title, caption="95 % intervals over base models")

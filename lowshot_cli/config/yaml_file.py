@@ -1,0 +1,119 @@
+"""Configs from a YAML file and flags, and what is wrong with them."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lowshot_cli.config.schema import (
+    Config,
+    FinetuneConfig,
+    ImprintConfig,
+    Section,
+    SweepConfig,
+    TrainBaseConfig,
+)
+from lowshot_cli.errors import ConfigError, UsageError, nearest
+
+_SHORT = reprlib.Repr()
+
+
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+_SHORT.maxlevel = 2
+
+
+_MOST_BYTES = 1024**2
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "train_base": TrainBaseConfig,
+    "imprint": ImprintConfig,
+    "finetune": FinetuneConfig,
+    "sweep": SweepConfig,
+}
+
+
+def load_config(
+    path: Path | None, section: str | None = None, flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Resolve defaults < YAML at `path` < `flags` (None means not given).
+
+    A flag whose name is a top-level field goes there, any other into `section`.
+
+    Raises:
+        ConfigError: unreadable YAML, or an unknown key or a value out of range in it.
+        UsageError: a flag out of range.
+    """
+    values = _read_yaml(path) if path else {}
+    try:
+        Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path)), "see configs/ for examples") from None
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    top = {name: value for name, value in given.items() if name in Config.model_fields}
+    rest = {name: value for name, value in given.items() if name not in top}
+    values = {**values, **top}
+    if section:
+        values[section] = {**values.get(section, {}), **rest}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(_explain(error, "the command line"), "--help says what fits") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(
+                f"{path} is too long for a config", f"it may take {_MOST_BYTES:,} bytes"
+            )
+        values = yaml.safe_load(content.decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}", "check the path after --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the config {path}: {error}", "name a text file in --config"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{path} is not valid YAML: {reason}", "correct it there") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold `key: value` lines", "see configs/ for examples")
+    return values
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """One bullet per field, an unknown key with the nearest known one."""
+    bullets: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(location[:-1])
+            match = nearest(location[-1], known)
+            advice = f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known))}"
+            bullets[".".join(location)] = f"unknown key; {advice}"
+        else:
+            name = ".".join(location[: 2 if location and location[0] in _SECTIONS else 1])
+            value = _SHORT.repr(problem["input"]).strip("'\"")
+            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            bullets.setdefault(name or "config", f"{text}, got '{value}'")
+    lines = [f"{name}: {text}" for name, text in bullets.items()]
+    if len(lines) == 1:
+        return f"{source}: {lines[0]}"
+    return "\n".join([f"{source}: {len(lines)} problems", *(f"  - {line}" for line in lines)])
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model = _SECTIONS.get(location[0], Config) if location else Config
+    return list(model.model_fields)

@@ -1,0 +1,64 @@
+"""One picture as `(3, S, S)` uint8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lowshot_cli.data.image_store import ByteArray
+from lowshot_cli.errors import DataError
+
+# No others are tried, whatever a file is called: some of Pillow's readers start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
+    """Read one image as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
+
+    The first frame of a moving picture; transparent pixels over white.
+
+    Raises:
+        DataError: not a readable image.
+    """
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
+            # JPEG is decoded at the smallest scale that is at least twice the size.
+            image.draft(None, (2 * image_size, 2 * image_size))
+            return as_pixels(image, image_size)
+    except UnidentifiedImageError:
+        raise DataError("no known image format") from None
+    # A damaged image may raise nearly anything; every way of failing means the same to the user.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"damaged: {reason}") from None
+
+
+def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
+    """An opened picture as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop."""
+    upright = as_rgb(ImageOps.exif_transpose(image))
+    square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any picture in RGB: 16 bits scaled to 8, transparent pixels over white.
+
+    Raises:
+        DataError: a floating-point picture with numbers that are not finite.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise DataError("numbers that are not finite")
+        # Whole numbers run to 65535, fractions to 1, unless they stay within 8 bits anyway.
+        top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+        grey = (values.clip(0, top) * (255 / top)).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

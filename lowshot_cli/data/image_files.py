@@ -1,0 +1,152 @@
+"""Image files of a folder or of a zip archive, which is read in place."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+from zipfile import BadZipFile, ZipFile
+
+from lowshot_cli.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+# Images hardly shrink in an archive; what grows further than this was made to fill a memory.
+_MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
+
+
+_MOST_IMAGE_BYTES = 256 * 1024**2
+
+
+# train/<class>/<file> is as deep as a dataset goes.
+_DEPTH = 2
+
+
+_MAKE_ANEW = "make it anew from the folder of images"
+
+
+_Parts = tuple[str, ...]
+
+
+class Photo(NamedTuple):
+    """An image file. There may be millions, so it is small and quickly made.
+
+    Attributes:
+        name: its path within the dataset.
+        path: of the file, or of the archive that it is a member of.
+        version: tells this file from others of its name.
+        archive: open for reading, None for a file of its own.
+        member: its name in the archive.
+    """
+
+    name: str
+    path: str
+    version: tuple[int, int]
+    archive: ZipFile | None = None
+    member: str = ""
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading."""
+        return self.archive.open(self.member) if self.archive else Path(self.path).open("rb")
+
+
+Tree = Mapping[_Parts, list[Photo]]
+
+
+def as_text(name: str) -> str:
+    """A name of the file system as text that can be stored: bytes that are no UTF-8 in hex."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def leads_out(name: str) -> bool:
+    """Whether a member of an archive would lie outside the folder that it is unpacked to."""
+    place = PurePosixPath(name.replace("\\", "/"))
+    return place.is_absolute() or ".." in place.parts
+
+
+def list_photos(root: Path) -> Tree:
+    """The images of every folder under `root`, or in a `.zip`, by the folder's path in it.
+
+    Files that are hidden or no images by their names are left out, such as `Thumbs.db`.
+
+    Raises:
+        DataError: neither a folder nor a readable archive.
+    """
+    if root.is_dir():
+        return _list_folder(root)
+    if root.is_file():
+        return _list_archive(root)
+    raise DataError(f"no folder {root}", "check --data-dir")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    own = name.rpartition("/")[2]
+    stem, _, suffix = own.rpartition(".")
+    return bool(stem) and f".{suffix.lower()}" in SUFFIXES and not own.startswith(".")
+
+
+def _list_folder(root: Path) -> Tree:
+    tree: dict[_Parts, list[Photo]] = {}
+    # Links are followed, as class folders often are links; the depth keeps loops out.
+    for folder, below, files in os.walk(root, followlinks=True):
+        parts = Path(folder).relative_to(root).parts
+        below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
+        images = sorted(name for name in files if is_image(name))
+        above = "".join(f"{part}/" for part in parts)
+        tree[tuple(map(as_text, parts))] = [_photo(folder, above, name) for name in images]
+    return tree
+
+
+def _photo(folder: str, above: str, name: str) -> Photo:
+    path = f"{folder}{os.sep}{name}"
+    status = os.stat(path)  # noqa: PTH116 - a Path takes several times as long as the call
+    return Photo(as_text(above + name), path, (status.st_size, status.st_mtime_ns))
+
+
+def _list_archive(path: Path) -> Tree:
+    try:
+        archive = ZipFile(path)
+    except (BadZipFile, OSError) as error:
+        raise DataError(
+            f"{path} is neither a folder nor a zip archive: {error}", "check --data-dir"
+        ) from None
+    _refuse_hostile(archive, path)
+    tree: dict[_Parts, list[Photo]] = {}
+    for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        *parts, name = PurePosixPath(info.filename).parts or ("",)
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if info.is_dir() or hidden or not is_image(name):
+            continue
+        photo = Photo(info.filename, str(path), (info.file_size, info.CRC), archive, info.filename)
+        tree.setdefault(tuple(parts), []).append(photo)
+    # Archives of a folder hold that folder, not its content alone.
+    while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:
+        tree = {parts[1:]: photos for parts, photos in tree.items()}
+    return tree
+
+
+def _refuse_hostile(archive: ZipFile, path: Path) -> None:
+    """Refuse an archive with names that lead out of it, or that was made to grow.
+
+    Raises:
+        DataError: it is one of these; names the first member that makes it so.
+    """
+    total = 0
+    for info in archive.infolist():
+        if leads_out(info.filename):
+            raise DataError(f"{path} names a place outside itself: {info.filename!r}", _MAKE_ANEW)
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{path} holds a link: {info.filename!r}", _MAKE_ANEW)
+        total += info.file_size
+        if is_image(info.filename) and info.file_size > _MOST_IMAGE_BYTES:
+            raise DataError(
+                f"{path}: {info.filename!r} takes {info.file_size:,} bytes", "leave it out"
+            )
+    if total > max(_HARMLESS_BYTES, _MOST_GROWTH * path.stat().st_size):
+        raise DataError(f"{path} would grow to {total:,} bytes", "unpack it and name the folder")

@@ -1,0 +1,257 @@
+"""Image files decoded once, into memory-mapped arrays that later runs open in no time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lowshot_cli.data.dataset import Images, compute_digest
+from lowshot_cli.data.image_files import Photo
+from lowshot_cli.errors import DataError
+from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.storage.cache import DiskCache
+from lowshot_cli.storage.files import new_array
+
+_ABOUT = "about.json"
+
+
+_FORMAT = 3
+
+
+_CHUNK = 64
+
+
+_MOST_NAMED = 10
+
+
+ByteArray = npt.NDArray[np.uint8]
+
+
+ClassFiles = Sequence[Sequence[Photo]]
+
+
+Report = Callable[[int], None]
+
+
+Decode = Callable[[IO[bytes], int], ByteArray]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What is known of a split's array: digest per class, and why which file is not in it."""
+
+    digests: list[str]
+    bad: dict[str, str]
+
+
+def load_or_decode(
+    root: Path,
+    splits: Mapping[str, ClassFiles],
+    size: int,
+    decode: Decode,
+    cache: DiskCache | None,
+    skip_bad: bool = False,
+    on_progress: OnProgress = silent,
+) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """The images of each split, from the cache where these very files were decoded before.
+
+    The files are told apart by a manifest of their names, sizes and times, so nothing is read from
+    them to find what was decoded. The arrays are mapped copy on write: what is not looked at takes
+    no memory.
+
+    Args:
+        root: folder of the dataset.
+        splits: per split and label the files of the class.
+        size: side in pixels.
+        decode: maps a file and a side S to its pixels `(3, S, S)` uint8; may raise `DataError`.
+        cache: where arrays are kept; None, or one that cannot be written to, keeps them in memory.
+        skip_bad: leave out files that cannot be decoded.
+        on_progress: told while files are decoded.
+
+    Returns:
+        The images of each split, and a line about each file that was left out.
+
+    Raises:
+        DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
+    """
+    report = _counting(sum(_shape(files, size)[0] for files in splits.values()), on_progress)
+    opened = _from_cache(root, splits, size, decode, cache, report) if cache is not None else None
+    if opened is None:
+        arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
+        opened = {
+            split: (arrays[split], _decode_into(arrays[split], files, size, decode, report))
+            for split, files in splits.items()
+        }
+    bad = [f"{n} ({why})" for _, about in opened.values() for n, why in about.bad.items()]
+    if bad and not skip_bad:
+        total = sum(len(group) for classes in splits.values() for group in classes)
+        raise cannot_read(bad, f"{total} images in {root}")
+    images = {split: _images(splits[split], *opened[split]) for split in splits}
+    return images, tuple(bad)
+
+
+def cannot_read(lines: Sequence[str], among: str) -> DataError:
+    """The error about unreadable files, of which the first ten are named.
+
+    Args:
+        lines: about each of them.
+        among: which files they are among, in words.
+    """
+    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
+    return DataError(
+        f"{len(lines)} of {among} cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
+        "repair or delete them, or leave them out with --skip-bad",
+    )
+
+
+def _counting(total: int, on_progress: OnProgress) -> Report:
+    """What is to be told after so many more images."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(Progress("decoding", done, total, milestone=done == total))
+
+    return report
+
+
+def _from_cache(
+    root: Path,
+    splits: Mapping[str, ClassFiles],
+    size: int,
+    decode: Decode,
+    cache: DiskCache,
+    report: Report,
+) -> dict[str, tuple[ByteArray, _Decoded]] | None:
+    home = cache.folder / _manifest_key(root, splits, size)
+    found = _open(home, splits, size)
+    if found is None and _fill(home, splits, size, decode, report):
+        cache.trim(keep=home)
+        found = _open(home, splits, size)
+    if found is not None:
+        cache.touch(home)
+    return found
+
+
+def _shape(classes: ClassFiles, size: int) -> tuple[int, int, int, int]:
+    return sum(len(files) for files in classes), 3, size, size
+
+
+def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> str:
+    digest = blake2b(digest_size=16)
+    digest.update(repr((_FORMAT, str(root.resolve()), size)).encode())
+    for split, classes in splits.items():
+        for label, files in enumerate(classes):
+            digest.update(repr((split, label, len(files))).encode())
+            names = "\0".join([file.name for file in files])
+            digest.update(names.encode("utf-8", "backslashreplace"))
+            digest.update(np.array([file.version for file in files], np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _open(
+    home: Path, splits: Mapping[str, ClassFiles], size: int
+) -> dict[str, tuple[ByteArray, _Decoded]] | None:
+    """What was decoded earlier; None if it is not there or not whole."""
+    try:
+        about = json.loads((home / _ABOUT).read_text(encoding="utf-8"))
+        found = {}
+        for split, classes in splits.items():
+            array = np.load(home / f"{split}.npy", mmap_mode="c", allow_pickle=False)
+            if array.shape != _shape(classes, size) or array.dtype != np.uint8:
+                raise ValueError(array.shape)
+            found[split] = (array, _Decoded(**about[split]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def _fill(
+    home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, report: Report
+) -> bool:
+    """Decode into a hidden folder and rename it; False where the cache cannot be written to."""
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+    except OSError:
+        return False
+    try:
+        about = {}
+        for split, classes in splits.items():
+            array = new_array(temporary / f"{split}.npy", np.uint8, _shape(classes, size))
+            about[split] = asdict(_decode_into(array, classes, size, decode, report))
+            array.flush()
+        (temporary / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        shutil.rmtree(home, ignore_errors=True)
+        temporary.rename(home)
+    except OSError:
+        return home.is_dir()  # another process was quicker, or the disk is full
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _decode_into(
+    array: ByteArray, classes: ClassFiles, size: int, decode: Decode, report: Report
+) -> _Decoded:
+    """Fill `(N, 3, S, S)` in parallel, readable images first."""
+    files = [file for group in classes for file in group]
+    bad: dict[int, str] = {}
+
+    def fill(start: int) -> int:
+        part = range(start, min(start + _CHUNK, len(files)))
+        for place in part:
+            try:
+                with files[place].open() as file:
+                    array[place] = decode(file, size)
+            except (DataError, OSError, NotImplementedError, RuntimeError, BadZipFile) as error:
+                bad[place] = getattr(error, "message", str(error))
+        return len(part)
+
+    pool = ThreadPoolExecutor()
+    try:
+        for count in pool.map(fill, range(0, len(files), _CHUNK)):
+            report(count)
+    finally:
+        # Who interrupts does not wait for the rest.
+        pool.shutdown(cancel_futures=True)
+    if bad:
+        kept = [place for place in range(len(files)) if place not in bad]
+        for new, old in enumerate(kept):
+            array[new] = array[old]
+    named = {files[place].name: bad[place] for place in sorted(bad)}
+    ends = np.cumsum([len(group) for group in _readable(classes, named)])
+    return _Decoded(
+        [compute_digest(part) for part in np.split(array[: ends[-1]], ends[:-1])], named
+    )
+
+
+def _readable(classes: ClassFiles, bad: Mapping[str, str]) -> ClassFiles:
+    if not bad:
+        return classes
+    return [[file for file in group if file.name not in bad] for group in classes]
+
+
+def _images(classes: ClassFiles, array: ByteArray, about: _Decoded) -> Images:
+    groups = _readable(classes, about.bad)
+    counts = torch.tensor([len(group) for group in groups], dtype=torch.int64)
+    labels = torch.arange(len(groups)).repeat_interleave(counts)
+    return Images(
+        torch.from_numpy(array[: len(labels)]),
+        labels,
+        tuple(file.name for group in groups for file in group),
+        dict(enumerate(about.digests)),
+    )

@@ -1,0 +1,48 @@
+"""From the name of a dataset to its images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.errors import DataError
+from lowshot_cli.progress import OnProgress, silent
+from lowshot_cli.storage.cache import image_cache
+
+if TYPE_CHECKING:
+    from lowshot_cli.config.schema import Config
+
+
+def load_dataset(
+    config: Config, image_size: int | None = None, on_progress: OnProgress = silent
+) -> Dataset:
+    """Load the dataset that the config names.
+
+    Args:
+        config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
+        image_size: side in pixels that a checkpoint asks for; wins over the config's.
+        on_progress: told about a download, and about image files that are decoded.
+
+    Raises:
+        DataError: absent or broken data.
+    """
+    from lowshot_cli.data import cifar100 as cifar
+    from lowshot_cli.data import glyphs
+    from lowshot_cli.data import image_folder as folder
+
+    size = image_size or config.image_size
+    if config.dataset == "cifar100":
+        if size not in (None, cifar.IMAGE_SIZE):
+            raise DataError(f"CIFAR-100 images are {cifar.IMAGE_SIZE} pixels wide, not {size}")
+        return cifar.load(config.data_folder, on_progress)
+    if config.dataset == "glyphs":
+        return glyphs.make(size or glyphs.IMAGE_SIZE)
+    if config.dataset == "none":
+        raise DataError(
+            "a model adopted without data has no dataset",
+            "use `imprint --images`, `predict` and `evaluate --images`",
+        )
+    if config.data_dir is None:
+        raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
+    side = size or folder.IMAGE_SIZE
+    return folder.load(config.data_dir, side, image_cache(), config.skip_bad, on_progress)

@@ -1,0 +1,226 @@
+"""What work will cost, told from the first seconds of it. Nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.adaptation.finetune import finetune
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset, Images, Pixels
+from lowshot_cli.environment import pick_device
+from lowshot_cli.models.embedder import Embedder, Views, embed, fused
+from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
+from lowshot_cli.sweep.plan import Plan, TrialBatch
+from lowshot_cli.sweep.trials import run_piece
+from lowshot_cli.training.task import BaseTask
+from lowshot_cli.training.train import train_base
+
+# Seconds for which steps are timed, after the first few, which are slower.
+_REHEARSAL, _WARM_UP = 8.0, 3
+
+
+_SAMPLE = 512
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work: its name, how many units of what, and the seconds it should take."""
+
+    name: str
+    n: int
+    unit: str
+    seconds: float
+
+
+def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[Stage]:
+    """Training the base model: as `train_base`, which is run until its steps are timed."""
+    options, device = config.train_base, pick_device(config.device)
+    views, holdout = 1 + task.flip, len(task.holdout)
+    n_test = sum(len(dataset.test.of_class(label)) for label in task.labels_in_dataset)
+    each = _seconds_an_image(_sketch(config, dataset).network(device), task.holdout) / views
+    embedding = Stage("embedding", holdout + n_test, "images", views * each * (holdout + n_test))
+    if options.epochs == 0:
+        n_fit = len(task.fit)
+        return [Stage("imprinting", n_fit, "images", views * each * n_fit), embedding]
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        training = _rehearsed(
+            "training", lambda watch: train_base(config, dataset, state, on_progress=watch)
+        )
+    checked = options.epochs * holdout
+    return [training, Stage("hold-out", checked, "images", each * checked), embedding]
+
+
+def estimate_sweep(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    config: Config,
+    plan: Plan,
+    embedder: Embedder,
+    on_progress: OnProgress = silent,
+) -> list[Stage]:
+    """A sweep: of every method and number of shots the first tile is run, on random embeddings."""
+    stand_in = _StandIn(embedder.network, cache=embedder.cache, size=checkpoint.head.size)
+    embedded = embed_for_sweep(checkpoint, dataset, plan, config, stand_in)
+    n_images = stand_in.counts["images"]
+    each = _seconds_an_image(embedder.network, dataset.test.pixels)
+    stages = [Stage("embedding", n_images, "images", each * stand_in.counts["passes"])]
+    pieces = list(plan.pieces())
+    alike = Counter((piece.method, piece.shots) for piece in pieces)
+    firsts = {(piece.method, piece.shots): piece for piece in reversed(pieces)}
+    seconds: dict[str, float] = {}
+    for number, (kind, count) in enumerate(alike.items(), 1):
+        method, is_warm = kind[0], kind[0] in seconds
+        cost = _seconds_a_piece(firsts[kind], plan, embedded, config, is_warm, each)
+        seconds[method] = seconds.get(method, 0.0) + cost * count
+        on_progress(Progress("calibrating", number, len(alike), "tiles"))
+    trials = plan.n_rows // len(plan.methods)
+    return [*stages, *(Stage(method, trials, "trials", s) for method, s in seconds.items())]
+
+
+def estimate_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> list[Stage]:
+    """Fine-tuning: of the whole network its first steps are made, of the head all of them."""
+    names = [checkpoint.dataset_name(name) for name in checkpoint.meta.classes]
+    inside = [dataset.label(name) for name in names if name in dataset.labels]
+    n = sum(len(dataset.test.of_class(label)) for label in inside)
+    if config.finetune.scope == "full":
+        tuning = _rehearsed(
+            "fine-tuning", lambda watch: finetune(checkpoint, config, dataset, watch)
+        )
+        # Both models see the test images, and the hold-out moves with the network.
+        n += n + len(checkpoint.holdout)
+    else:
+        started = time.perf_counter()
+        finetune(checkpoint, config, dataset)
+        seconds = time.perf_counter() - started
+        tuning = Stage("fine-tuning", config.finetune.steps, "steps", seconds)
+    network = checkpoint.network(pick_device(config.device))
+    each = _seconds_an_image(network, dataset.test.pixels)
+    return [tuning, Stage("embedding", n, "images", n * each)]
+
+
+def untrained(config: Config, dataset: Dataset) -> Checkpoint:
+    """A base model of the true sizes that knows nothing, to time a sweep that has none yet."""
+    sketch = _sketch(config, dataset)
+    return replace(
+        sketch, meta=sketch.meta.model_copy(update={"dataset_hash": dataset.content_hash})
+    )
+
+
+def peak_memory() -> int:
+    """Bytes that this process has taken at most so far, on the processor and on the GPU."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return taken + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+class _EnoughSeen(Exception):
+    """Ends a rehearsal."""
+
+
+def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:
+    """Time the first steps of a stage, except milestones, which do more than a step."""
+    reports: list[tuple[float, int, bool]] = []
+    last = Progress(stage, 0, 0)
+
+    def watch(report: Progress) -> None:
+        nonlocal last
+        if report.stage != stage:
+            raise _EnoughSeen
+        last = report
+        reports.append((time.perf_counter(), report.done, report.milestone))
+        if len(reports) > 2 * _WARM_UP and reports[-1][0] - reports[_WARM_UP][0] > _REHEARSAL:
+            raise _EnoughSeen
+
+    with suppress(_EnoughSeen):
+        work(watch)
+    steps = list(itertools.pairwise(reports))[_WARM_UP - 1 :] or [((0.0, 0, False), reports[-1])]
+    plain = [(a, b) for a, b in steps if not b[2]] or steps
+    seconds = sum(b[0] - a[0] for a, b in plain) / sum(b[1] - a[1] for a, b in plain)
+    return Stage(stage, last.total, last.unit, seconds * last.total)
+
+
+def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
+    """Seconds that embedding one image takes, views of it together."""
+    network, some = fused(network), pixels[:_SAMPLE]
+    embed(network, some)
+    started, runs = time.perf_counter(), 0
+    while time.perf_counter() - started < _REHEARSAL / 4:
+        embed(network, some)
+        runs += 1
+    return (time.perf_counter() - started) / (runs * len(some))
+
+
+def _seconds_a_piece(
+    piece: TrialBatch,
+    plan: Plan,
+    embedded: SweepEmbeddings,
+    config: Config,
+    is_warm: bool,
+    each: float,
+) -> float:
+    if piece.method == "finetune-full":
+        steps = _rehearsed(
+            "fine-tuning", lambda watch: run_piece(piece, plan, embedded, config, watch)
+        )
+        n_test = len(embedded.base_truth) + len(embedded.checkpoint.holdout) // 2
+        return steps.seconds + each * n_test
+    for _ in range(1 if is_warm else 2):
+        started = time.perf_counter()
+        run_piece(piece, plan, embedded, config, silent)
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class _StandIn(Embedder):
+    """Answers with random directions, and counts what would have to be embedded."""
+
+    size: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def classes(
+        self, images: Images, labels: Sequence[int], views: Views | None = None
+    ) -> list[Tensor]:
+        n = self.missing(images, labels, views)
+        self.counts["images"] += n
+        self.counts["passes"] += n * (views.count if views else 1)
+        generator = torch.Generator().manual_seed(0)
+        sizes = [len(images.of_class(label)) for label in labels]
+        drawn = torch.randn(sum(sizes), self.size, generator=generator)
+        return list(F.normalize(drawn, dim=1).split(sizes))
+
+
+def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
+    """A base model of the config's network, untrained, made from a few of the images."""
+    options = config.train_base.model_copy(update={"epochs": 0, "weights": None})
+    few = replace(
+        dataset,
+        train=_first_of_each(dataset.train, options.holdout + 2),
+        test=_first_of_each(dataset.test, 1),
+    )
+    settings = config.model_copy(update={"train_base": options})
+    return train_base(settings, few, Path()).checkpoint
+
+
+def _first_of_each(images: Images, count: int) -> Images:
+    """The first `count` images of every class."""
+    labels = images.labels.unique().tolist()
+    index = torch.cat([images.of_class(label)[:count] for label in labels]).sort().values
+    return Images(images.pixels[index], images.labels[index])

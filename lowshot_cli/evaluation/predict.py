@@ -1,0 +1,122 @@
+"""What a model says of photos, and when it says that it does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.data.photos import read_photos
+from lowshot_cli.models.embedder import embed, fused
+from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.head import chunk_size
+from lowshot_cli.progress import OnProgress, Progress, silent
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        image: how the caller names it.
+        top: the most probable classes with their probabilities 0..1, best first.
+        unknown: whether it resembles no class enough; False where nobody asked.
+    """
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+    unknown: bool = False
+
+    @property
+    def name(self) -> str:
+        """The most probable class."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """Of the most probable class, 0..1."""
+        return self.top[0][1]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is no readable image, and a line that says why."""
+
+    file: Path
+    reason: str
+
+
+def describe(
+    checkpoint: Checkpoint,
+    embeddings: Tensor,
+    images: Sequence[str],
+    most: int,
+    threshold: float = -np.inf,
+) -> list[Prediction]:
+    """Predictions of embedded images.
+
+    Args:
+        checkpoint: the model.
+        embeddings: `(B, D)` unit.
+        images: how each is named.
+        most: classes in `top`; there are no more than the model knows.
+        threshold: familiarity below which an image is unknown.
+    """
+    head, names = checkpoint.head, checkpoint.meta.classes
+    predictions: list[Prediction] = []
+    for part in embeddings.split(chunk_size(len(names))):
+        cosines = head.cosines(part)
+        unknown = (cosines.amax(1) < threshold).tolist()
+        chances, classes = (head.scale * cosines).softmax(1).topk(min(most, len(names)))
+        for row, values, flag in zip(classes.tolist(), chances.tolist(), unknown, strict=True):
+            top = tuple((names[c], p) for c, p in zip(row, values, strict=True))
+            predictions.append(Prediction(images[len(predictions)], top, flag))
+    return predictions
+
+
+def predict(
+    checkpoint: Checkpoint,
+    network: EmbeddingNetwork,
+    files: Sequence[Path],
+    most: int = 3,
+    threshold: float = -np.inf,
+    batch: int = BATCH,
+    on_progress: OnProgress = silent,
+) -> Iterator[Prediction | Unreadable]:
+    """Classify image files in fp32, one batch being embedded while the next is decoded.
+
+    Args:
+        checkpoint: the model.
+        network: the checkpoint's.
+        files: in the order of the results, but for unreadable ones, which end their batch.
+        most: classes in `top`.
+        threshold: familiarity below which an image is unknown.
+        batch: images embedded together.
+        on_progress: told after each batch.
+    """
+    network, done = fused(network), 0
+    for part in read_photos(files, checkpoint.meta.image_size, batch):
+        if part.files:
+            images = [str(file) for file in part.files]
+            embeddings = embed(network, part.pixels)
+            yield from describe(checkpoint, embeddings, images, most, threshold)
+        yield from (Unreadable(file, reason) for file, reason in part.unreadable)
+        done += len(part.files) + len(part.unreadable)
+        on_progress(Progress("predicting", done, len(files), milestone=done == len(files)))
+
+
+def readable(found: Iterable[Prediction | Unreadable]) -> tuple[list[Prediction], list[Unreadable]]:
+    """Tell predictions from files that could not be read."""
+    predictions, unreadable = [], []
+    for one in found:
+        if isinstance(one, Prediction):
+            predictions.append(one)
+        else:
+            unreadable.append(one)
+    return predictions, unreadable

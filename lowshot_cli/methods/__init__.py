@@ -1,0 +1,1 @@
+"""The paper: imprinting, fine-tuning and the operating point, on tensors alone."""

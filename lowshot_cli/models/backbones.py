@@ -1,0 +1,171 @@
+"""Names to networks.
+
+Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and the package's own to
+what their last two stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative. Its
+`embedding_size` is E, its `stage_sizes` are M1 and M2.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowshot_cli.config.schema import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.models.pretrained import PretrainedBackbone
+
+# Above this side length in pixels a network may halve the image at once, as ImageNet's does.
+SMALL_IMAGE = 64
+
+
+def build_backbone(
+    name: str,
+    width: int,
+    embedding_size: int | None,
+    image_size: int,
+    input_size: int | None = None,
+) -> Backbone:
+    """Build an untrained backbone.
+
+    Args:
+        name: `resnet9`, `resnet18`, `torchvision:NAME` or `timm:NAME`.
+        width: channels of the first stage of `resnet9`; others have their own.
+        embedding_size: E; None is 64, or the size of a library's model.
+        image_size: side of the images in pixels; decides the stem of `resnet18`.
+        input_size: side in pixels that images are resized to; None leaves them as they are.
+
+    Raises:
+        UsageError: an unknown name, an absent library, or a size that the model cannot take.
+    """
+    side, size = input_size or image_size, embedding_size or EMBEDDING_SIZE
+    backbone: Backbone
+    if ":" in name:
+        backbone = PretrainedBackbone(name, embedding_size, side)
+    elif name in _OWN:
+        backbone = _OWN[name](width, size, side)
+    else:
+        raise UsageError(f"there is no backbone {name!r}", did_you_mean(name, BACKBONES))
+    return Resized(backbone, side, shrinks=side < image_size) if input_size else backbone
+
+
+def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load a state dict of a module of the same structure.
+
+    Raises:
+        RuntimeError: a name is missing or too many, or a shape differs.
+    """
+    state = OrderedDict(tensors)
+    # Modules that changed their layout, as MNASNet did, ask which one a state dict has.
+    state._metadata = backbone.state_dict()._metadata  # type: ignore[attr-defined]
+    backbone.load_state_dict(state)
+
+
+class Resized(nn.Module):
+    """A backbone that sees images `(B, 3, H, W)` at another size, bilinearly resized."""
+
+    def __init__(self, backbone: Backbone, side: int, shrinks: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.side, self.shrinks = backbone, side, shrinks
+        self.embedding_size: int = backbone.embedding_size
+        self.stage_sizes: tuple[int, ...] = backbone.stage_sizes
+
+    @property
+    def project(self) -> nn.Module:
+        """The projection of the backbone."""
+        return self.backbone.project
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the backbone returns."""
+        resized = F.interpolate(
+            images, (self.side, self.side), mode="bilinear", antialias=self.shrinks
+        )
+        result: tuple[Tensor, ...] = self.backbone(resized)
+        return result
+
+    def extra_repr(self) -> str:
+        """The size, which decides an embedding as weights do."""
+        return f"side={self.side}"
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input, `(B, C, H, W)` to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add the two convolutions' result to `features`."""
+        result: Tensor = features + self.body(features)
+        return result
+
+
+class ResNet9(nn.Module):
+    """Eight convolutions and one projection, after Page, "How to train your ResNet" (2018)."""
+
+    def __init__(self, width: int, embedding_size: int) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.stage_sizes = (8 * width, 4 * width)
+        self.early = nn.Sequential(
+            _conv(3, width),
+            _conv(width, 2 * width),
+            nn.MaxPool2d(2),
+            Residual(2 * width),
+            _conv(2 * width, 4 * width),
+            nn.MaxPool2d(2),
+        )
+        self.late = nn.Sequential(_conv(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width))
+        self.project = nn.Linear(8 * width, embedding_size, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        early = self.early(images)
+        late = self.late(early)
+        return self.project(late.amax((2, 3))), late.mean((2, 3)), early.mean((2, 3))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al., CVPR 2016); up to 64 pixels its stem is one 3x3 convolution."""
+
+    def __init__(self, embedding_size: int, image_size: int) -> None:
+        from torchvision.models import resnet18
+
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.stage_sizes = (512, 256)
+        network = resnet18(weights=None)
+        stem = [network.conv1, network.bn1, network.relu, network.maxpool]
+        if image_size <= SMALL_IMAGE:
+            stem = [nn.Conv2d(3, 64, 3, padding=1, bias=False), network.bn1, network.relu]
+            nn.init.kaiming_normal_(stem[0].weight, mode="fan_out", nonlinearity="relu")
+        self.early = nn.Sequential(*stem, network.layer1, network.layer2, network.layer3)
+        self.late = network.layer4
+        self.project = nn.Linear(512, embedding_size, bias=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        early = self.early(images)
+        late = self.late(early).mean((2, 3))
+        return self.project(late), late, early.mean((2, 3))
+
+
+Backbone = ResNet9 | ResNet18 | PretrainedBackbone | Resized
+
+
+# Each from the width, the embedding size and the side of the images in pixels.
+_OWN: dict[str, Callable[[int, int, int], Backbone]] = {
+    "resnet9": lambda width, size, _: ResNet9(width, size),
+    "resnet18": lambda _, size, side: ResNet18(size, side),
+}

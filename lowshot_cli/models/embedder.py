@@ -1,0 +1,194 @@
+"""Embeddings of images, made once: the backbone is frozen, so they never change."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.optimization import fuse
+
+from lowshot_cli.data.augment import shift_and_mirror
+from lowshot_cli.data.dataset import Images, Pixels
+from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.storage.cache import DiskCache
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of each image are averaged: the image itself, or `count` crops and mirrorings."""
+
+    count: int
+    flip: bool
+    seed: int
+
+
+@torch.inference_mode()
+def embed(
+    network: EmbeddingNetwork,
+    pixels: Pixels,
+    dtype: torch.dtype = torch.float32,
+    views: Views | None = None,
+) -> Tensor:
+    """Embed images in evaluation mode.
+
+    Args:
+        network: is not changed, nor the mode it is in.
+        pixels: `(N, 3, H, W)` uint8; of picked ones a batch at a time is copied.
+        dtype: fp32, or bf16 for autocast.
+        views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
+
+    Returns:
+        `(N, D)` fp32; unit rows, or means of unit rows where `views` is given.
+    """
+    return _embed_fused(fused(network), pixels, dtype, views)
+
+
+def _embed_fused(
+    network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
+) -> Tensor:
+    if not len(pixels):
+        blank = torch.zeros((1, *pixels[:0].shape[1:]), dtype=torch.uint8)
+        return _forward(network, blank, dtype)[:0]
+    chunks = []
+    for start in range(0, len(pixels), BATCH):
+        batch = pixels[start : start + BATCH]
+        if views is None:
+            chunks.append(_forward(network, batch, dtype))
+            continue
+        total = torch.zeros(())
+        for view in _make_views(batch, views):
+            total = total + _forward(network, view, dtype)
+        chunks.append(total / views.count)
+    return torch.cat(chunks)
+
+
+def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
+    """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
+
+    One that has been through this is returned as it is. A backbone that cannot be traced, because
+    its flow depends on its input, stays unfused.
+    """
+    if isinstance(network.backbone, GraphModule):
+        return network
+    backbone = copy.deepcopy(network.backbone).eval()
+    with suppress(Exception):
+        backbone = fuse(backbone)
+    return EmbeddingNetwork(backbone, network.normalisation, network.centre, network.mirror).eval()
+
+
+@torch.inference_mode()
+def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
+    """Mean `(M,)` of what the network's stages hold of images `(N, 3, H, W)` uint8."""
+    network = fused(network)
+    images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
+    total = torch.stack([network.stages(batch).double().sum(0) for batch in images]).sum(0)
+    return (total / len(pixels)).float().cpu()
+
+
+def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:
+    """The same shift and mirroring for every image, so that an embedding is the image's alone."""
+    generator = torch.Generator().manual_seed(views.seed)
+    reach = max(1, pixels.shape[-1] // 8)
+    shifts = torch.randint(-reach, reach + 1, (views.count, 1, 2), generator=generator)
+    for number, shift in enumerate(shifts):
+        mirrored = torch.full((len(pixels),), views.flip and number % 2 == 1)
+        yield shift_and_mirror(pixels, shift.expand(len(pixels), 2), mirrored)
+
+
+def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    device = network.device
+    images = network.normalisation.apply(pixels, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        embeddings: Tensor = network(images)
+    return embeddings.float().cpu()
+
+
+def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
+    """Hash of what decides an embedding besides the pixels: weights, preprocessing, arithmetic."""
+    digest = hashlib.blake2b(digest_size=16)
+    about = (
+        network.normalisation,
+        network.mirror,
+        str(dtype),
+        network.device.type,
+        torch.__version__,
+        views,
+    )
+    digest.update(repr(about).encode())
+    digest.update(str(network.backbone).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds classes of images, through the cache.
+
+    Attributes:
+        network: whose weights must not change while this embedder is used.
+        dtype: fp32 or bf16.
+        cache: None to embed everything anew.
+        on_progress: told after each class.
+    """
+
+    network: EmbeddingNetwork
+    dtype: torch.dtype = torch.float32
+    cache: DiskCache | None = None
+    on_progress: OnProgress = silent
+
+    def classes(
+        self, images: Images, labels: Sequence[int], views: Views | None = None
+    ) -> list[Tensor]:
+        """Embeddings `(n_c, D)` of all images of each class, in the order of `labels`."""
+        return list(self.each(images, labels, views))
+
+    def each(
+        self, images: Images, labels: Sequence[int], views: Views | None = None
+    ) -> Iterator[Tensor]:
+        """The same one class after the other, for who need not keep them all in memory."""
+        keys = self._keys(images, labels, views)
+        total, done = self._missing(images, labels, keys), 0
+        network: EmbeddingNetwork | None = None
+        for label, key in zip(labels, keys, strict=True):
+            kept = self.cache.read(key) if self.cache else None
+            made = (kept or {}).get("embeddings")
+            if made is None:
+                network = network or fused(self.network)
+                members = images.picked(images.of_class(label))
+                with torch.inference_mode():
+                    made = _embed_fused(network, members, self.dtype, views)
+                if self.cache:
+                    self.cache.write(key, {"embeddings": made.contiguous()})
+                done += len(made)
+                total = max(total, done)
+                self.on_progress(Progress("embedding", done, total, milestone=done == total))
+            yield made
+        if self.cache and done:
+            self.cache.trim()
+
+    def missing(self, images: Images, labels: Sequence[int], views: Views | None = None) -> int:
+        """How many of these images are not in the cache."""
+        return self._missing(images, labels, self._keys(images, labels, views))
+
+    def _missing(self, images: Images, labels: Sequence[int], keys: Sequence[str]) -> int:
+        absent = [
+            label
+            for label, key in zip(labels, keys, strict=True)
+            if not (self.cache and self.cache.path(key).is_file())
+        ]
+        return sum(len(images.of_class(label)) for label in absent)
+
+    def _keys(self, images: Images, labels: Sequence[int], views: Views | None) -> list[str]:
+        prefix = fingerprint(self.network, self.dtype, views)
+        return [f"{prefix}-{images.digest(label)}" for label in labels]

@@ -1,0 +1,136 @@
+"""From a backbone to unit embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Weights of the last stage and of the one before in an embedding whose trained part weighs 1.
+STAGE_WEIGHTS = (2.0, 1.0)
+
+
+# Length of an embedding before it is scaled to 1, with its stages.
+_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
+
+
+# The root of a mean activation has no slope at 0 without it.
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation per colour channel, in pixel values 0..255."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Normalisation:
+        """Measure it on batches of images `(B, 3, H, W)` uint8, of which it counts the values."""
+        counts = torch.zeros(3, 256, dtype=torch.int64)
+        for pixels in batches:
+            for channel in range(3):
+                values = pixels[:, channel].flatten()
+                counts[channel] += torch.bincount(values, minlength=256)
+        value, n = torch.arange(256).double(), counts.sum(1)
+        mean = (counts @ value.long()).double() / n
+        variance = (counts * (value - mean[:, None]).square()).sum(1) / (n - 1)
+        means = [round(channel, 4) for channel in mean.tolist()]
+        stds = [max(round(channel, 4), 1.0) for channel in variance.sqrt().tolist()]
+        return cls((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]))
+
+    def apply(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """Images `(B, 3, H, W)` uint8 to fp32 in channels_last on `device`."""
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        floats = pixels.to(device, torch.float32).sub_(mean).div_(std)
+        return floats.contiguous(memory_format=torch.channels_last)
+
+
+class EmbeddingNetwork(nn.Module):
+    """A backbone, and what is made of its features: embeddings on the unit sphere.
+
+    The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
+    section 3.1), and base classes are told apart by it alone. The longer a backbone is trained, the
+    less is left in it of what base classes do not need. Earlier stages keep that (hypercolumns,
+    Hariharan et al., CVPR 2015), so beside the trained part an embedding holds the roots of their
+    mean activations, centred, normalised and weighted, for the rows of novel classes to use.
+
+    Attributes:
+        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`, or
+            to features alone.
+        normalisation: applied to uint8 pixels before the backbone.
+        centre: `(M,)` mean over images of what `stages` returns; None, as in
+            training, leaves the stages out.
+        mirror: whether an image and its mirror image are embedded together.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        normalisation: Normalisation,
+        centre: Tensor | None = None,
+        mirror: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.normalisation, self.mirror = normalisation, mirror
+        # A tensor of no numbers cannot be exported.
+        self.register_buffer("centre", centre if centre is not None and len(centre) else None)
+        self.centre: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def trained(self, images: Tensor) -> Tensor:
+        """The trained part alone, `(B, E)` unit, of normalised images as they are."""
+        return F.normalize(self.backbone(images)[0].float(), dim=1)
+
+    def stages(self, images: Tensor) -> Tensor:
+        """What the stages hold of images and their mirror images, `(B, M)`, not yet centred."""
+        trained, *stages = self._parts(images)
+        return torch.cat([trained[:, :0], *stages], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D = E + M."""
+        return self._join(self._parts(images))
+
+    def one_view(self, images: Tensor) -> Tensor:
+        """Unit embeddings `(B, D)` of images as they are, never of their mirror images."""
+        return self._join(self._view(images))
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        trained, *stages = parts
+        if self.centre is None:
+            return trained
+        centres = self.centre.split([stage.shape[1] for stage in stages])
+        parts = [trained] + [
+            weight * F.normalize(stage - centre, dim=1)
+            for weight, stage, centre in zip(STAGE_WEIGHTS, stages, centres, strict=True)
+        ]
+        return torch.cat(parts, 1) / _LENGTH
+
+    def _parts(self, images: Tensor) -> list[Tensor]:
+        """Trained part and stages, unit, over an image and its mirror image."""
+        parts = self._view(images)
+        if self.mirror:
+            both = zip(parts, self._view(images.flip(3)), strict=True)
+            parts = [F.normalize(one + other, dim=1) for one, other in both]
+        return parts
+
+    def _view(self, images: Tensor) -> list[Tensor]:
+        trained, *stages = self.backbone(images)
+        roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
+        return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in them is infinite or none."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

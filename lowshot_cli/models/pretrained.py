@@ -1,0 +1,145 @@
+"""Models that libraries publish, without their classifiers."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowshot_cli.errors import UsageError, did_you_mean
+
+# Heads that torchvision's models have for training alone.
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+
+class PretrainedBackbone(nn.Module):
+    """A model of torchvision or timm that returns its pooled features.
+
+    Attributes:
+        model: the model without its classifier.
+        classifier: name of the layers in it that are left out, as state dicts call them.
+        project: to another number of features, where one is asked for.
+        embedding_size: E.
+        stage_sizes: none, as it shows no earlier stages.
+    """
+
+    def __init__(self, name: str, embedding_size: int | None, side: int) -> None:
+        """Build it untrained.
+
+        Args:
+            name: `torchvision:NAME` or `timm:NAME`.
+            embedding_size: E; None is the model's own number of features.
+            side: of its images in pixels.
+
+        Raises:
+            UsageError: an unknown name, an absent library, or images that the model cannot take.
+            NotImplementedError: on the meta device, a model that reads tensors to be built.
+        """
+        super().__init__()
+        ensure_known(name)
+        library, _, model = name.partition(":")
+        build = _of_timm if library == "timm" else _of_torchvision
+        try:
+            self.model, self.classifier = build(model, side)
+            size = _feature_size(self.model, side)
+        except NotImplementedError:
+            raise
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UsageError(
+                f"{name} takes no images of {side} pixels: {reason}",
+                "--input-size resizes them, most models are made for 224",
+            ) from None
+        wanted = size if embedding_size is None else embedding_size
+        self.project = nn.Identity() if wanted == size else nn.Linear(size, wanted, bias=False)
+        self.embedding_size = wanted
+        self.stage_sizes: tuple[int, ...] = ()
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Features `(B, E)` of images `(B, 3, H, W)`; no stages."""
+        return (self.project(self.model(images)),)
+
+
+def ensure_known(backbone: str) -> None:
+    """See that a library has the model of a name.
+
+    Raises:
+        UsageError: it has none, or the library is absent.
+    """
+    library, _, name = backbone.partition(":")
+    if library == "torchvision":
+        from torchvision import models
+
+        known = models.list_models(module=models)
+    elif library == "timm":
+        # A name that is not in the list, such as `hf-hub:...`, would make it reach for the network.
+        known = import_timm().list_models()
+    else:
+        raise UsageError(f"there is no backbone {backbone!r}", "torchvision:NAME or timm:NAME")
+    if name not in known:
+        raise UsageError(
+            f"{library} has no classification model {name!r}",
+            did_you_mean(name, known, f"it has {len(known)}, such as {known[0]}"),
+        )
+
+
+def import_timm() -> ModuleType:
+    """The timm library.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(
+            "timm is not installed", "install it with pip install 'lowshot-cli[timm]'"
+        ) from None
+    module: ModuleType = timm
+    return module
+
+
+_Built = tuple[nn.Module, tuple[str, ...]]
+
+
+def _of_torchvision(name: str, side: int) -> _Built:
+    from torchvision import models
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their published weights were trained on images normalised otherwise than ImageNet's.
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    elif name.startswith("vit_"):
+        options = {"image_size": side}
+    elif name.startswith("maxvit"):
+        options = {"input_size": (side, side)}
+    model: nn.Module = models.get_model(name, weights=None, **options)
+    # In all its classifiers the last layer with weights is the one that tells classes apart.
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    parent, _, child = layers[-1].rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Identity())
+    return model, (layers[-1], *AUXILIARY)
+
+
+def _of_timm(name: str, side: int) -> _Built:
+    model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=0)
+    return model, timm_classifier(model)
+
+
+def timm_classifier(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that a model of timm leaves out without classes."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@torch.no_grad()
+def _feature_size(model: nn.Module, side: int) -> int:
+    """Number of features, from an image of `side` pixels."""
+    features = model.eval()(torch.zeros(1, 3, side, side))
+    model.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise ValueError("its features are not pooled")
+    return features.shape[1]

@@ -1,0 +1,285 @@
+"""Reports: one page of HTML that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from markupsafe import escape
+from torch import Tensor
+
+from lowshot_cli.evaluation.evaluate import Evaluation
+from lowshot_cli.evaluation.statistics import FloatArray
+from lowshot_cli.report import plots
+from lowshot_cli.report import tables as rows
+from lowshot_cli.report.findings import EmbeddingMap, ReportData, TradeOff
+from lowshot_cli.report.plots import caption
+
+_THUMBNAIL = 48
+
+
+_REFERENCE = re.compile(r'(?:url\(#|href="#)([^)"]+)')
+
+
+_ID = re.compile(r' id="([^"]+)"')
+
+
+_Block = dict[str, Any]
+
+
+Facts = Sequence[tuple[str, str]]
+
+
+def sweep_page(
+    summary: dict[str, Any],
+    findings: ReportData,
+    figures: Mapping[str, Any],
+    facts: Facts,
+    config: str,
+) -> str:
+    """The report of a sweep.
+
+    Args:
+        summary: as in the `--json` contract.
+        findings: what is shown besides.
+        figures: of `plots`: `accuracy` and, as far as there are, `tradeoff` and `per_class`.
+        facts: what was run, where and with what, a name and a value each.
+        config: resolved, as YAML.
+    """
+    is_sequence = "sessions" in summary
+    cells = rows.session_rows(summary) if is_sequence else rows.sweep_rows(summary)
+    numbers = [_table(cells, f"{caption(summary)}. {_MEANING}")]
+    if not is_sequence and len(gained := rows.paired_rows(summary)) > 1:
+        first = summary["cells"][0]["method"]
+        numbers.append(_table(gained, f"Points gained over {first} on the same draws."))
+    sections = [
+        ("What was run", [_facts(facts), _code("the whole config", config)]),
+        ("Results", numbers),
+        ("Accuracy", [_accuracy(summary, figures["accuracy"])]),
+    ]
+    if not is_sequence:
+        last = summary["cells"][-1]
+        sections += [
+            ("What novel accuracy costs", _trade_offs(figures.get("tradeoff"))),
+            ("Class by class", _classes(summary, findings, figures["per_class"])),
+            ("Who takes whose images", _confusion_blocks(findings, last)),
+            ("Embeddings", _map(findings.map)),
+        ]
+    lead = (
+        f"{sum(cell['n_trials'] for cell in summary['cells']):,} trials, each from the base model; "
+        f"base accuracy before: {summary['base_accuracy_before']:.1f} %."
+    )
+    return _page("Sweep of novel classes", lead, sections)
+
+
+def evaluation_page(
+    found: Sequence[tuple[str, Evaluation]],
+    names: Sequence[str],
+    trade_off: TradeOff | None,
+    shown: EmbeddingMap | None,
+    supports: Mapping[str, Tensor],
+    facts: Facts,
+    config: str,
+    budget: float | None,
+) -> str:
+    """The report of an evaluation; details are of the last model.
+
+    Args:
+        found: name and evaluation of each model.
+        names: of the last model's classes in head order.
+        trade_off: of its novel classes together.
+        shown: its embeddings.
+        supports: images `(k, 3, H, W)` uint8 that its novel classes were learnt from.
+        facts: as for `sweep_page`.
+        config: likewise.
+        budget: points of base accuracy that the novel bias may cost.
+    """
+    last_name, last = found[-1]
+    confused, percent = _confusions(names, last.counts)
+    matrix = plots.confusion(confused, confused, percent)
+    costs = []
+    if trade_off and last.forgetting is not None and last.novel_accuracy is not None:
+        mark = (last.forgetting, last.novel_accuracy)
+        note = f"{last.n_novel} novel classes together"
+        drawn = plots.trade_off([trade_off], [mark], budget, note)
+        costs = [_figure(drawn, "Novel accuracy against base accuracy given up.", _COST)]
+    learnt = [(name, [_thumbnails(images)]) for name, images in supports.items()]
+    sections = [
+        ("What was run", [_facts(facts), _code("the whole config", config)]),
+        ("Results", [_table(rows.evaluation_rows(found), _EVALUATED)]),
+        ("What novel accuracy costs", costs),
+        ("Class by class", [_table(rows.class_rows(last), f"Accuracy of {last_name} by class.")]),
+        ("Learnt from", [_images(learnt, ["class", "images"], _LEARNT)] if learnt else []),
+        (
+            "Who takes whose images",
+            [_figure(matrix, "Matrix of confusions.", _CONFUSED)],
+        ),
+        ("Embeddings", _map(shown)),
+    ]
+    lead = f"{len(found)} models on test images; details are of {last_name}."
+    return _page("Evaluation", lead, sections)
+
+
+def _confusions(names: Sequence[str], counts: Tensor) -> tuple[list[str], FloatArray]:
+    """The classes with the most errors, and percent of their images that each takes of another's.
+
+    Args:
+        names: of all classes.
+        counts: as in `Evaluation`.
+    """
+    truth, taken, times = counts.unbind(1)
+    zeros, wrong = times.new_zeros(len(names)), truth != taken
+    sizes = zeros.index_add(0, truth, times)
+    errors = zeros.index_add(0, truth[wrong], times[wrong]).index_add(0, taken[wrong], times[wrong])
+    shown = errors.argsort(descending=True, stable=True)[:_MOST_CONFUSED].sort().values
+    place = torch.full_like(zeros, -1)
+    place[shown] = torch.arange(len(shown))
+    kept = wrong & (place[truth] >= 0) & (place[taken] >= 0)
+    table = times.new_zeros(len(shown), len(shown))
+    table[place[truth[kept]], place[taken[kept]]] = times[kept]
+    percent = 100 * table / sizes[shown].clamp(min=1)[:, None]
+    return [names[i] for i in shown.tolist()], percent.double().numpy()
+
+
+# A matrix of more classes cannot be read.
+_MOST_CONFUSED = 200
+
+
+_MEANING = (
+    "NCR@2 is novel recall when the novel logit is shifted until at most 2 points of base accuracy "
+    "are lost; forgetting is in points."
+)
+
+
+_COST = (
+    "The dotted line is the budget that sets the bias on the hold-out; what is delivered lies near "
+    "it as far as the hold-out tells."
+)
+
+
+_EVALUATED = "Percent of test images over all classes of the head; forgetting in points."
+
+
+_LEARNT = "The support images of each novel class."
+
+
+_CONFUSED = "The largest confusions; a row is the classes' own images, in percent of them."
+
+
+def _accuracy(summary: dict[str, Any], drawn: Any) -> _Block:
+    along = "sessions" if "sessions" in summary else "numbers of shots"
+    text = f"Accuracy of each method over {along}; the numbers are in the table of results."
+    return _figure(drawn, text, "Bars are the intervals of the table above.")
+
+
+def _trade_offs(drawn: Any) -> list[_Block]:
+    if drawn is None:
+        return []
+    text = "Novel accuracy against base accuracy given up, one line a method."
+    return [_figure(drawn, text, _COST)]
+
+
+def _classes(summary: dict[str, Any], findings: ReportData, drawn: Any) -> list[_Block]:
+    text = "NCR@2 of each novel class; the hardest are also in the table."
+    blocks = [_figure(drawn, text, "Mean over the trials of each class.")]
+    blocks.append(_table(rows.hardest_rows(summary, 10), "The hardest classes."))
+    method, shots = findings.supports_of
+    shown = [
+        (f"{one.name}, {one.ncr_at_2:.0f}", [_thumbnails(one.best), _thumbnails(one.worst)])
+        for one in findings.supports
+    ]
+    note = (
+        f"Support images of the trial that did best and of the one that did worst, {method} with "
+        f"{shots} shots, of the hardest and the easiest classes with their mean NCR@2."
+    )
+    columns = ["class, NCR@2", "best", "worst"]
+    return [*blocks, _images(shown, columns, note)] if shown else blocks
+
+
+def _confusion_blocks(findings: ReportData, last: Mapping[str, Any]) -> list[_Block]:
+    drawn = plots.confusion(findings.novel_names, findings.base_names, findings.confused_percent)
+    note = (
+        f"Percent of a novel class's test images that a base class takes, {last['method']} with "
+        f"{last['shots']} shots: the {plots.MOST_CONFUSIONS} largest rows and columns. Of a trial "
+        "the base class that takes most is counted."
+    )
+    return [_figure(drawn, "Matrix of novel classes against base classes.", note)]
+
+
+def _map(shown: EmbeddingMap | None) -> list[_Block]:
+    if shown is None:
+        return []
+    note = (
+        "Where embeddings lie in the two directions in which class means differ most: crosses are "
+        "base classes, points test images of novel classes, stars their proxies. Two directions of "
+        "many show neighbourhoods, not distances."
+    )
+    names = ", ".join(shown.names)
+    return [_figure(plots.embedding_map(shown), f"Map of embeddings of {names}.", note)]
+
+
+def _facts(facts: Facts) -> _Block:
+    return {"kind": "facts", "facts": facts}
+
+
+def _code(summary: str, text: str) -> _Block:
+    return {"kind": "code", "summary": summary, "text": text}
+
+
+def _table(cells: rows.Cells, note: str) -> _Block:
+    columns, *body = cells
+    numbers = [n for n in range(len(columns)) if all(rows.is_number(row[n]) for row in body)]
+    return {"kind": "table", "columns": columns, "rows": body, "numbers": numbers, "caption": note}
+
+
+def _figure(drawn: Any, text: str, note: str) -> _Block:
+    width = round(drawn.get_figwidth() * 100)
+    return {"kind": "figure", "svg": _inline(drawn, text), "width": width, "caption": note}
+
+
+def _images(shown: Sequence[tuple[str, Any]], columns: Sequence[str], note: str) -> _Block:
+    return {"kind": "images", "rows": shown, "columns": columns, "caption": note}
+
+
+def _inline(drawn: Any, text: str) -> str:
+    """A figure as SVG within a page: its ink is the page's, and it has a text for who hears it."""
+    svg = plots.as_svg(drawn)
+    svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    used = set(_REFERENCE.findall(svg))
+    svg = _ID.sub(lambda found: found.group(0) if found.group(1) in used else "", svg)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(text)}" ', 1)
+
+
+def _thumbnails(images: Tensor) -> list[str]:
+    """Images `(k, 3, H, W)` uint8 as small PNGs in data URIs."""
+    from PIL import Image
+
+    made = []
+    for image in images:
+        picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        if picture.width > _THUMBNAIL:
+            picture = picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BILINEAR)
+        content = io.BytesIO()
+        picture.save(content, "PNG", optimize=True)
+        made.append(f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}")
+    return made
+
+
+def _page(title: str, lead: str, sections: Sequence[tuple[str, list[_Block]]]) -> str:
+    """Fill the template; everything but the package's own SVG is escaped."""
+    loader = jinja2.PackageLoader("lowshot_cli.report", "")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    shown = [{"heading": heading, "blocks": blocks} for heading, blocks in sections if blocks]
+    template = environment.get_template("page.html.jinja")
+    return f"{template.render(title=title, lead=lead, sections=shown)}\n"

@@ -1,0 +1,304 @@
+"""Plots of results, as matplotlib figures that stand on their own or in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowshot_cli.evaluation.statistics import FloatArray
+from lowshot_cli.report.findings import BUDGETS, EmbeddingMap, ReportData, TradeOff
+from lowshot_cli.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by people with any kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B3A400")
+
+
+_MARKERS = "osD^vPX*"
+
+
+# Text and lines are drawn in this, so that a page can give them the colour of its own text.
+INK = "#010203"
+
+
+_MOST_CLASSES = 60
+
+
+# Rows and columns of a matrix of confusions.
+MOST_CONFUSIONS = 15
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches, drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def as_png(drawn: Figure) -> bytes:
+    """A figure as a PNG on white."""
+    content = BytesIO()
+    drawn.savefig(content, dpi=144, format="png", metadata={"Software": None})
+    return content.getvalue()
+
+
+def as_svg(drawn: Figure) -> str:
+    """A figure as SVG with a transparent ground; the same figure gives the same text."""
+    import matplotlib
+
+    content = StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lowshot"}):
+        drawn.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return content.getvalue()
+
+
+def save(drawn: Figure, stem: Path) -> list[Path]:
+    """Write a figure as `stem`.png and `stem`.svg; returns their paths.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    contents = {".png": as_png(drawn), ".svg": as_svg(drawn).encode()}
+    for suffix, content in contents.items():
+        write_atomically(stem.with_suffix(suffix), content)
+    return [stem.with_suffix(suffix) for suffix in contents]
+
+
+def accuracy(summary: dict[str, Any]) -> Figure:
+    """Two metrics over shots, or over the sessions of a sequence, one line a method.
+
+    Args:
+        summary: of a sweep, as in the `--json` contract.
+    """
+    if "sessions" in summary:
+        entries, along = summary["sessions"], "session"
+        titles = {"global_accuracy": "accuracy over all classes", "harmonic_mean": "harmonic mean"}
+    else:
+        entries, along = summary["cells"], "shots"
+        titles = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
+    lines = _lines(entries, along)
+    ticks = sorted({entry[along] for entry in entries})
+    made = figure(9, 4.2)
+    panels = made.subplots(1, 2, sharey=True)
+    for axes, (metric, title) in zip(panels, titles.items(), strict=True):
+        for number, (name, chosen) in enumerate(lines.items()):
+            means = [entry[metric]["mean"] for entry in chosen]
+            intervals = [e[metric]["ci95"] or (m, m) for e, m in zip(chosen, means, strict=True)]
+            aside = 0.04 * (number - (len(lines) - 1) / 2)
+            axes.errorbar(
+                [ticks.index(entry[along]) + aside for entry in chosen],
+                means,
+                yerr=[
+                    [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
+                    [high - mean for mean, (_, high) in zip(means, intervals, strict=True)],
+                ],
+                label=name,
+                color=_COLOURS[number % len(_COLOURS)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                capsize=3,
+            )
+        axes.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+        axes.set_ylim(0, 100)
+        _dress(axes, title, along)
+    panels[0].set_ylabel("percent of test images", color=INK)
+    _legend(made, panels[0], caption(summary))
+    return made
+
+
+def sweep_trade_off(summary: dict[str, Any], findings: ReportData, budget: float | None) -> Figure:
+    """`trade_off` of each method of a sweep.
+
+    Args:
+        summary: as in the `--json` contract.
+        findings: of the same sweep, with trade-offs.
+        budget: points of base accuracy that the novel bias may cost on the hold-out.
+    """
+    curves = findings.trade_offs
+    cells = {(cell["method"], cell["shots"]): cell for cell in summary["cells"]}
+    chosen = [cells[curve.method, curve.shots] for curve in curves]
+    marks = [(cell["forgetting"]["mean"], cell["novel_accuracy"]["mean"]) for cell in chosen]
+    n_classes = len(findings.novel_names)
+    note = f"{curves[0].shots} shots, one trial of each of {n_classes} classes a line"
+    return trade_off(curves, marks, budget, note)
+
+
+def trade_off(
+    curves: Sequence[TradeOff],
+    marks: Sequence[tuple[float, float]],
+    budget: float | None,
+    note: str,
+) -> Figure:
+    """Novel accuracy over the base accuracy given up for it.
+
+    Args:
+        curves: one line each.
+        marks: per curve the points of base accuracy given up, and the novel accuracy in percent, of
+            what is delivered.
+        budget: points of base accuracy that the novel bias may cost on the hold-out.
+        note: what was measured.
+    """
+    made = figure(6.4, 4.6)
+    axes = made.subplots()
+    for number, (curve, mark) in enumerate(zip(curves, marks, strict=True)):
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axes.plot(BUDGETS, curve.recall, color=colour, label=curve.method)
+        axes.plot(*mark, color=colour, marker=marker, markersize=8, markeredgecolor=INK)
+    if budget is not None:
+        axes.axvline(budget, color=INK, linewidth=1, linestyle=":")
+        axes.text(budget + 0.1, 3, f"budget {budget:g}", color=INK)
+    axes.set_xlim(0, BUDGETS[-1])
+    axes.set_ylim(0, 100)
+    _dress(axes, "what novel accuracy costs", "points of base accuracy given up", "both")
+    axes.set_ylabel("novel accuracy, percent of test images", color=INK)
+    _legend(made, axes, f"lines: at the best bias for each cost; marks: as delivered\n{note}")
+    return made
+
+
+def per_class(summary: dict[str, Any]) -> Figure:
+    """NCR@2 of each novel class with the last method, one colour a number of shots."""
+    method = summary["cells"][-1]["method"]
+    entries = [entry for entry in summary["classes"] if entry["method"] == method]
+    shots = sorted({entry["shots"] for entry in entries})
+    last = sorted(
+        (entry for entry in entries if entry["shots"] == shots[-1]),
+        key=lambda entry: float(entry["ncr_at_2"]),
+    )
+    names = [entry["class"] for entry in last]
+    half = _MOST_CLASSES // 2
+    shown = names[:half] + names[max(len(names) - half, half) :]
+    made = figure(6.4, 1.6 + 0.19 * len(shown))
+    axes = made.subplots()
+    for number, count in enumerate(shots):
+        found = {e["class"]: e["ncr_at_2"] for e in entries if e["shots"] == count}
+        axes.plot(
+            [found.get(name, np.nan) for name in shown],
+            range(len(shown)),
+            linestyle="",
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=_COLOURS[number % len(_COLOURS)],
+            label="1 shot" if count == 1 else f"{count} shots",
+        )
+    axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-0.7, len(shown) - 0.3)
+    _dress(axes, f"novel classes, hardest below, {method}", "NCR@2, percent of test images", "both")
+    cell, ways = summary["cells"][-1], summary.get("ways", 1)
+    trials = cell["n_trials"] * ways // max(cell["n_classes"], 1)
+    kind = "classes" if ways == 1 else "groups"
+    _legend(made, axes, f"mean over {trials:,} trials of each of {len(names)} {kind}")
+    return made
+
+
+def confusion(rows: Sequence[str], columns: Sequence[str], percent: FloatArray) -> Figure:
+    """A matrix of who takes whose images, the largest rows and columns of it.
+
+    Args:
+        rows: names of the classes of the images.
+        columns: names of the classes that they are taken for.
+        percent: `(rows, columns)` of the images of each row.
+    """
+    worst = np.argsort(-percent.max(1), kind="stable")[:MOST_CONFUSIONS]
+    takers = np.argsort(-percent[worst].max(0), kind="stable")[:MOST_CONFUSIONS]
+    shown = percent[np.ix_(worst, takers)]
+    made = figure(7.2, 1.9 + 0.3 * len(worst))
+    axes = made.subplots()
+    axes.imshow(shown, cmap="Blues", vmin=0, vmax=max(float(shown.max()), 1.0), aspect="auto")
+    for y, x in np.argwhere(shown >= 0.5):
+        ink = "white" if shown[y, x] > 0.6 * shown.max() else "black"
+        axes.text(x, y, f"{shown[y, x]:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(
+        range(len(takers)), [_plain(columns[t]) for t in takers], rotation=60, ha="right"
+    )
+    axes.set_yticks(range(len(worst)), [_plain(rows[w]) for w in worst])
+    _dress(axes, "percent of a class's test images taken for another", "taken for", None)
+    axes.set_ylabel("images of", color=INK)
+    return made
+
+
+def embedding_map(shown: EmbeddingMap) -> Figure:
+    """Base class means, test images of some novel classes, and the rows that were made for them."""
+    made = figure(6.4, 5.4)
+    axes = made.subplots()
+    axes.scatter(
+        shown.base[:, 0],
+        shown.base[:, 1],
+        s=22,
+        color="#999999",
+        marker="x",
+        label="mean of a base class",
+    )
+    for number, (name, places) in enumerate(zip(shown.names, shown.queries, strict=True)):
+        colour = _COLOURS[number % len(_COLOURS)]
+        marker = _MARKERS[number % len(_MARKERS)]
+        x, y = places.T
+        axes.scatter(x, y, s=10, color=colour, alpha=0.5, marker=marker, label=_plain(name))
+        x, y = shown.proxies[number]
+        axes.scatter(x, y, s=190, color=colour, marker="*", edgecolor=INK, zorder=3)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _dress(axes, f"embeddings; stars are proxies, {shown.method}, {shown.shots} shots", "", None)
+    _legend(made, axes, "the two directions in which class means differ most")
+    return made
+
+
+def _dress(axes: Axes, title: str, label: str, grid: Any = "y") -> None:
+    axes.set_title(title, color=INK, fontsize=11)
+    axes.set_xlabel(label, color=INK)
+    axes.tick_params(colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    if grid:
+        axes.grid(axis=grid, alpha=0.3)
+
+
+def _legend(made: Figure, axes: Axes, below: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4, labelcolor=INK)
+    made.supxlabel(below, fontsize=8, color=INK)
+
+
+def _plain(name: str) -> str:
+    """A class name that is not taken for mathematics, and not longer than a tick may be."""
+    short = name if len(name) <= 24 else f"{name[:23]}…"
+    return short.replace("$", r"\$").replace("\n", "↵")
+
+
+def _lines(entries: list[dict[str, Any]], along: str) -> dict[str, list[dict[str, Any]]]:
+    """Entries by method, and by number of shots where that is not the axis, in order of `along`."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    several = along != "shots" and len({entry["shots"] for entry in entries}) > 1
+    for entry in sorted(entries, key=lambda e: e[along]):
+        name = f"{entry['method']}, {entry['shots']} shots" if several else entry["method"]
+        lines.setdefault(name, []).append(entry)
+    first = list(dict.fromkeys(entry["method"] for entry in entries))
+    return dict(sorted(lines.items(), key=lambda item: first.index(item[1][0]["method"])))
+
+
+def caption(summary: dict[str, Any]) -> str:
+    """What the intervals of a sweep are about."""
+    cell = summary["cells"][0]
+    about = (
+        "conditional on one base model and its base queries; base accuracy before "
+        f"{summary['base_accuracy_before']:.1f} %"
+    )
+    if "sessions" in summary:
+        return (
+            f"{cell['n_trials']:,} support draws of {cell['n_classes']} classes in "
+            f"{cell['session']} sessions; 95 % intervals over draws,\n{about}"
+        )
+    ways = summary.get("ways", 1)
+    over, means = f"{cell['n_classes']} novel classes", "class means"
+    if ways > 1:
+        over, means = f"{cell['n_classes'] // ways} groups of {ways} classes", "groups"
+    return f"{cell['n_trials']:,} trials a point over {over}; 95 % intervals over {means},\n{about}"

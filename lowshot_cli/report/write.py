@@ -1,0 +1,91 @@
+"""Plots and pages that commands leave beside their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lowshot_cli.adaptation.bias import budget_in_use
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.environment import hardware, pick_device, versions
+from lowshot_cli.evaluation.evaluate import Evaluation
+from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.report import page as report
+from lowshot_cli.report import plots
+from lowshot_cli.report.findings import collect, collect_for_model
+from lowshot_cli.storage.files import write_text
+from lowshot_cli.sweep.run import SweepResult
+from lowshot_cli.sweep.run_folder import ABOUT, CONFIG, ROWS, SUMMARY
+
+REPORT = "report.html"
+
+
+def sweep_files(config: Config) -> list[str]:
+    """Names of what a sweep with its report leaves in its run folder."""
+    figures = ["accuracy"] if config.sweep.sessions else ["accuracy", "per_class", "tradeoff"]
+    drawn = [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    return [CONFIG, ABOUT, ROWS, SUMMARY, *drawn, REPORT]
+
+
+def report_sweep(
+    result: SweepResult, checkpoint: Checkpoint, config: Config, command: str, run_dir: Path
+) -> list[Path]:
+    """Write plots and report of a sweep; returns the PNGs and the page."""
+    summary, findings = result.summary, collect(result, config)
+    budget = resolve_budget("whitened", config.sweep.max_forgetting)
+    figures = {"accuracy": plots.accuracy(summary)}
+    if "sessions" not in summary:
+        figures["per_class"] = plots.per_class(summary)
+    if findings.trade_offs:
+        figures["tradeoff"] = plots.sweep_trade_off(summary, findings, budget)
+    written = [plots.save(drawn, run_dir / name)[0] for name, drawn in figures.items()]
+    facts = _facts(checkpoint, config, command)
+    page = report.sweep_page(summary, findings, figures, facts, config.to_yaml())
+    write_text(run_dir / REPORT, page)
+    return [*written, run_dir / REPORT]
+
+
+def report_evaluation(
+    path: Path,
+    found: Sequence[tuple[str, Evaluation]],
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    embedder: Embedder,
+    config: Config,
+    command: str,
+) -> None:
+    """Write the report of an evaluation, with the details of its last model."""
+    trade_off, shown = collect_for_model(checkpoint, dataset, embedder)
+    supports = {
+        name: dataset.train.pixels[torch.tensor(record.indices)]
+        for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True)
+        if record.indices
+    }
+    page = report.evaluation_page(
+        found,
+        checkpoint.meta.classes,
+        trade_off,
+        shown,
+        supports,
+        _facts(checkpoint, config, command),
+        config.to_yaml(),
+        budget_in_use(checkpoint),
+    )
+    write_text(path, page)
+
+
+def _facts(checkpoint: Checkpoint, config: Config, command: str) -> list[tuple[str, str]]:
+    meta = checkpoint.meta
+    return [
+        ("command", command),
+        ("base model", f"{meta.backbone}, {meta.n_base} classes, weights {checkpoint.digest[:12]}"),
+        ("dataset", f"{meta.dataset}, content {meta.dataset_hash[:12]}"),
+        ("seed", str(config.seed)),
+        ("hardware", hardware(pick_device(config.device))),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions().items())),
+    ]

@@ -1,0 +1,1 @@
+"""Files that are whole or absent. Nothing here knows what they hold."""

@@ -1,0 +1,1 @@
+"""Monte-Carlo trials over shots, classes and methods, and their run folders."""

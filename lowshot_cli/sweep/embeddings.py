@@ -1,0 +1,129 @@
+"""What the trials of a sweep are made of: embeddings made once, and draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowshot_cli.adaptation.methods import augmented_views
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.duplicates import supports_seen_in_test
+from lowshot_cli.methods.finetuning import BaseSamples
+from lowshot_cli.methods.operating_point import BaseQueries
+from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.sweep.plan import IntArray, Plan
+from lowshot_cli.sweep.scoring import NovelQueries
+
+_Parts = TypeVar("_Parts", BaseQueries, BaseSamples, NovelQueries)
+
+
+@dataclass(frozen=True)
+class SweepEmbeddings:
+    """What trials are made of, all embedded once.
+
+    Attributes:
+        checkpoint: the pristine base model.
+        dataset: the one it was trained on.
+        base: base test queries.
+        base_truth: `(N,)` int64 base rows of all base test images, in the order of the classes.
+        base_right: `(N,)` bool, which of them the pristine model gets right.
+        calibration: base hold-out queries that set the bias.
+        shaping: base hold-out samples that fine-tuning may use.
+        novel: test queries by label.
+        train: training embeddings `(n, D)` by label, from which supports are drawn.
+        augmented: the same averaged over augmented views, where a method asks for it.
+        avoided: by label the positions of training images that are test images too, or nearly.
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    base: BaseQueries
+    base_truth: Tensor
+    base_right: Tensor
+    calibration: BaseQueries
+    shaping: BaseSamples
+    novel: dict[int, NovelQueries]
+    train: dict[int, Tensor]
+    augmented: dict[int, Tensor]
+    avoided: dict[int, IntArray]
+
+    @cached_property
+    def available(self) -> dict[int, int]:
+        """Number of training images by label."""
+        return {label: len(embeddings) for label, embeddings in self.train.items()}
+
+    @cached_property
+    def base_accuracy(self) -> float:
+        """Base test accuracy of the pristine base model, percent."""
+        return 100 * int(self.base_right.sum()) / len(self.base_right)
+
+    def to(self, device: torch.device) -> SweepEmbeddings:
+        """The same with all tensors on a device, on which trials are then run; images stay."""
+        if device == self.checkpoint.device:
+            return self
+
+        def move(parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {label: part.to(device) for label, part in parts.items()}
+
+        return replace(
+            self,
+            checkpoint=self.checkpoint.to(device),
+            base=_moved(self.base, device),
+            base_truth=self.base_truth.to(device),
+            base_right=self.base_right.to(device),
+            calibration=_moved(self.calibration, device),
+            shaping=_moved(self.shaping, device),
+            novel={label: _moved(queries, device) for label, queries in self.novel.items()},
+            train=move(self.train),
+            augmented=move(self.augmented),
+        )
+
+
+def _moved(parts: _Parts, device: torch.device) -> _Parts:
+    tensors = {name: part for name, part in vars(parts).items() if isinstance(part, Tensor)}
+    moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return replace(parts, **moved)
+
+
+def embed_for_sweep(
+    checkpoint: Checkpoint, dataset: Dataset, plan: Plan, config: Config, embedder: Embedder
+) -> SweepEmbeddings:
+    """Embed what the plan needs."""
+    proxies = checkpoint.head.base.proxies
+    labels = sorted({label for group in plan.groups for label in group})
+    base_labels = checkpoint.base_labels(dataset)
+    n_base = len(base_labels)
+    test = embedder.classes(dataset.test, [*base_labels, *labels])
+    train = embedder.classes(dataset.train, labels)
+    augmented = []
+    if "augmented" in plan.methods:
+        augmented = embedder.classes(
+            dataset.train, labels, augmented_views(config.imprint, checkpoint.meta.mirror)
+        )
+    sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])
+    truth = torch.arange(n_base).repeat_interleave(sizes)
+    queries = torch.cat(test[:n_base])
+    return SweepEmbeddings(
+        checkpoint=checkpoint,
+        dataset=dataset,
+        base=BaseQueries.of(proxies, queries, truth),
+        base_truth=truth,
+        base_right=nearest_rows(queries, proxies)[1] == truth,
+        calibration=checkpoint.calibration,
+        shaping=checkpoint.shaping,
+        novel={
+            label: NovelQueries.of(proxies, embeddings)
+            for label, embeddings in zip(labels, test[n_base:], strict=True)
+        },
+        train=dict(zip(labels, train, strict=True)),
+        augmented=dict(zip(labels, augmented, strict=False)),
+        avoided={label: supports_seen_in_test(dataset, label) for label in labels},
+    )

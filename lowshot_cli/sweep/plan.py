@@ -1,0 +1,190 @@
+"""What a sweep will do, decided before any of it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
+from lowshot_cli.config.schema import Config, SweepConfig
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.splits import class_order
+from lowshot_cli.data.supports import sample_classes
+from lowshot_cli.errors import UsageError
+from lowshot_cli.seeding import GROUP_STREAM, hash_keys
+from lowshot_cli.sweep.results import CLASS_SEPARATOR
+
+TILE = 256
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrialBatch:
+    """One piece of work: trials `start` to `stop` of the plan with one method and shot count."""
+
+    method: str
+    shots: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a sweep will do, before any of it is done.
+
+    Attributes:
+        groups: labels of the novel classes that a trial adds together; one class each by default.
+            In a sequence of sessions each group holds the one before it.
+        names: a name for each group.
+        sequence: whether the groups are sessions of a sequence.
+        trials: trials per group.
+        shots: numbers of support images.
+        methods: as in `--method`.
+        seed: decides every draw.
+        left_out: labels of the novel classes that are too few for another group.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    trials: int
+    shots: tuple[int, ...]
+    methods: tuple[str, ...]
+    seed: int
+    left_out: tuple[int, ...] = ()
+    sequence: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that the sweep will write."""
+        return len(self.groups) * self.trials * len(self.shots) * len(self.methods)
+
+    @property
+    def ways(self) -> int:
+        """Novel classes that a trial adds, or each session of a sequence."""
+        return len(self.groups[0])
+
+    def pieces(self) -> Iterator[TrialBatch]:
+        """Pieces of work in the order in which their rows stand in `results.csv`."""
+        total = len(self.groups) * self.trials
+        # Sessions have different numbers of classes, so no tile holds two of them.
+        span = self.trials if self.sequence else total
+        tiles = [
+            (start, min(start + TILE, first + span))
+            for first in range(0, total, span)
+            for start in range(first, first + span, TILE)
+        ]
+        for shots in self.shots:
+            for start, stop in tiles:
+                for method in self.methods:
+                    if method == "finetune-full":
+                        yield from (TrialBatch(method, shots, i, i + 1) for i in range(start, stop))
+                    else:
+                        yield TrialBatch(method, shots, start, stop)
+
+    def locate(self, piece: TrialBatch) -> tuple[IntArray, IntArray]:
+        """Group and trial number of each of a piece's trials."""
+        return np.divmod(np.arange(piece.start, piece.stop), self.trials)
+
+
+def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
+    """Decide on the novel classes and the trials.
+
+    Raises:
+        CheckpointError: a base model of another dataset.
+        UsageError: a novel class that is a base class or does not exist, too many shots or ways.
+    """
+    check_dataset(checkpoint, dataset)
+    options, meta = config.sweep, checkpoint.meta
+    freezing = config.finetune.freeze_base
+    if "finetune-head" in options.methods and freezing not in (None, "always"):
+        raise UsageError(
+            f"freeze_base: {freezing} moves base rows, which finetune-head in a sweep never does",
+            "leave finetune-head out of --method, or freeze_base out of the config",
+        )
+    order = class_order(dataset, meta.split, meta.class_order_seed)
+    known = {checkpoint.dataset_name(name) for name in meta.classes}
+    names = _novel_names([name for name in order if name not in known], options, config.seed)
+    for name in names:
+        if name in known:
+            raise UsageError(f"{name!r} is a base class", "name novel classes in --novel")
+    labels = [dataset.label(name) for name in names]
+    fewest = min(len(dataset.train.of_class(label)) for label in labels)
+    if max(options.shots) > fewest:
+        raise UsageError(
+            f"--shots {max(options.shots)}: a novel class has {fewest} training images",
+            f"give numbers up to {fewest}",
+        )
+    ensure_tested(dataset, labels)
+    left_out: tuple[int, ...] = ()
+    if options.sessions:
+        groups = _sequence(labels, options.ways, options.sessions)
+        group_names = tuple(f"session {number}" for number in range(1, len(groups) + 1))
+    else:
+        groups, left_out = _group(labels, options.ways, config.seed)
+        group_names = tuple(
+            CLASS_SEPARATOR.join(dataset.class_names[label] for label in group) for group in groups
+        )
+    return Plan(
+        groups=groups,
+        names=group_names,
+        sequence=options.sessions is not None,
+        trials=options.trials,
+        shots=options.shots,
+        methods=options.methods,
+        seed=config.seed,
+        left_out=left_out,
+    )
+
+
+def ensure_tested(dataset: Dataset, labels: Iterable[int]) -> None:
+    """Raise UsageError for a novel class without test images."""
+    for label in labels:
+        if not len(dataset.test.of_class(label)):
+            name = dataset.class_names[label]
+            raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
+
+
+def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[str]:
+    if not available:
+        raise UsageError("every class is a base class", "train the base model on fewer classes")
+    if isinstance(options.novel, tuple):
+        return list(options.novel)
+    if options.novel == "all":
+        return available
+    if options.novel > len(available):
+        raise UsageError(
+            f"--novel {options.novel}: there are {len(available)} novel classes",
+            f"give a number up to {len(available)}",
+        )
+    return list(sample_classes(seed, available, options.novel))
+
+
+def _sequence(labels: list[int], ways: int, sessions: int) -> tuple[tuple[int, ...], ...]:
+    if ways * sessions > len(labels):
+        raise UsageError(
+            f"{sessions} sessions of {ways} classes: there are {len(labels)} novel classes",
+            f"give up to {len(labels) // ways} sessions",
+        )
+    return tuple(tuple(labels[: ways * number]) for number in range(1, sessions + 1))
+
+
+def _group(
+    labels: list[int], ways: int, seed: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Classes that are added together, and those left that are too few for another group."""
+    if ways > len(labels):
+        raise UsageError(
+            f"--ways {ways}: there are {len(labels)} novel classes",
+            f"give a number up to {len(labels)}",
+        )
+    if ways > 1:
+        keys = hash_keys(seed, GROUP_STREAM, np.array(labels))
+        labels = [labels[i] for i in np.argsort(keys, kind="stable")]
+    full = len(labels) - len(labels) % ways
+    groups = tuple(tuple(labels[i : i + ways]) for i in range(0, full, ways))
+    return groups, tuple(labels[full:])

@@ -1,0 +1,345 @@
+"""Trials and base models on a Ray cluster, which schedules them; only this module knows of Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+import os
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset, Images
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import Interrupted, LowshotError, UsageError
+from lowshot_cli.progress import OnProgress, ShouldStop, silent
+from lowshot_cli.sweep.embeddings import SweepEmbeddings
+from lowshot_cli.sweep.plan import Plan, TrialBatch
+from lowshot_cli.sweep.trials import BatchResult, Executor, Outcomes, Work, run_piece
+from lowshot_cli.training.result import TrainResult
+from lowshot_cli.training.train import train_base
+
+# Tiles that a worker gets at once, a few seconds of work.
+_CHUNK = 8
+
+
+# How often a chunk is tried again after its worker has died.
+_RETRIES = 3
+
+
+# Seconds after which the driver looks whether it is asked to stop.
+_PATIENCE = 0.2
+
+
+_GOING_ON = "see that the cluster is up, then resume the sweep: its rows so far are whole"
+
+
+def check_installed() -> None:
+    """See that there is Ray, without loading it.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError(
+            "--executor ray needs Ray, which is not installed", "pip install 'lowshot-cli[ray]'"
+        )
+
+
+@contextmanager
+def on_ray(address: str | None = None, gpus: float = 0.0) -> Iterator[Executor]:
+    """What works off trials on a Ray cluster, as long as the block lasts.
+
+    Args:
+        address: of the cluster, such as `10.0.0.1:6379`, or `auto` for the one on this machine.
+            With None one is started here, and ends with the block. A process that is connected
+            already stays so.
+        gpus: share of a GPU that each worker has to itself, such as 0.5.
+
+    Raises:
+        LowshotError: no cluster at that address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    connected = ray.is_initialized()
+    if not connected:
+        _connect(ray, address)
+    try:
+        yield partial(run, gpus=gpus)
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, **quiet)
+            return
+        if address != "auto":
+            _reach(address)
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+        place = f"no Ray cluster at {address}" if address else "cannot start Ray"
+        raise LowshotError(
+            f"{place}: {reason}",
+            "`ray start --head` starts one, `ray status` looks at it; where it asks for a token, "
+            "set RAY_AUTH_MODE=token",
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """See at once whether anybody answers, which takes Ray minutes.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: it is no host with a port.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("should be HOST:PORT or auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every worker needs, sent once."""
+
+    plan: Plan
+    embedded: SweepEmbeddings
+    config: Config
+    threads: int
+
+
+def run(
+    work: Work,
+    plan: Plan,
+    embedded: SweepEmbeddings,
+    config: Config,
+    threads: int,
+    on_progress: OnProgress,
+    should_stop: ShouldStop,
+    gpus: float = 0.0,
+) -> Outcomes:
+    """Work off pieces on the cluster that this process is connected to, in whatever order.
+
+    The materials go into the object store once. A chunk whose worker dies is done again elsewhere.
+    Asked to stop, what is under way is waited for.
+
+    Args:
+        work: pieces with their numbers in the plan.
+        plan: of the sweep.
+        embedded: from `prepare`.
+        config: `seed`, `device`, `finetune` and `sweep`.
+        threads: of PyTorch in each worker, and the processors that it takes.
+        on_progress: not told, as the steps of long pieces are done elsewhere.
+        should_stop: asked now and then; ends the iteration.
+        gpus: share of a GPU that a worker has to itself.
+
+    Raises:
+        LowshotError: no node has room for a worker, the same chunk has cost several workers their
+            life, or the cluster is gone.
+    """
+    import ray
+
+    needs = _Needs(threads, gpus)
+    shared = _put(ray, _Shared(plan, _without_images(embedded, plan), config, threads))
+    calls = (partial(needs.start, ray, _work, [shared], chunk) for chunk in _chunks(work))
+    for outcomes in _gather(ray, calls, needs, should_stop):
+        yield from outcomes
+
+
+def train_bases(
+    tasks: Sequence[tuple[Config, Dataset]], gpus: float, should_stop: ShouldStop
+) -> Iterator[tuple[int, TrainResult]]:
+    """Train base models, each as a task of its own; yields their numbers and what came of them.
+
+    Args:
+        tasks: what to train, and on which images.
+        gpus: share of a GPU that a task has to itself.
+        should_stop: asked now and then; what is under way is given up.
+
+    Raises:
+        Interrupted: `should_stop` said so.
+        LowshotError: as `run`, or the training diverged.
+    """
+    import ray
+
+    # As many as training in this process would use, so that the bytes are the same.
+    needs = _Needs(min(torch.get_num_threads(), _largest(ray, "CPU")), gpus)
+    distinct = {id(dataset): dataset for _, dataset in tasks}
+    stored = {key: _put(ray, dataset) for key, dataset in distinct.items()}
+    calls = (
+        partial(needs.start, ray, _train, number, config, stored[id(dataset)], needs.threads)
+        for number, (config, dataset) in enumerate(tasks)
+    )
+    done = 0
+    for found in _gather(ray, calls, needs, should_stop, at_once=True):
+        yield found
+        done += 1
+    if done < len(tasks):
+        raise Interrupted(f"stopped, {len(tasks) - done} base models are still to be trained")
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a task takes for itself."""
+
+    threads: int
+    gpus: float
+
+    def start(self, ray: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Hand a task to the cluster."""
+        task = ray.remote(function).options(
+            num_cpus=self.threads, num_gpus=self.gpus, max_retries=_RETRIES
+        )
+        return task.remote(*arguments)
+
+    def places(self, ray: Any) -> int:
+        """How many such tasks the nodes have room for.
+
+        Raises:
+            LowshotError: for none.
+        """
+        wanted = {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
+        places = sum(
+            int(min(node.get(name, 0.0) / amount for name, amount in wanted.items()))
+            for node in _nodes(ray)
+        )
+        if not places:
+            said = [f"{n:g} {name}s of {_largest(ray, name)}" for name, n in wanted.items()]
+            raise LowshotError(
+                f"no node of the cluster has room for a worker: {', '.join(said)}",
+                "give a smaller --threads or --gpus-per-worker",
+            )
+        return places
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _largest(ray: Any, name: str) -> int:
+    return max((int(node.get(name, 0.0)) for node in _nodes(ray)), default=0)
+
+
+def _gather(
+    ray: Any,
+    calls: Iterator[Callable[[], Any]],
+    needs: _Needs,
+    should_stop: ShouldStop,
+    at_once: bool = False,
+) -> Iterator[Any]:
+    """Start tasks as there is room for them, and yield their results as they come.
+
+    Asked to stop, none is started any more, and those under way are waited for unless `at_once`.
+    """
+    running: list[Any] = []
+    try:
+        while True:
+            stopping = should_stop()
+            # One more than there is room for waits for the first worker that is free.
+            room = 0 if stopping else needs.places(ray) + 1 - len(running)
+            running += [call() for call in itertools.islice(calls, max(0, room))]
+            if not running or (stopping and at_once):
+                return
+            ready, running = ray.wait(running, timeout=_PATIENCE)
+            for task in ready:
+                yield ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LowshotError):
+            raise error.cause from None
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        raise LowshotError(
+            f"the same work has cost {_RETRIES + 1} workers their life",
+            "have fewer workers at a time with more --threads each",
+        ) from None
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LowshotError(f"Ray: {reason}", _GOING_ON) from None
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+
+
+def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, TrialBatch]]]:
+    """Neighbouring pieces together, but a fine-tuning of the whole network alone."""
+    chunk: list[tuple[int, TrialBatch]] = []
+    for number, piece in work:
+        alone = piece.method == "finetune-full"
+        if chunk and (alone or len(chunk) == _CHUNK):
+            yield chunk
+            chunk = []
+        chunk.append((number, piece))
+        if alone:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
+    """The materials without pixels, unless a method looks at them."""
+    if "finetune-full" in plan.methods:
+        return embedded
+    given = embedded.dataset
+    train, test = (Images(i.pixels[:0], i.labels) for i in (given.train, given.test))
+    return replace(embedded, dataset=replace(given, train=train, test=test))
+
+
+def _put(ray: Any, value: _Shared | Dataset) -> Any:
+    """Into the object store, where all workers of a node read the same memory."""
+    ray.util.register_serializer(
+        torch.Tensor, serializer=lambda tensor: tensor.numpy(), deserializer=_read_only
+    )
+    try:
+        return ray.put(value)
+    finally:
+        ray.util.deregister_serializer(torch.Tensor)
+
+
+def _read_only(array: Any) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nothing writes to it
+        return torch.from_numpy(array)
+
+
+def _work(
+    reference: Sequence[Any], chunk: Sequence[tuple[int, TrialBatch]]
+) -> list[tuple[int, BatchResult]]:
+    """A chunk of trials, in a worker."""
+    shared = _open(reference[0])
+    torch.set_num_threads(shared.threads)
+    return [
+        (number, run_piece(piece, shared.plan, shared.embedded, shared.config, silent))
+        for number, piece in chunk
+    ]
+
+
+@lru_cache(maxsize=1)
+def _open(reference: Any) -> _Shared:
+    import ray
+
+    shared: _Shared = ray.get(reference)
+    return replace(shared, embedded=shared.embedded.to(pick_device(shared.config.device)))
+
+
+def _train(number: int, config: Config, dataset: Dataset, threads: int) -> tuple[int, TrainResult]:
+    """A base model, in a worker, which may lie on another machine than the work folder."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        return number, train_base(config, dataset, Path(folder) / "state")

@@ -1,0 +1,118 @@
+"""Going on with a sweep: what is finished, and rows that came early."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from lowshot_cli.errors import DataError
+from lowshot_cli.storage.files import write_text
+from lowshot_cli.sweep.results import COLUMNS, ClassNames, Rows, parse_rows, rows_text
+from lowshot_cli.sweep.summary import RunningTotals
+
+
+def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
+    """Count the rows of an earlier run in, and cut off what it did not finish.
+
+    Args:
+        path: `results.csv`, which is not there yet if the run ended while it was still embedding.
+        totals: gets the rows of all finished pieces of work.
+        sizes: number of rows of each piece, in order.
+
+    Returns:
+        How many pieces are finished.
+
+    Raises:
+        DataError: rows that this sweep does not write.
+    """
+    if not path.is_file():
+        return 0
+    finished = end = consumed = 0
+
+    def whole_lines() -> Iterator[str]:
+        nonlocal consumed
+        for line in file:
+            if line.endswith(b"\n"):
+                consumed += len(line)
+                yield line.decode("utf-8")
+
+    with path.open("rb") as file:
+        reader = csv.reader(whole_lines())
+        try:
+            if tuple(next(reader, COLUMNS)) != COLUMNS:
+                raise ValueError("the header is another")
+            end = consumed
+            for size in sizes:
+                rows = list(islice(reader, size))
+                if len(rows) < size or len(rows[-1]) < len(COLUMNS):
+                    break
+                totals.add(parse_rows(rows, totals.names))
+                finished, end = finished + 1, consumed
+        except (ValueError, csv.Error) as error:
+            raise DataError(
+                f"{path} has rows that this sweep does not write: {error}", "start a new sweep"
+            ) from None
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return finished
+
+
+class ReorderBuffer:
+    """Lets rows through in turn; those that are early wait on disk, where a resumed run finds them.
+
+    Args:
+        folder: of the run; a piece that waits is a file `early-NUMBER.csv` there.
+        names: of the classes in the rows.
+        sizes: number of rows of each piece, in order.
+        turn: number of the first piece whose rows are not through.
+    """
+
+    def __init__(self, folder: Path, names: ClassNames, sizes: Sequence[int], turn: int) -> None:
+        self.folder, self.names, self.sizes, self.turn = folder, names, sizes, turn
+        self.waiting: set[int] = set()
+        for path in folder.glob("early-*.csv"):
+            number = int(path.stem.removeprefix("early-"))
+            # Killed after its rows were through, or of another sweep in the same folder.
+            if number < turn or not self._fits(number):
+                path.unlink()
+            else:
+                self.waiting.add(number)
+
+    def push(self, number: int, rows: Rows) -> Iterator[Rows]:
+        """Take in the rows of a piece; yields those whose turn has come, to be written at once.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        if number != self.turn:
+            write_text(self._path(number), rows_text(rows, self.names))
+            self.waiting.add(number)
+            return
+        yield rows
+        self.turn += 1
+        yield from self.drain()
+
+    def drain(self) -> Iterator[Rows]:
+        """The waiting rows whose turn has come."""
+        while self.turn in self.waiting:
+            yield self._read(self.turn)
+            self._path(self.turn).unlink()
+            self.waiting.remove(self.turn)
+            self.turn += 1
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"early-{number}.csv"
+
+    def _read(self, number: int) -> Rows:
+        text = self._path(number).read_text(encoding="utf-8")
+        return parse_rows(list(csv.reader(io.StringIO(text))), self.names)
+
+    def _fits(self, number: int) -> bool:
+        try:
+            return len(self._read(number).trials) == self.sizes[number]
+        except (ValueError, IndexError):
+            return False

@@ -1,0 +1,100 @@
+"""The processes that train one model together, each on its part of every batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class NotLeader(Exception):
+    """Ends the work of a rank that does not lead; what is left is for the leader alone."""
+
+
+@dataclass(frozen=True)
+class ProcessGroupView:
+    """One of the processes that train together; by default it is alone.
+
+    What is collective has to be called by all of them, in the same order.
+
+    Attributes:
+        number: of this process, from 0. Rank 0 leads: it alone writes.
+        count: of processes.
+        local: number of this process among those of its machine.
+        patience: group of all ranks in which one may wait long for another; None alone.
+    """
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+    patience: ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.number == 0
+
+    @property
+    def part(self) -> slice:
+        """Which of any number of things are this rank's: every `count`-th."""
+        return slice(self.number, None, self.count)
+
+    def total(self, value: float) -> float:
+        """The sum of every rank's value. Collective."""
+        if self.count == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(values)
+        return values.item()
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Set floating-point tensors to their means over all ranks, in place. Collective."""
+        if self.count == 1 or not tensors:
+            return
+        means = torch.cat([tensor.flatten() for tensor in tensors]) / self.count
+        dist.all_reduce(means)
+        for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module, with gradients that are means over all ranks. Collective, as is its use.
+
+        It starts from rank 0's parameters and buffers; buffers are not kept alike after that.
+        """
+        if self.count == 1:
+            return module
+        # The option's name depends on the version of PyTorch.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        new, old = "forward_sync_buffers", "broadcast_buffers"
+        options: dict[str, Any] = {new if new in known else old: False}
+        return nn.parallel.DistributedDataParallel(module, **options)
+
+    @contextmanager
+    def first_here(self) -> Iterator[None]:
+        """Do something on one rank of each machine, and then on the others there. Collective."""
+        if self.local > 0:
+            dist.barrier(self.patience)
+        yield
+        if self.local == 0 and self.count > 1:
+            dist.barrier(self.patience)
+
+    def dismiss(self) -> None:
+        """Go on alone, as the leader.
+
+        Raises:
+            Dismissed: this is another rank.
+        """
+        if not self.leads:
+            raise NotLeader
+
+
+ALONE = ProcessGroupView()

@@ -1,0 +1,161 @@
+"""From a trained network to a base checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.holdout import SHAPING
+from lowshot_cli.checkpoint.metadata import Meta
+from lowshot_cli.config.schema import Config
+from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.models.embedder import BATCH, centre_of_stages, embed, fused
+from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.head import Head, chunk_size
+from lowshot_cli.models.weights import LoadedWeights
+from lowshot_cli.progress import OnProgress, Progress
+from lowshot_cli.training.task import BaseTask
+from lowshot_cli.version import __version__
+
+_SCALES = (1.0, 100.0)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training made.
+
+    Attributes:
+        checkpoint: the base model.
+        base_accuracy: test accuracy in percent; None where there are no images.
+        holdout_accuracy: hold-out accuracy in percent, likewise.
+        epochs: passes over the fit images.
+        train_seconds: the training loop with its hold-out evaluations, over all resumptions.
+        images_per_second: fit images through the loop per second.
+        weights: how the weights that it started from met the backbone; None without.
+    """
+
+    checkpoint: Checkpoint
+    base_accuracy: float | None
+    holdout_accuracy: float | None
+    epochs: int
+    train_seconds: float
+    images_per_second: float
+    weights: LoadedWeights | None = None
+
+
+def fitted_scale(cosines: Tensor, labels: Tensor) -> float:
+    """The scale under which labels `(N,)` are likeliest, given cosines `(N, C)`.
+
+    The cross-entropy is convex in it. The images must not have shaped the rows.
+    """
+
+    def cross_entropy(scale: float) -> float:
+        return F.cross_entropy(scale * cosines, labels).item()
+
+    # Every command imports this module, few need it, and it takes a fifth of a second.
+    from scipy.optimize import minimize_scalar
+
+    return float(minimize_scalar(cross_entropy, bounds=_SCALES, method="bounded").x)
+
+
+def make_checkpoint(
+    config: Config,
+    dataset: Dataset,
+    task: BaseTask,
+    trained: EmbeddingNetwork,
+    rows: Tensor,
+    scale: float | None,
+    on_progress: OnProgress,
+) -> tuple[Checkpoint, float]:
+    """Turn a network and its rows into a checkpoint, measured on the test images.
+
+    Args:
+        config: common part and `train_base`.
+        dataset: where images come from.
+        task: its images.
+        trained: its backbone is taken.
+        rows: `(C, E)` unit base rows.
+        scale: the learned factor on the cosines; None fits it on the hold-out's shaping half.
+        on_progress: told while images are embedded.
+
+    Returns:
+        The checkpoint, and its hold-out accuracy in percent.
+    """
+    centre = centre_of_stages(trained, task.holdout.part(SHAPING))
+    network = EmbeddingNetwork(trained.backbone, task.normalisation, centre, task.flip)
+    network = network.to(trained.device)
+    test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
+    queries = dataset.test.picked(torch.cat(test))
+    total = len(task.holdout) + len(queries)
+    used = fused(network)
+    holdout = embed(used, task.holdout)
+    on_progress(Progress("embedding", len(holdout), total))
+    if scale is None:
+        labels = task.holdout_labels[SHAPING]
+        # One number needs no more images than so many.
+        some = slice(None, None, 1 + len(labels) // chunk_size(len(rows)))
+        shaping = F.normalize(holdout[SHAPING, : rows.shape[1]], dim=1)[some]
+        scale = fitted_scale(shaping @ rows.T, labels[some])
+    head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
+    right = _predicted(used, head, queries, total, on_progress).split([len(n) for n in test])
+    counts = tuple(
+        (int((predicted == position).sum()), len(predicted))
+        for position, predicted in enumerate(right)
+    )
+    found = head.predict(holdout) == task.holdout_labels
+    checkpoint = Checkpoint(
+        describe(config, dataset, task, rows.shape[1], counts),
+        head,
+        {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
+        holdout.half(),
+        task.holdout_labels,
+        found,
+        centre,
+    ).with_nearest_cached()
+    return checkpoint, 100 * found.double().mean().item()
+
+
+def _predicted(
+    network: EmbeddingNetwork, head: Head, queries: ImageSubset, total: int, on_progress: OnProgress
+) -> Tensor:
+    """Class `(N,)` of each image; images, embeddings and cosines are never all there at once."""
+    step = max(BATCH, chunk_size(max(len(head.proxies), head.size)) // BATCH * BATCH)
+    found = [torch.empty(0, dtype=torch.int64)]
+    for start in range(0, len(queries), step):
+        found.append(head.predict(embed(network, queries.part(slice(start, start + step)))))
+        done = total - max(0, len(queries) - start - step)
+        on_progress(Progress("embedding", done, total, milestone=done == total))
+    return torch.cat(found)
+
+
+def describe(
+    config: Config, dataset: Dataset, task: BaseTask, size: int, counts: tuple[tuple[int, int], ...]
+) -> Meta:
+    """What a checkpoint says of a base model whose embeddings' trained part has `size` numbers."""
+    options, portable = config.train_base, config.portable()
+    step = {"command": "train_base", "seed": config.seed, "options": portable["train_base"]}
+    return Meta(
+        classes=task.names,
+        n_base=len(task.names),
+        backbone=options.backbone,
+        width=options.width,
+        embedding_size=size,
+        image_size=task.fit.side,
+        input_size=task.input_size,
+        mirror=task.flip,
+        mean=task.normalisation.mean,
+        std=task.normalisation.std,
+        dataset=dataset.name,
+        dataset_hash=dataset.content_hash,
+        class_order_seed=options.class_order_seed,
+        split=options.split,
+        holdout_per_class=options.holdout,
+        base_counts=counts,
+        config=portable,
+        version=__version__,
+        history=(step,),
+    )

@@ -1,0 +1,118 @@
+"""The state of a training under way, on disk: weights, momentum, and where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from lowshot_cli.config.schema import difference
+from lowshot_cli.errors import CheckpointError
+from lowshot_cli.models.backbones import load_state
+from lowshot_cli.storage.tensors import read_tensors, write_tensors
+
+_KEY = "lowshot_state"
+
+
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    about: Mapping[str, Any],
+) -> None:
+    """Write weights, momentum and `about` atomically; the state that was there is kept beside it.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, parameter in enumerate(_parameters(optimiser)):
+        momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{index}"] = momentum
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        if path.exists():
+            path.replace(previous(path))
+        write_tensors(path, tensors, {_KEY: json.dumps(about)})
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}",
+            "free some space; train-base --resume, or the same sweep, goes on from the last epoch",
+        ) from None
+
+
+def previous(path: Path) -> Path:
+    """Where the state before the newest one lies."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether a state or the one before it is there."""
+    return path.exists() or previous(path).exists()
+
+
+def delete_states(path: Path) -> None:
+    """Delete the training state and the one before it."""
+    for state in (path, previous(path)):
+        state.unlink(missing_ok=True)
+
+
+def restore_state(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Any], str | None]:
+    """Load weights and momentum of the newest state that is whole.
+
+    Args:
+        path: the state.
+        model: of the same shape as the saved one.
+        optimiser: over the model's parameters, in the same order.
+        config: what the saved config must be.
+
+    Returns:
+        What was saved about them, and what is wrong with a newer state, if there is one.
+
+    Raises:
+        CheckpointError: no state, damaged ones only, or one of another config.
+    """
+    problem = None
+    for candidate in (path, previous(path)):
+        try:
+            tensors, metadata = read_tensors(candidate)
+            about: dict[str, Any] = json.loads(metadata[_KEY])
+            break
+        except FileNotFoundError:
+            continue
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            problem = problem or f"{candidate} is damaged: {error}"
+    else:
+        raise CheckpointError(problem or f"no training to resume at {path}", "leave out --resume")
+    changed = difference(about["config"], config)
+    if changed:
+        raise CheckpointError(
+            f"{path} was made with another config: {'; '.join(changed)}",
+            "go on with the same flags, or delete it to start anew",
+        )
+    prefix = "model."
+    load_state(
+        model,
+        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+    )
+    for index, parameter in enumerate(_parameters(optimiser)):
+        if (momentum := tensors.get(f"momentum.{index}")) is not None:
+            # Kernels may round differently in another memory layout, so it is the parameter's.
+            buffer = torch.empty_like(parameter).copy_(momentum)
+            optimiser.state[parameter]["momentum_buffer"] = buffer
+    return about, problem
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

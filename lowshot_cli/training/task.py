@@ -1,0 +1,90 @@
+"""What a base model is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowshot_cli.config.schema import TrainBaseConfig
+from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.data.splits import base_classes, relabel, split_holdout
+from lowshot_cli.models.backbones import build_backbone
+from lowshot_cli.models.embedder import BATCH
+from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
+from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
+
+
+@dataclass(frozen=True)
+class BaseTask:
+    """The images of one base model, picked from its dataset, with labels in head order.
+
+    `input_size` is the side in pixels that the backbone resizes them to, None for their own.
+    """
+
+    names: tuple[str, ...]
+    labels_in_dataset: list[int]
+    fit: ImageSubset
+    fit_labels: Tensor
+    holdout: ImageSubset
+    holdout_labels: Tensor
+    normalisation: Normalisation
+    flip: bool
+    input_size: int | None
+
+
+def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
+    """Split the images of the base classes, and see how they are to be normalised and sized."""
+    names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
+    labels = [dataset.label(name) for name in names]
+    fit, holdout = split_holdout(dataset.train, labels, options.holdout)
+    images = dataset.train.picked(fit)
+    expected = preprocessing(options)
+    return BaseTask(
+        names=names,
+        labels_in_dataset=labels,
+        fit=images,
+        fit_labels=relabel(dataset.train.labels[fit], labels),
+        holdout=dataset.train.picked(holdout),
+        holdout_labels=relabel(dataset.train.labels[holdout], labels),
+        normalisation=expected.normalisation if expected else Normalisation.of(images.split(BATCH)),
+        flip=dataset.mirror if options.flip is None else options.flip,
+        input_size=input_side(options, images.side),
+    )
+
+
+def input_side(options: TrainBaseConfig, side: int) -> int | None:
+    """To which side in pixels the network resizes images of `side`; None leaves them as they are.
+
+    A library's network gets images no smaller than those that its weights were trained on.
+    """
+    expected = preprocessing(options)
+    if options.input_size is None and expected is not None and side < expected.side:
+        return expected.side
+    return options.input_size
+
+
+def build_network(
+    options: TrainBaseConfig, task: BaseTask, with_weights: bool
+) -> tuple[EmbeddingNetwork, int, LoadedWeights | None]:
+    """The network to train, the size E of what it makes, and how its weights met it.
+
+    Args:
+        options: of the base model.
+        task: its images.
+        with_weights: load the weights that the options name; a resumed training has its own.
+    """
+    backbone = build_backbone(
+        options.backbone,
+        options.width,
+        options.embedding_size,
+        task.fit.side,
+        task.input_size,
+    )
+    loaded = None
+    if options.weights and with_weights:
+        loaded = load_weights(backbone, read_weights(options), options.weights)
+    if options.freeze_backbone:
+        backbone.requires_grad_(False)
+        backbone.project.requires_grad_(True)
+    return EmbeddingNetwork(backbone, task.normalisation), backbone.embedding_size, loaded

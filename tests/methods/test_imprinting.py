@@ -1,0 +1,163 @@
+"""The maths of imprinting against calculations by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lowshot_cli.methods.imprinting import (
+    calibrated,
+    class_statistics,
+    cluster_means,
+    imprint,
+    shrunk_precision,
+    whitened,
+)
+from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
+
+
+def test_the_proxy_is_the_normalised_mean_of_the_supports() -> None:
+    support = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    half = math.sqrt(0.5)
+    assert torch.allclose(imprint(support), torch.tensor([half, half]))
+
+
+def test_one_shot_is_its_own_proxy() -> None:
+    support = F.normalize(torch.tensor([[3.0, 4.0, 12.0]]), dim=1)
+    assert torch.allclose(imprint(support), support[0])
+
+
+def test_whitening_is_fishers_discriminant() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(6, 6, generator=generator)
+    within, mean = spread @ spread.T, torch.randn(6, generator=generator)
+    support = torch.randn(3, 6, generator=generator)
+    ridge = 0.5 * np.trace(within.numpy()) / 6 * np.eye(6)
+    direction = np.linalg.solve(within.numpy() + ridge, (support.mean(0) - mean).numpy())
+    expected = direction / np.linalg.norm(direction)
+    found = whitened(support, mean, shrunk_precision(within, 0.5))
+    assert found.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_strong_shrinkage_leaves_the_centred_mean() -> None:
+    support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = whitened(support, torch.zeros(5), shrunk_precision(torch.eye(5), 1e6))
+    assert torch.allclose(found, imprint(support), atol=1e-5)
+
+
+def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -> None:
+    proxies = torch.eye(4)[:3]
+    support = F.normalize(torch.tensor([[0.8, 0.0, 0.0, 0.6]]), dim=1)
+    weights = np.exp([16 * 0.8, 0, 0]) / np.exp([16 * 0.8, 0, 0]).sum()
+    expected = 0.5 * support[0].numpy() + 0.5 * np.append(weights, 0)
+    found = calibrated(support, proxies)
+    assert found.numpy() == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+    assert torch.allclose(calibrated(support, proxies, share=0), support[0])
+
+
+def test_class_statistics_are_taken_within_classes() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 4.0], [10.0, 8.0]])
+    mean, within = class_statistics(embeddings, torch.tensor([0, 0, 1, 1]))
+    assert mean.tolist() == [6, 3]
+    assert within.tolist() == [[0.5, 0], [0, 2]]
+
+
+def test_statistics_of_one_image_a_class_still_whiten() -> None:
+    embeddings = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    mean, within = class_statistics(embeddings, torch.arange(5))
+    found = whitened(embeddings[:2], mean, shrunk_precision(within))
+    assert torch.allclose(found, F.normalize(embeddings[:2].mean(0) - mean, dim=0), atol=1e-4)
+
+
+def test_clusters_of_supports_have_a_mean_each() -> None:
+    near, far = torch.tensor([[1.0, 0.0], [0.8, 0.2]]), torch.tensor([[-1.0, 0.0], [-0.6, 0.0]])
+    support = torch.stack([near[0], far[0], near[1], far[1]])
+    means = cluster_means(support.expand(3, 2, 4, 2), 2)
+    assert means.shape == (3, 2, 2, 2)
+    assert torch.allclose(means[1, 1], torch.stack([near.mean(0), far.mean(0)]))
+    assert torch.equal(cluster_means(support[:1], 2), support[:1])
+
+
+def test_a_cluster_that_loses_its_supports_keeps_its_place() -> None:
+    same = torch.tensor([[0.6, 0.8]]).expand(3, 2)
+    assert torch.allclose(cluster_means(same, 2), same[:2])
+
+
+def test_trials_are_imprinted_independently() -> None:
+    support = F.normalize(
+        torch.randn(6, 2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    together = imprint(support)
+    assert together.shape == (6, 2, 8)
+    assert torch.equal(together[3, 1], imprint(support[3, 1]))
+
+
+def _four_queries() -> BaseQueries:
+    """Base rows e1 and e2; queries on the arc between them, one of them wrong."""
+    degrees = torch.tensor([0.0, 10.0, 20.0, 80.0]) * math.pi / 180
+    embeddings = torch.stack([degrees.cos(), degrees.sin(), torch.zeros(4)], 1)
+    labels = torch.tensor([0, 0, 0, 0])
+    return BaseQueries.of(torch.eye(3)[:2], embeddings, labels)
+
+
+def test_wrong_base_queries_bear_on_nothing_but_the_total() -> None:
+    queries = _four_queries()
+    assert queries.total == 4
+    assert len(queries.embeddings) == 3
+
+
+def test_the_operating_bias_is_the_largest_that_keeps_the_budget() -> None:
+    queries = _four_queries()
+    row = torch.tensor([[[0.0, 0.0, 1.0]]])
+    # The novel row is orthogonal to all queries, so margins are their best base cosines.
+    margins = sorted(math.cos(math.radians(angle)) for angle in (0, 10, 20))
+    for budget, expected in ((0, margins[0]), (25, margins[1]), (50, margins[2])):
+        bias = operating_bias(row, queries, budget)
+        assert bias.item() == pytest.approx(expected, abs=1e-5)
+        assert bias.item() < expected
+        kept = queries.accuracy(queries.margins(row), bias).item()
+        assert kept == 75 - budget
+
+
+def test_queries_already_lost_count_against_the_budget() -> None:
+    embeddings = F.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    proxies = torch.eye(8)
+    labels = (embeddings @ proxies.T).argmax(1)
+    changed = F.normalize(
+        proxies + 0.2 * torch.randn(8, 8, generator=torch.Generator().manual_seed(2)), dim=1
+    )
+    row = F.normalize(torch.ones(1, 1, 8), dim=-1)
+    pristine = torch.ones(200, dtype=torch.bool)
+    queries = BaseQueries.of(changed, embeddings, labels, pristine)
+    lost = int((~queries.right_now).sum())
+    assert 0 < lost < 100
+    points = 100 * (lost + 10) / 200
+    bias = operating_bias(row, queries, points)
+    right = (queries.margins(row)[0] > bias) & queries.right_now
+    assert int(right.sum()) == 200 - lost - 10
+
+
+def test_a_budget_below_the_loss_leaves_no_bias_that_keeps_it() -> None:
+    queries = BaseQueries.of(
+        torch.eye(2), torch.eye(2), torch.tensor([1, 0]), torch.tensor([True, True])
+    )
+    assert operating_bias(torch.tensor([[[1.0, 0.0]]]), queries, 0).item() == 0
+
+
+def test_several_novel_rows_share_the_bias_of_the_nearest() -> None:
+    queries = _four_queries()
+    near, far = torch.tensor([0.6, 0.0, 0.8]), torch.tensor([0.0, 0.0, 1.0])
+    both = queries.margins(torch.stack([far, near])[None])
+    assert torch.allclose(both, queries.margins(near[None, None]))
+
+
+def test_the_papers_methods_have_no_bias_unless_asked() -> None:
+    assert resolve_budget("imprint", None) is None
+    assert resolve_budget("random", None) is None
+    assert resolve_budget("finetune", None) == 2
+    assert resolve_budget("imprint", 3.5) == 3.5
+    assert resolve_budget("finetune", "none") is None
