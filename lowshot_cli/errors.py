@@ -20,9 +20,12 @@ class ExitCode(IntEnum):
 class LowshotError(Exception):
     """A problem outside the program, told in one line.
 
+    Settings stand between backticks as Python spells them, such as `shots` or `replace=True`. The
+    command line shows them as its flags.
+
     Args:
         message: what is wrong and where.
-        hint: the next thing to type or to check.
+        hint: the next thing to try or to check.
     """
 
     exit_code = ExitCode.BAD_INPUT
@@ -36,8 +39,8 @@ class LowshotError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-class UsageError(LowshotError):
-    """The command line asks for something that cannot be."""
+class UsageError(LowshotError, ValueError):
+    """Settings or arguments that ask for something that cannot be."""
 
     exit_code = ExitCode.USAGE
 
@@ -46,7 +49,7 @@ class ConfigError(LowshotError):
     """A YAML config that cannot be used."""
 
 
-class DataError(LowshotError):
+class DataError(LowshotError, ValueError):
     """Images or labels that are missing or broken."""
 
 

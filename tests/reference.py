@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from lowshot_cli.cli.main import app, find_panel
+from lowshot_cli.cli.app import find_panel
 from lowshot_cli.cli.flags import COMMON
+from lowshot_cli.cli.main import app
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"

@@ -20,10 +20,6 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-import lowshot_cli.cli.commands.classes
-import lowshot_cli.cli.commands.data
-import lowshot_cli.cli.commands.evaluate
-import lowshot_cli.cli.commands.imprint
 import lowshot_cli.cli.main
 from lowshot_cli.data import glyphs
 
@@ -47,7 +43,7 @@ def _run(job: dict[str, Any]) -> None:
         module, _, function = job["call"].partition(":")
         getattr(import_module(module), function)(*job["argv"])
         return
-    lowshot_cli.cli.main()
+    lowshot_cli.cli.main.main()
 
 
 def _as_rank(job: dict[str, Any], number: int, port: int) -> dict[str, Any]:
@@ -95,8 +91,14 @@ def _fork(job: dict[str, Any]) -> int:
     os._exit(code)
 
 
+# Loaded before the forks, so that each job begins at once.
+_COMMANDS = ("train_base", "imprint", "finetune", "evaluate", "sweep", "predict", "classes", "data")
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    for name in _COMMANDS:
+        import_module(f"lowshot_cli.cli.commands.{name}")
     glyphs.make(glyphs.IMAGE_SIZE)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from lowshot_cli.cli.main import app
 from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.main import app
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.report import plots
