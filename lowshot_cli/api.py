@@ -27,7 +27,7 @@ from lowshot_cli.adaptation import imprint as teach
 from lowshot_cli.adaptation.bias import without_class
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import Config, ImprintConfig, ImprintMethod
+from lowshot_cli.config.schema import Config, ImprintConfig
 from lowshot_cli.data.decoding import as_pixels, decode
 from lowshot_cli.data.photos import Photos
 from lowshot_cli.errors import DataError
@@ -81,7 +81,7 @@ class Model:
         self,
         images: Sequence[AnyImage],
         name: str,
-        method: ImprintMethod = "whitened",
+        method: str = "whitened",
         max_forgetting: float | Literal["none"] | None = None,
         replace: bool = False,
     ) -> Model:

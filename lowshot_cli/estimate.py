@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.environment import pick_device
@@ -176,7 +177,7 @@ def _seconds_a_piece(
     is_warm: bool,
     each: float,
 ) -> float:
-    if piece.method == "finetune-full":
+    if METHODS[piece.method].alone:
         steps = _rehearsed(
             "fine-tuning", lambda watch: run_piece(piece, plan, embedded, config, watch)
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import ImprintConfig
 from lowshot_cli.methods.operating_point import operating_bias, resolve_budget
 
@@ -14,7 +15,9 @@ from lowshot_cli.methods.operating_point import operating_bias, resolve_budget
 def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
     """All novel classes share one bias, so one that needs it keeps it when others are added."""
     needs_bias = checkpoint.head.bias != 0
-    return resolve_budget("whitened" if needs_bias else options.method, options.max_forgetting)
+    return resolve_budget(
+        options.max_forgetting, biased=needs_bias or METHODS[options.method].biased
+    )
 
 
 def can_calibrate(checkpoint: Checkpoint) -> bool:
@@ -49,7 +52,7 @@ def budget_in_use(checkpoint: Checkpoint) -> float | None:
         for step in checkpoint.meta.history
         if "max_forgetting" in step["options"]
     ]
-    return resolve_budget("whitened", budgets[-1] if budgets else None)
+    return resolve_budget(budgets[-1] if budgets else None)
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from lowshot_cli.adaptation.bias import can_calibrate, set_bias
-from lowshot_cli.adaptation.methods import check_row, make_proxies
+from lowshot_cli.adaptation.methods import check_proxy, make_start
 from lowshot_cli.adaptation.supports import pixel_hash
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
@@ -62,7 +62,7 @@ def finetune(
         tuned = _finetune_network(checkpoint, dataset, config, on_progress, ranks)
     else:
         tuned = _finetune_head(checkpoint, options)
-    return set_bias(tuned.with_nearest_cached(), resolve_budget("finetune", options.max_forgetting))
+    return set_bias(tuned.with_nearest_cached(), resolve_budget(options.max_forgetting))
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
@@ -71,9 +71,9 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
     support = torch.cat(checkpoint.supports)
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
     targets = torch.arange(len(shots)).repeat_interleave(shots)
-    start = [make_proxies("whitened", part, checkpoint) for part in checkpoint.supports]
+    start = [make_start(part, checkpoint) for part in checkpoint.supports]
     for name, row in zip(checkpoint.novel_classes, start, strict=True):
-        check_row(name, row)
+        check_proxy(name, row)
     base_rows, rows = head.proxies[:n_base], torch.stack(start)
     if options.freezing == "always":
         rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowshot_cli.adaptation.bias import _shared_budget, can_calibrate, set_bias
-from lowshot_cli.adaptation.methods import _imprint_one, check_row
+from lowshot_cli.adaptation.methods import check_proxy, imprint_one
 from lowshot_cli.adaptation.supports import _distinct, pixel_hash, support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
@@ -81,8 +81,8 @@ def imprint_classes(
         )
         indices = members[torch.from_numpy(chosen)]
         pixels = dataset.train.pixels[indices]
-        row, support = _imprint_one(checkpoint, network, pixels, label, config)
-        check_row(name, row)
+        row, support = imprint_one(checkpoint, network, pixels, label, config)
+        check_proxy(name, row)
         record = support_record(dataset.train, indices, options.method)
         checkpoint = checkpoint.with_class(name, row, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
@@ -130,8 +130,8 @@ def imprint_photos(
         raise UsageError(f"--shots {shots}: there are {count} images", f"give up to {count}")
     chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
     pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
-    row, support = _imprint_one(checkpoint, network, pixels, label, config)
-    check_row(name, row)
+    row, support = imprint_one(checkpoint, network, pixels, label, config)
+    check_proxy(name, row)
     record = SupportRecord(
         method=options.method,
         indices=(),

@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import typer
 
 from lowshot_cli.checkpoint.metadata import read_meta
-from lowshot_cli.config.schema import CHAIN, SweepMethod
+from lowshot_cli.config.methods import SWEEP_METHODS
+from lowshot_cli.config.schema import CHAIN
 from lowshot_cli.errors import LowshotError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def known_classes(ctx: typer.Context, incomplete: str) -> list[str]:
 def sweep_methods(incomplete: str) -> list[str]:
     """Methods for the last place of a list with commas between."""
     before, comma, _ = incomplete.rpartition(",")
-    left = [name for name in get_args(SweepMethod) if name not in before.split(",")]
+    left = [name for name in SWEEP_METHODS if name not in before.split(",")]
     return [f"{before}{comma}{name}" for name in left]
 
 

@@ -311,7 +311,7 @@ Shots = Annotated[
 
 
 Method = Annotated[
-    c.ImprintMethod | None,
+    str | None,
     _new("--method", help="How the new row is made.", show_default="whitened"),
 ]
 

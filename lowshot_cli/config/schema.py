@@ -11,6 +11,7 @@ import platformdirs
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from lowshot_cli.config.methods import imprint_method, sweep_method
 from lowshot_cli.errors import did_you_mean
 
 DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
@@ -44,10 +45,10 @@ FALSE_ALARM = 5.0
 DEFAULT_WEIGHTS = "DEFAULT"
 
 
-ImprintMethod = Literal["imprint", "random", "augmented", "whitened", "calibrated"]
+ImprintMethod = Annotated[str, AfterValidator(imprint_method)]
 
 
-SweepMethod = Literal[ImprintMethod, "nearest", "proxies", "finetune-head", "finetune-full"]
+SweepMethod = Annotated[str, AfterValidator(sweep_method)]
 
 
 Scope = Literal["head", "full"]

@@ -60,9 +60,7 @@ def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     return F.normalize((support.mean(-2) - mean) @ precision, dim=-1)
 
 
-def calibrated(
-    support: Tensor, proxies: Tensor, sharpness: float = 16.0, share: float = 0.5
-) -> Tensor:
+def teen(support: Tensor, proxies: Tensor, sharpness: float = 16.0, share: float = 0.5) -> Tensor:
     """A prototype drawn towards the base classes it resembles.
 
     From a few shots a novel prototype is biased, and base prototypes like it tell which way (Wang

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from lowshot_cli.models.head import nearest_rows
 
-UNCALIBRATED_METHODS = frozenset({"imprint", "random"})
-
-
 DEFAULT_MAX_FORGETTING = 2.0
 
 
@@ -101,12 +98,14 @@ def operating_bias(rows: Tensor, holdout: BaseQueries, max_forgetting: float) ->
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
 
 
-def resolve_budget(method: str, max_forgetting: float | str | None) -> float | None:
+def resolve_budget(max_forgetting: float | str | None, *, biased: bool = True) -> float | None:
     """The forgetting budget in points; None means bias 0.
 
-    `imprint` and `random` are the paper's, which has no bias, unless a budget is asked for.
+    Args:
+        max_forgetting: points, `none` for bias 0, or None for the default of the method.
+        biased: whether the method has a bias by default; the paper's `imprint` has none.
     """
-    if max_forgetting == "none" or (max_forgetting is None and method in UNCALIBRATED_METHODS):
+    if max_forgetting == "none" or (max_forgetting is None and not biased):
         return None
     return DEFAULT_MAX_FORGETTING if max_forgetting is None else float(max_forgetting)
 

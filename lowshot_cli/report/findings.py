@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.evaluation.statistics import FloatArray
@@ -26,10 +27,6 @@ from lowshot_cli.sweep.trials import novel_rows
 
 # Points of base accuracy that may be lost, along the trade-off curve.
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
-
-
-# Their rows are no rows on the base model's embeddings, or say nothing about a method.
-_NO_CURVE = ("finetune-full", "random", "nearest", "proxies")
 
 
 _MAPPED_CLASSES, _MAPPED_QUERIES = 6, 60
@@ -114,7 +111,7 @@ def collect(result: SweepResult, config: Config) -> ReportData:
     """
     plan, embedded, classes = result.plan, result.embedded, result.summary.get("classes", [])
     last, most = plan.methods[-1], max(plan.shots)
-    methods = [m for m in plan.methods if m not in _NO_CURVE] if not plan.sequence else []
+    methods = [m for m in plan.methods if METHODS[m].curve and not plan.sequence]
     trade_offs, rows, tile = [], None, None
     for method in methods:
         tile = _one_trial_each(method, most, plan, embedded)

@@ -37,7 +37,7 @@ def report_sweep(
 ) -> list[Path]:
     """Write plots and report of a sweep; returns the PNGs and the page."""
     summary, findings = result.summary, collect(result, config)
-    budget = resolve_budget("whitened", config.sweep.max_forgetting)
+    budget = resolve_budget(config.sweep.max_forgetting)
     figures = {"accuracy": plots.accuracy(summary)}
     if "sessions" not in summary:
         figures["per_class"] = plots.per_class(summary)

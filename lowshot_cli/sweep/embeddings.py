@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.methods import augmented_views
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
@@ -104,7 +105,7 @@ def embed_for_sweep(
     test = embedder.classes(dataset.test, [*base_labels, *labels])
     train = embedder.classes(dataset.train, labels)
     augmented = []
-    if "augmented" in plan.methods:
+    if any(METHODS[method].views for method in plan.methods):
         augmented = embedder.classes(
             dataset.train, labels, augmented_views(config.imprint, checkpoint.meta.mirror)
         )

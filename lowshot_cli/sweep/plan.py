@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config, SweepConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import class_order
@@ -81,7 +82,7 @@ class Plan:
         for shots in self.shots:
             for start, stop in tiles:
                 for method in self.methods:
-                    if method == "finetune-full":
+                    if METHODS[method].alone:
                         yield from (TrialBatch(method, shots, i, i + 1) for i in range(start, stop))
                     else:
                         yield TrialBatch(method, shots, start, stop)
@@ -101,10 +102,11 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     check_dataset(checkpoint, dataset)
     options, meta = config.sweep, checkpoint.meta
     freezing = config.finetune.freeze_base
-    if "finetune-head" in options.methods and freezing not in (None, "always"):
+    held = [method for method in options.methods if METHODS[method].holds_base]
+    if held and freezing not in (None, "always"):
         raise UsageError(
-            f"freeze_base: {freezing} moves base rows, which finetune-head in a sweep never does",
-            "leave finetune-head out of --method, or freeze_base out of the config",
+            f"freeze_base: {freezing} moves base proxies, which {held[0]} in a sweep never does",
+            f"leave {held[0]} out of `method`, or freeze_base out of the config",
         )
     order = class_order(dataset, meta.split, meta.class_order_seed)
     known = {checkpoint.dataset_name(name) for name in meta.classes}

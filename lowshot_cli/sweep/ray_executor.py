@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.environment import pick_device
@@ -280,7 +281,7 @@ def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, 
     """Neighbouring pieces together, but a fine-tuning of the whole network alone."""
     chunk: list[tuple[int, TrialBatch]] = []
     for number, piece in work:
-        alone = piece.method == "finetune-full"
+        alone = METHODS[piece.method].alone
         if chunk and (alone or len(chunk) == _CHUNK):
             yield chunk
             chunk = []
@@ -294,7 +295,7 @@ def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, 
 
 def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
     """The materials without pixels, unless a method looks at them."""
-    if "finetune-full" in plan.methods:
+    if any(METHODS[method].alone for method in plan.methods):
         return embedded
     given = embedded.dataset
     train, test = (Images(i.pixels[:0], i.labels) for i in (given.train, given.test))

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.supports import support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
-from lowshot_cli.config.schema import Config, ImprintMethod
+from lowshot_cli.config.methods import find_method
+from lowshot_cli.config.schema import Config
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test, without_lookalikes
@@ -93,8 +93,9 @@ def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:
         "shots": len(record.indices or ()),
         "max_forgetting": run.sweep.max_forgetting,
     }
-    if record.method in get_args(ImprintMethod):
-        options["method"] = record.method
+    method = find_method(record.method)
+    if method and method.in_imprint:
+        options["method"] = method.name
     return run.model_copy(update={"imprint": run.imprint.model_copy(update=options)})
 
 

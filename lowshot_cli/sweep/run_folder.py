@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config, SweepConfig
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import DataError, UsageError
@@ -62,7 +63,7 @@ def ensure_saveable(options: SweepConfig) -> None:
     if options.sessions:
         raise UsageError("--save-models keeps no sessions", "leave one of the two out")
     for method in options.methods:
-        if method in ("finetune-full", "nearest", "proxies"):
+        if not METHODS[method].saves_models:
             raise UsageError(
                 f"--save-models keeps one row a class, which does not make a model of {method}",
                 f"leave {method} out of --method",

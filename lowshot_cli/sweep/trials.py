@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.adaptation.finetune import full_data
-from lowshot_cli.adaptation.methods import make_proxies
+from lowshot_cli.adaptation.methods import Supports, make_proxies, make_start
 from lowshot_cli.checkpoint.holdout import CALIBRATION
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.data.supports import draw_directions
 from lowshot_cli.environment import pick_device
-from lowshot_cli.methods.finetuning import finetune_rows
-from lowshot_cli.methods.imprinting import cluster_means
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
 from lowshot_cli.models.embedder import embed
-from lowshot_cli.models.head import pad_to
 from lowshot_cli.progress import OnProgress, ShouldStop, silent
 from lowshot_cli.seeding import hash_keys
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
@@ -64,7 +62,7 @@ def score_full_trial(
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
     network = checkpoint.network(pick_device(config.device))
-    start = make_proxies("whitened", gather(embedded.train, tile), checkpoint)[0]
+    start = make_start(gather(embedded.train, tile), checkpoint)[0]
     proxies = finetune_full(
         network,
         checkpoint.head.with_rows(start).proxies,
@@ -99,10 +97,6 @@ def score_full_trial(
 def _seed(tile: Tile, config: Config) -> int:
     key = hash_keys(config.seed, tile.shots, int(tile.trials[0]), *tile.units[0].tolist())
     return int(key[0] >> np.uint64(1))
-
-
-# Rows a class has with the method `proxies`.
-PROXIES = 2
 
 
 @dataclass(frozen=True)
@@ -171,12 +165,12 @@ def run_piece(
     on_progress: OnProgress,
 ) -> BatchResult:
     """Work off one piece of the plan."""
-    alone = piece.method == "finetune-full"
-    size = 1 if alone else TILE
+    method = METHODS[piece.method]
+    size = 1 if method.alone else TILE
     tile = make_tile(piece, plan, embedded.available, embedded.avoided, size)
-    budget = resolve_budget(piece.method, config.sweep.max_forgetting)
+    budget = resolve_budget(config.sweep.max_forgetting, biased=method.biased)
     proxies = None
-    if alone:
+    if method.alone:
         scores, bias = score_full_trial(tile, embedded, config, budget, on_progress)
     else:
         proxies = novel_rows(tile, embedded, config)
@@ -212,28 +206,14 @@ def _score(
 def novel_rows(tile: Tile, embedded: SweepEmbeddings, config: Config) -> Tensor:
     """Novel rows `(T, R, D)` by one of the methods that leave the base model as it is.
 
-    R is the number of ways, times the rows a class has: `nearest`, a bound rather than a model to
-    use, keeps every support image as a row, and `proxies` one for each of a few clusters.
+    R is the number of ways, times the proxies that the method gives a class.
     """
-    checkpoint = embedded.checkpoint
-    if tile.method == "random":
-        rows = _random_rows(tile, checkpoint.meta.embedding_size, config.seed)
-        return pad_to(rows, checkpoint.head.size).to(checkpoint.device)
-    if tile.method == "augmented":
-        return make_proxies("imprint", gather(embedded.augmented, tile), checkpoint)
-    support = gather(embedded.train, tile)
-    if tile.method == "nearest":
-        return make_proxies("imprint", support.flatten(1, 2).unsqueeze(2), checkpoint)
-    if tile.method == "proxies":
-        clusters = cluster_means(support, PROXIES)
-        return make_proxies("whitened", clusters.flatten(1, 2).unsqueeze(2), checkpoint)
-    if tile.method == "finetune-head":
-        rows = make_proxies("whitened", support, checkpoint)
-        ways, shots = tile.drawn.shape[1:]
-        targets = torch.arange(ways, device=support.device).repeat_interleave(shots)
-        flat = support.view(len(support), ways * shots, -1)
-        return finetune_rows(rows, flat, targets, embedded.shaping, config.finetune)
-    return make_proxies(tile.method, support, checkpoint)
+    supports = Supports(
+        gather(embedded.train, tile),
+        lambda: gather(embedded.augmented, tile),
+        lambda size: _random_rows(tile, size, config.seed),
+    )
+    return make_proxies(tile.method, supports, embedded.checkpoint, config)
 
 
 def _random_rows(tile: Tile, size: int, seed: int) -> Tensor:

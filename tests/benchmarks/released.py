@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowshot_cli.adaptation.methods import make_proxies
+from lowshot_cli.adaptation.methods import make_start
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.config.schema import Config, FinetuneConfig
@@ -61,7 +61,7 @@ def main() -> None:
             piece = TrialBatch("whitened", shots, place, place + 1)
             tile = make_tile(piece, plan, embedded.available, embedded.avoided, 1)
             support = gather(embedded.train, tile)[0, 0]
-            start = make_proxies("whitened", support[None], checkpoint)
+            start = make_start(support[None], checkpoint)
             targets = torch.zeros(shots, dtype=torch.int64)
             for way in WAYS:
                 options = FinetuneConfig(freeze_base=way)

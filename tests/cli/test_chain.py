@@ -548,7 +548,7 @@ def test_trial_0_of_a_sweep_is_what_imprint_makes(lowshot: RunCommand, workdir: 
 
 def test_a_rebuilt_trial_remembers_the_sweeps_options(lowshot: RunCommand, workdir: Path) -> None:
     budget = ("--max-forgetting", 10, "--seed", 3)
-    sweep = ("--trials", 1, "--novel", 2, "--ways", 2, "--shots", 3, "--method", "calibrated")
+    sweep = ("--trials", 1, "--novel", 2, "--ways", 2, "--shots", 3, "--method", "teen")
     _done(lowshot("sweep", *sweep, *budget, "--save-models"))
     _done(lowshot("imprint", "--from-run", _only_run(workdir), "--trial", 0))
     rebuilt = load(workdir / "imprinted.safetensors")
@@ -556,7 +556,7 @@ def test_a_rebuilt_trial_remembers_the_sweeps_options(lowshot: RunCommand, workd
     options = {key: step["options"][key] for key in ("shots", "method", "max_forgetting")}
     assert (step["seed"], options) == (
         3,
-        {"shots": 3, "method": "calibrated", "max_forgetting": 10},
+        {"shots": 3, "method": "teen", "max_forgetting": 10},
     )
     _done(lowshot("classes", "remove", rebuilt.novel_classes[1]))
     left = load(workdir / "imprinted.safetensors")

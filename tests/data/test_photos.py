@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowshot_cli.adaptation.methods import make_proxies
+from lowshot_cli.adaptation.methods import make_start
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
@@ -74,7 +74,7 @@ def test_a_class_learnt_from_photos_is_the_one_learnt_from_the_dataset(
     pixels = glyphs.train.pixels[glyphs.train.of_class(glyphs.label(name))[:6]]
     support = embed(base.network(), pixels)
     torch.testing.assert_close(model.supports[0], support)
-    torch.testing.assert_close(model.head.proxies[12], make_proxies("whitened", support, base))
+    torch.testing.assert_close(model.head.proxies[12], make_start(support, base))
 
 
 def test_shots_draw_among_the_photos(lowshot: RunCommand, workdir: Path, mugs: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.methods.imprinting import (
-    calibrated,
     class_statistics,
     cluster_means,
     imprint,
     shrunk_precision,
+    teen,
     whitened,
 )
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
@@ -54,9 +55,9 @@ def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -
     support = F.normalize(torch.tensor([[0.8, 0.0, 0.0, 0.6]]), dim=1)
     weights = np.exp([16 * 0.8, 0, 0]) / np.exp([16 * 0.8, 0, 0]).sum()
     expected = 0.5 * support[0].numpy() + 0.5 * np.append(weights, 0)
-    found = calibrated(support, proxies)
+    found = teen(support, proxies)
     assert found.numpy() == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
-    assert torch.allclose(calibrated(support, proxies, share=0), support[0])
+    assert torch.allclose(teen(support, proxies, share=0), support[0])
 
 
 def test_class_statistics_are_taken_within_classes() -> None:
@@ -156,8 +157,10 @@ def test_several_novel_rows_share_the_bias_of_the_nearest() -> None:
 
 
 def test_the_papers_methods_have_no_bias_unless_asked() -> None:
-    assert resolve_budget("imprint", None) is None
-    assert resolve_budget("random", None) is None
-    assert resolve_budget("finetune", None) == 2
-    assert resolve_budget("imprint", 3.5) == 3.5
-    assert resolve_budget("finetune", "none") is None
+    assert not METHODS["imprint"].biased
+    assert not METHODS["random"].biased
+    assert METHODS["whitened"].biased
+    assert resolve_budget(None, biased=False) is None
+    assert resolve_budget(None) == 2
+    assert resolve_budget(3.5, biased=False) == 3.5
+    assert resolve_budget("none") is None

@@ -37,7 +37,7 @@ from tests.faults.conftest import SMALL, wait_until, write_config
 
 ray = pytest.importorskip("ray")
 
-TILED = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")
+TILED = ("imprint", "random", "augmented", "whitened", "teen", "finetune-head")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, run_folde
 from lowshot_cli.sweep.summary import RunningTotals
 from tests.far_device import far_device
 
-METHODS = ("imprint", "random", "augmented", "whitened", "calibrated", "finetune-head")
+METHODS = ("imprint", "random", "augmented", "whitened", "teen", "finetune-head")
 
 
 @pytest.fixture(scope="session")

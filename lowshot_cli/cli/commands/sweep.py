@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint import workdir as chain
@@ -20,7 +20,8 @@ from lowshot_cli.cli.context import (
     stop_on_ctrl_c,
     with_dataset_of,
 )
-from lowshot_cli.config.schema import Config, ImprintMethod, difference
+from lowshot_cli.config.methods import METHODS
+from lowshot_cli.config.schema import Config, difference
 from lowshot_cli.config.schema import Executor as ExecutorName
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
@@ -75,7 +76,7 @@ def sweep(
             "training image"
         )
     then = None
-    if save_models and config.sweep.methods[0] in get_args(ImprintMethod):
+    if save_models and METHODS[config.sweep.methods[0]].in_imprint:
         typed = ("--from-run", done.summary["run_dir"], "--trial", "0")
         then = next_command(config, base_path, "imprint", *typed)
     output.finish(done.written, then)
