@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lowshot_cli.errors import UsageError
 from lowshot_cli.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(name: str) -> torch.device:
@@ -18,8 +20,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: `cuda` on a machine without it.
     """
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no GPU here", "use --device cpu")
+        raise UsageError("PyTorch sees no GPU here", "`device=cpu` computes without one")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -13,7 +13,7 @@ from lowshot_cli.adaptation.methods import check_proxy, imprint_one
 from lowshot_cli.adaptation.supports import _distinct, pixel_hash, support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
-from lowshot_cli.config.schema import Config
+from lowshot_cli.config.schema import DEFAULT_SHOTS, Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.data.image_files import as_text
@@ -70,13 +70,14 @@ def imprint_classes(
         raise UsageError("no class to imprint", "name one with --class")
     check_dataset(checkpoint, dataset)
     labels = {name: dataset.label(name) for name in options.classes}
+    shots = options.shots or DEFAULT_SHOTS
     drawn = []
     for name, label in labels.items():
         checkpoint = _without_known(checkpoint, name, replace_known)
         members = dataset.train.of_class(label)
         avoided, count = supports_seen_in_test(dataset, label), len(members)
         first, chosen = (
-            draw_supports(config.seed, label, [0], options.shots, count, avoiding)[0]
+            draw_supports(config.seed, label, [0], shots, count, avoiding)[0]
             for avoiding in ((), avoided)
         )
         indices = members[torch.from_numpy(chosen)]
@@ -125,7 +126,7 @@ def imprint_photos(
     (name,) = options.classes
     checkpoint = _without_known(checkpoint, name, replace_known)
     label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-    shots = options.shots if "shots" in options.model_fields_set else count
+    shots = options.shots or count
     if shots > count:
         raise UsageError(f"--shots {shots}: there are {count} images", f"give up to {count}")
     chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lowshot_cli.cli import flags as o
-from lowshot_cli.cli import torchrun as launch
+from lowshot_cli.cli import flags as f
+from lowshot_cli.cli import torchrun
+from lowshot_cli.config.schema import COMMON, Config
+from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 
 if TYPE_CHECKING:
     from lowshot_cli.cli.console import Output
-    from lowshot_cli.config.schema import Config
 
 _TYPED = "lowshot.typed"
 
@@ -53,18 +57,32 @@ def find_panel(parameter: Any) -> str:
     """The heading under which the help shows a parameter."""
     if parameter.param_type_name == "argument":
         return "Arguments"
-    return parameter.rich_help_panel or (o.COMMON if parameter.name == "help" else "Options")
+    return parameter.rich_help_panel or (COMMON if parameter.name == "help" else "Options")
 
 
 class Commands(typer.Typer):
     """A Typer app whose commands show their options in panels."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"cls": _Listing, **settings})
 
     def command(self, *names: Any, **settings: Any) -> Callable[[_Function], _Function]:
         """As Typer's."""
         return super().command(*names, cls=_Command, **settings)
 
 
-class _Group(TyperGroup):
+class _Listing(TyperGroup):
+    """Lists commands with their whole summaries, which Typer would cut off."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """One row a command: its name and the first paragraph of its help."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(n, " ".join((c.help or "").split("\n\n")[0].split())) for n, c in found if c]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class _Group(_Listing):
     """Turns known problems into one line and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -89,6 +107,9 @@ class _Group(TyperGroup):
             error.hint = error.hint or _going_on(ctx.meta[_TYPED])
             _fail(error)
         except LowshotError as error:
+            flags = _flags_of(self, ctx.meta[_TYPED])
+            error.message = f.reword(error.message, flags)
+            error.hint = error.hint and f.reword(error.hint, flags)
             _fail(error)
         except KeyboardInterrupt:
             _fail(Interrupted("interrupted, what was there before is whole"))
@@ -104,11 +125,25 @@ class _Group(TyperGroup):
             _fail(problem)
 
 
+def _flags_of(group: Any, typed: Sequence[str]) -> dict[str, str]:
+    """The flag of each parameter by its Python name, that of the command at hand before others."""
+    commands = [
+        (name, one)
+        for name, found in group.commands.items()
+        for one in (found, *getattr(found, "commands", {}).values())
+    ]
+    flags: dict[str, str] = {}
+    for name, one in sorted(commands, key=lambda entry: entry[0] == typed[0]):
+        options = (p for p in one.params if p.param_type_name == "option")
+        flags |= {p.name: p.opts[0] for p in options}
+    return flags
+
+
 def _going_on(typed: Sequence[str]) -> str:
     """Which command goes on where this one was stopped; a sweep says so itself."""
     resume = ["--resume"] if typed[0] == "train-base" and "--resume" not in typed else []
     how = "starts anew" if typed[0] == "finetune" else "goes on"
-    return f"`{shlex.join([*launch.invocation(), *typed, *resume])}` {how}"
+    return f"`{shlex.join([*torchrun.invocation(), *typed, *resume])}` {how}"
 
 
 def _fail(error: LowshotError) -> NoReturn:
@@ -129,7 +164,11 @@ app = Commands(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: o.Version = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
     if version:
         from lowshot_cli.version import __version__
 
@@ -137,66 +176,126 @@ def _root(version: o.Version = False) -> None:
         raise typer.Exit
 
 
-def begin(ctx: typer.Context, section: str | None) -> tuple[Config, Output]:
-    """Resolve the config from the flags whose names are config fields; open the output."""
+@dataclass(frozen=True)
+class Call:
+    """A command that was called.
+
+    Attributes:
+        config: resolved from defaults, YAML and flags.
+        output: for results and notes.
+        typed: names of the options that were typed, such as `--shots`.
+    """
+
+    config: Config
+    output: Output
+    typed: frozenset[str]
+
+
+def command(
+    group: Commands,
+    name: str,
+    *,
+    section: str | None = None,
+    settings: Sequence[str] = f.ALL_SETTINGS,
+    config_file: Callable[[Mapping[str, Any]], Path | None] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command, with a flag for every setting that it reads.
+
+    The function takes a `Call`, then options of its own by keyword.
+
+    Args:
+        group: of the command.
+        name: of the command.
+        section: of the config, whose settings get flags.
+        settings: common ones that get flags; without any the command takes no config.
+        config_file: finds a YAML file by the command's own options, where none is named.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = _own_parameters(function)
+        flags = list(f.setting_flags(section, settings))
+        names = {flag.name for flag in flags}
+        shared = _shared_parameters(with_config=bool(settings))
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            mine = {parameter.name: values[parameter.name] for parameter in own}
+            path = values.get("config")
+            if path is None and config_file:
+                path = config_file(mine)
+            # An option that may be repeated and was not typed is an empty list.
+            given = {n: v for n, v in values.items() if n in names and v not in ((), [])}
+            function(_begin(ctx, section, path, given), **mine)
+
+        context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)
+        parameters = [context, *_in_order(flags, own, section), *shared]
+        run.__doc__, run.__name__ = function.__doc__, function.__name__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        group.command(name)(run)
+        return function
+
+    return decorate
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _in_order(
+    flags: Sequence[inspect.Parameter], own: Sequence[inspect.Parameter], section: str | None
+) -> list[inspect.Parameter]:
+    """The settings of the section, the command's own options, common settings."""
+    common = Config.model_fields
+    first = [flag for flag in flags if section and flag.name not in common]
+    return [*first, *own, *(flag for flag in flags if flag not in first)]
+
+
+def _own_parameters(function: Callable[..., None]) -> list[inspect.Parameter]:
+    _, *own = inspect.signature(function).parameters.values()
+    scope = function.__globals__
+    return [
+        each.replace(annotation=eval(each.annotation, scope), kind=_KEYWORD)
+        if isinstance(each.annotation, str)
+        else each.replace(kind=_KEYWORD)
+        for each in own
+    ]
+
+
+def _shared_parameters(*, with_config: bool) -> list[inspect.Parameter]:
+    kinds = {"json": f.Json, "quiet": f.Quiet}
+    found = [inspect.Parameter(n, _KEYWORD, default=False, annotation=k) for n, k in kinds.items()]
+    if not with_config:
+        return found
+    config = inspect.Parameter("config", _KEYWORD, default=None, annotation=f.ConfigFile)
+    show = inspect.Parameter("print_config", _KEYWORD, default=False, annotation=f.PrintConfig)
+    return [config, show, *found]
+
+
+def _begin(
+    ctx: typer.Context, section: str | None, path: Path | None, given: Mapping[str, Any]
+) -> Call:
+    """Resolve the config and open the output, or print the config and stop."""
     import logging
 
     from lowshot_cli.cli.console import Output
-    from lowshot_cli.config.yaml_file import load_config
 
-    # It tells of homes and caches that it can do without.
+    # It reports homes and caches that it can do without.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # An option that may be repeated and was not typed is an empty tuple.
-    flags = {name: value for name, value in ctx.params.items() if value != ()}
-    control = {name: flags.pop(name, None) for name in ("config", "print_config", "json", "quiet")}
-    for name in _NOT_CONFIG:
-        flags.pop(name, None)
-    config = load_config(control["config"], section, flags)
-    if control["print_config"]:
+    config = load_config(path, section, given)
+    if ctx.params.get("print_config"):
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
-    launch.ensure_trains(section, config, bool(ctx.params.get("dry_run")))
-    typed = shlex.join([*launch.invocation(), *ctx.meta[_TYPED]])
-    is_quiet = bool(control["quiet"]) or launch.launch_environment().number > 0
-    return config, Output(bool(control["json"]), is_quiet, typed)
+    torchrun.ensure_trains(section, config, bool(ctx.params.get("dry_run")))
+    line = shlex.join([*torchrun.invocation(), *ctx.meta[_TYPED]])
+    is_quiet = bool(ctx.params["quiet"]) or torchrun.launch_environment().number > 0
+    output = Output(bool(ctx.params["json"]), is_quiet, line)
+    return Call(config, output, _typed_options(ctx))
 
 
-_NOT_CONFIG = (
-    "checkpoint",
-    "checkpoints",
-    "out",
-    "overwrite",
-    "resume",
-    "add",
-    "replace",
-    "from_run",
-    "images",
-    "trial",
-    "save_models",
-    "clear",
-    "command",
-    "csv",
-    "false_alarm",
-    "force",
-    "labelled",
-    "most",
-    "name",
-    "new_name",
-    "open_set",
-    "sources",
-    "unknown",
-    "at_least",
-    "report",
-    "format",
-    "check",
-    "dry_run",
-    "class_order_seeds",
-    "backbones",
-    "executor",
-    "ray_address",
-    "gpus_per_worker",
-    "threads",
-)
+def _typed_options(ctx: typer.Context) -> frozenset[str]:
+    """Names of the options that stand on the command line."""
+    parameters: list[Any] = list(ctx.command.params)
+    sources = {p.opts[0]: ctx.get_parameter_source(p.name) for p in parameters}
+    return frozenset(n for n, source in sources.items() if source and source.name == "COMMANDLINE")
 
 
 def open_standard_streams() -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lowshot_cli.checkpoint.metadata import read_meta
-from lowshot_cli.config.methods import SWEEP_METHODS
+from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_METHODS
 from lowshot_cli.config.schema import CHAIN
 from lowshot_cli.errors import LowshotError
 
@@ -41,6 +40,11 @@ def known_classes(ctx: typer.Context, incomplete: str) -> list[str]:
     if model is None:
         return []
     return _offer(model.classes[0 if ctx.params.get("force") else model.n_base :], incomplete)
+
+
+def imprint_methods(incomplete: str) -> list[str]:
+    """Methods that `imprint` offers."""
+    return [name for name in IMPRINT_METHODS if name.startswith(incomplete)]
 
 
 def sweep_methods(incomplete: str) -> list[str]:
@@ -81,6 +85,8 @@ def _config(ctx: typer.Context) -> Config | None:
 
 def _model(ctx: typer.Context) -> Meta | None:
     """What the model says of itself that a command would use: the one named, or the latest."""
+    from lowshot_cli.checkpoint.metadata import read_meta
+
     if named := ctx.params.get("checkpoint"):
         return read_meta(Path(named))
     config = _config(ctx)

@@ -53,9 +53,7 @@ def stop_on_ctrl_c(ranks: ProcessGroupView = ALONE) -> Iterator[Callable[[], boo
 
 def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
     """The config with the checkpoint's dataset, which need not be named again."""
-    if "dataset" in config.model_fields_set:
-        return config
-    return config.model_copy(update={"dataset": checkpoint.meta.dataset})
+    return config.on_dataset(checkpoint.meta.dataset)
 
 
 def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:

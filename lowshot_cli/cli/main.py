@@ -1,51 +1,50 @@
-"""The command line: one thin function per command, from flags to config to engine to output."""
+"""The command line: every command with its help, its examples and its own options.
+
+Flags of settings come from `config/schema.py`. torch is imported inside commands, so that help and
+commands without tensors answer at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
-import typer
-
-from lowshot_cli.cli import flags as m
-from lowshot_cli.cli import flags as o
-from lowshot_cli.cli import flags as w
-from lowshot_cli.cli.app import Commands, app, begin, open_standard_streams
+from lowshot_cli.cli import completion
+from lowshot_cli.cli.app import Call, Commands, app, command, open_standard_streams
+from lowshot_cli.cli.flags import (
+    DATASET_SETTINGS,
+    EXPORT,
+    PHOTO_SETTINGS,
+    UNKNOWN,
+    CheckpointFile,
+    DryRun,
+    FalseAlarm,
+    ModelFile,
+    Out,
+    Overwrite,
+    argument,
+    option,
+)
 from lowshot_cli.cli.torchrun import silence_other_ranks
+from lowshot_cli.config.schema import FALSE_ALARM, NEW_CLASSES, TRAINING, Executor, ExportFormat
+
+_REBUILD, _BASES = "A trial of a sweep", "Several base models"
+_RUN, _WORKERS = "Run folder", "Where trials run"
+
+classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
+data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
 
 
-@app.command("train-base")
+@command(app, "train-base", section="train_base")
 def train_base(
-    ctx: typer.Context,
-    classes: o.Classes = None,
-    split: o.SplitName = None,
-    class_order_seed: o.ClassOrderSeed = None,
-    holdout: o.Holdout = None,
-    backbone: o.Backbone = None,
-    width: o.Width = None,
-    embedding_size: o.EmbeddingSize = None,
-    weights: o.Weights = None,
-    input_size: o.InputSize = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    lr: o.LearningRate = None,
-    backbone_lr: o.BackboneRate = None,
-    freeze_backbone: o.FreezeBackbone = None,
-    precision: o.PrecisionName = None,
-    resume: o.ResumeTraining = False,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    dry_run: o.DryRun = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    resume: Annotated[
+        bool, option("--resume", "Continue a training that was stopped.", panel=TRAINING)
+    ] = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train the base model.
 
@@ -53,90 +52,81 @@ def train_base(
 
     Example: lowshot train-base --dataset glyphs --epochs 6
     """
-    settings, output = begin(ctx, "train_base")
     from lowshot_cli.cli.commands import dry_run as planning
     from lowshot_cli.cli.commands import train_base as training
 
     make = planning.train_base if dry_run else training.train_base
-    make(settings, output, resume, out, overwrite)
+    make(call.config, call.output, resume, out, overwrite)
 
 
-@app.command("imprint")
+@command(app, "imprint", section="imprint")
 def imprint(
-    ctx: typer.Context,
-    classes: o.ClassNames = None,
-    images: o.ClassImages = None,
-    shots: o.Shots = None,
-    method: o.Method = None,
-    max_forgetting: o.MaxForgetting = None,
-    add: o.Add = False,
-    replace: o.Replace = False,
-    from_run: o.FromRun = None,
-    trial: o.Trial = None,
-    checkpoint: o.CheckpointFile = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    images: Annotated[
+        list[Path] | None,
+        option(
+            "--images",
+            "Photos of the class: a file, folder or glob, such as photos/; repeat it for several.",
+            panel=NEW_CLASSES,
+            metavar="FOLDER|FILE",
+            default="drawn from the dataset",
+        ),
+    ] = None,
+    add: Annotated[
+        bool,
+        option(
+            "--add",
+            "Add to imprinted.safetensors instead of starting from the base.",
+            panel=NEW_CLASSES,
+        ),
+    ] = False,
+    replace: Annotated[
+        bool,
+        option("--replace", "Imprint a class again that the model knows.", panel=NEW_CLASSES),
+    ] = False,
+    from_run: Annotated[
+        Path | None,
+        option(
+            "--from-run",
+            "Rebuild a trial of this sweep folder, such as runs/sweep-20250131-120000.",
+            panel=_REBUILD,
+            metavar="FOLDER",
+        ),
+    ] = None,
+    trial: Annotated[
+        int | None,
+        option("--trial", "Row of its results.csv, from 0.", panel=_REBUILD, metavar="N"),
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Add a class from a few images of the dataset, or from photos of your own.
+    """Add a class from a few images of the dataset, or from your own photos.
 
     Example: lowshot imprint --class apple --shots 5
 
     Example: lowshot imprint --class "my mug" --images photos/
     """
-    settings, output = begin(ctx, "imprint")
-    from lowshot_cli.cli.commands import imprint as teaching
+    from lowshot_cli.cli.commands import imprint as imprinting
 
+    files = checkpoint, out, overwrite
     if from_run is not None or trial is not None:
-        others = _given(
-            {"--class": classes, "--images": images, "--shots": shots, "--method": method}
-            | {"--max-forgetting": max_forgetting, "--add": add, "--replace": replace}
-        )
-        files = checkpoint, out, overwrite
-        teaching.imprint_from_run(settings, output, from_run, trial, *files, others)
+        decided = ["--class", "--images", "--shots", "--method", "--max-forgetting"]
+        others = _typed(call, [*decided, "--add", "--replace"])
+        imprinting.imprint_from_run(call.config, call.output, from_run, trial, *files, others)
     elif images:
-        teaching.imprint_photos(settings, output, images, add, replace, checkpoint, out, overwrite)
+        imprinting.imprint_photos(call.config, call.output, images, add, replace, *files)
     else:
-        teaching.imprint(settings, output, add, replace, checkpoint, out, overwrite)
+        imprinting.imprint(call.config, call.output, add, replace, *files)
 
 
-@app.command("finetune")
+@command(app, "finetune", section="finetune")
 def finetune(
-    ctx: typer.Context,
-    scope: o.ScopeName = None,
-    loss: o.LossName = None,
-    novel_weight: o.NovelWeight = None,
-    freeze_base: o.FreezeBase = None,
-    steps: o.Steps = None,
-    epochs: o.FinetuneEpochs = None,
-    lr: o.FinetuneRate = None,
-    batch_size: o.BatchSize = None,
-    max_forgetting: o.MaxForgetting = None,
-    checkpoint: o.CheckpointFile = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    dry_run: o.DryRun = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    checkpoint: CheckpointFile = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Sharpen imprinted classes from the same few images.
 
@@ -144,35 +134,50 @@ def finetune(
 
     Example: lowshot finetune --steps 200 --max-forgetting 1
     """
-    settings, output = begin(ctx, "finetune")
     from lowshot_cli.cli.commands import dry_run as planning
     from lowshot_cli.cli.commands import finetune as tuning
 
     make = planning.finetune if dry_run else tuning.finetune
-    make(settings, output, checkpoint, out, overwrite)
+    make(call.config, call.output, checkpoint, out, overwrite)
 
 
-@app.command("evaluate")
+@command(app, "evaluate")
 def evaluate(
-    ctx: typer.Context,
-    checkpoints: m.Checkpoints = None,
-    labelled: m.LabelledImages = None,
-    open_set: m.OpenSet = False,
-    report: m.Report = None,
-    false_alarm: m.FalseAlarm = None,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    checkpoints: Annotated[
+        list[Path] | None,
+        argument(
+            "CHECKPOINT",
+            "Files to evaluate, such as runs/base.safetensors.",
+            default="all of the work folder",
+            autocompletion=completion.checkpoints,
+        ),
+    ] = None,
+    labelled: Annotated[
+        list[str] | None,
+        option(
+            "--images",
+            "Photos of a class, as NAME=PATH: a file, folder or glob, such as mug=photos/; repeat "
+            "it for several.",
+            metavar="NAME=PATH",
+            default="the dataset's test images",
+        ),
+    ] = None,
+    open_set: Annotated[
+        bool,
+        option("--open-set", "Also measure how classes never seen are rejected.", panel=UNKNOWN),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        option(
+            "--report",
+            "Also write a page with plots to this file, such as report.html.",
+            metavar="FILE",
+        ),
+    ] = None,
+    false_alarm: FalseAlarm = None,
 ) -> None:
-    """Measure checkpoints on the test images, or on photos of your own.
+    """Measure checkpoints on the test images, or on your own photos.
 
     Example: lowshot evaluate
 
@@ -180,48 +185,100 @@ def evaluate(
 
     Example: lowshot evaluate --images "my mug"=photos/
     """
-    settings, output = begin(ctx, None)
     from lowshot_cli.cli.commands import evaluate as measuring
 
     if labelled:
-        others = _given({"--open-set": open_set, "--false-alarm": false_alarm, "--report": report})
-        measuring.evaluate_photos(settings, output, checkpoints or [], labelled, others)
+        others = _typed(call, ["--open-set", "--false-alarm", "--report"])
+        measuring.evaluate_photos(call.config, call.output, checkpoints or [], labelled, others)
     else:
-        rate = m.false_alarm_of(open_set, false_alarm)
-        measuring.evaluate(settings, output, checkpoints or [], rate, report)
+        rate = _false_alarm(open_set, false_alarm)
+        measuring.evaluate(call.config, call.output, checkpoints or [], rate, report)
 
 
-@app.command("sweep")
+def _config_of_run(own: Mapping[str, Any]) -> Path | None:
+    """The config of the run folder that a sweep is to resume."""
+    resume = own["resume"]
+    return resume / "config.yaml" if resume else None
+
+
+@command(app, "sweep", section="sweep", config_file=_config_of_run)
 def sweep(
-    ctx: typer.Context,
-    trials: w.Trials = None,
-    shots: w.ShotList = None,
-    novel: w.Novel = None,
-    methods: w.Methods = None,
-    ways: w.Ways = None,
-    max_forgetting: o.MaxForgetting = None,
-    drop_duplicates: w.DropDuplicates = None,
-    class_order_seeds: w.ClassOrderSeeds = None,
-    backbones: w.Backbones = None,
-    save_models: w.SaveModels = False,
-    resume: w.ResumeSweep = None,
-    executor: w.Executor = "local",
-    ray_address: w.RayAddress = None,
-    gpus_per_worker: w.GpusPerWorker = 0.0,
-    threads: w.Threads = None,
-    checkpoint: o.CheckpointFile = None,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    dry_run: o.DryRun = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    class_order_seeds: Annotated[
+        str | None,
+        option(
+            "--class-order-seeds",
+            "Train and sweep a base model for each of these, such as 0,1,2.",
+            panel=_BASES,
+            metavar="N,N,...",
+            default="one base model",
+        ),
+    ] = None,
+    backbones: Annotated[
+        str | None,
+        option(
+            "--backbones",
+            "Train and sweep a base model with each of these, such as resnet9,resnet18.",
+            panel=_BASES,
+            metavar="NAMES",
+            default="one base model",
+        ),
+    ] = None,
+    save_models: Annotated[
+        bool, option("--save-models", "Keep the proxies and bias of every trial.", panel=_RUN)
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        option(
+            "--resume",
+            "Continue the run in this folder, such as runs/sweep-20250131-120000.",
+            panel=_RUN,
+            metavar="FOLDER",
+        ),
+    ] = None,
+    executor: Annotated[
+        Executor,
+        option(
+            "--executor",
+            "Run trials in this process, or on a Ray cluster.",
+            panel=_WORKERS,
+            metavar="local|ray",
+            default="local",
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        option(
+            "--ray-address",
+            "Cluster to join, such as 10.0.0.1:6379, or auto for the one on this machine.",
+            panel=_WORKERS,
+            metavar="HOST:PORT|auto",
+            default="one of its own",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float,
+        option(
+            "--gpus-per-worker",
+            "GPUs for each Ray worker, such as 0.5.",
+            panel=_WORKERS,
+            metavar="X",
+            default="0",
+        ),
+    ] = 0.0,
+    threads: Annotated[
+        int | None,
+        option(
+            "--threads",
+            "PyTorch threads in each process that runs trials, such as 4; the last digits of "
+            "results depend on it.",
+            panel=_WORKERS,
+            metavar="N",
+            default="1 on Ray, else PyTorch's own number",
+        ),
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Run many trials and report means with intervals.
 
@@ -231,55 +288,45 @@ def sweep(
 
     Example: lowshot sweep --executor ray --class-order-seeds 0,1,2
     """
-    if resume is not None and config is None:
-        ctx.params["config"] = resume / "config.yaml"
-    settings, output = begin(ctx, "sweep")
     from lowshot_cli.cli.commands import dry_run as planning
     from lowshot_cli.cli.commands import sweep as sweeping
     from lowshot_cli.cli.commands import sweep_bases as several
     from lowshot_cli.cli.commands.sweep import Workers
 
+    config, output = call.config, call.output
     workers = Workers(executor, ray_address, gpus_per_worker, threads)
     if class_order_seeds or backbones:
         lists = class_order_seeds, backbones
-        several.sweep(settings, output, *lists, checkpoint, resume, dry_run, save_models, workers)
+        several.sweep(config, output, *lists, checkpoint, resume, dry_run, save_models, workers)
     elif dry_run:
-        planning.sweep(settings, output, checkpoint, resume, save_models)
+        planning.sweep(config, output, checkpoint, resume, save_models)
     else:
-        sweeping.sweep(settings, output, checkpoint, resume, save_models, workers)
+        sweeping.sweep(config, output, checkpoint, resume, save_models, workers)
 
 
-def _given(options: Mapping[str, object]) -> list[str]:
-    """Names of the options that were typed."""
-    return [name for name, value in options.items() if value is not None and value is not False]
-
-
-def main() -> None:
-    """Entry point of `lowshot` and `python -m lowshot_cli`."""
-    open_standard_streams()
-    silence_other_ranks()
-    app(prog_name="lowshot")
-
-
-@app.command("predict")
+@command(app, "predict", settings=PHOTO_SETTINGS)
 def predict(
-    ctx: typer.Context,
-    sources: m.Sources = None,
-    most: m.Top = 3,
-    unknown: m.Unknown = False,
-    false_alarm: m.FalseAlarm = None,
-    csv: m.Csv = False,
-    checkpoint: m.ModelFile = None,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    sources: Annotated[
+        list[str] | None,
+        argument("IMAGES", 'Files, folders or globs, such as photos/ or "*.jpg"; - reads a list.'),
+    ] = None,
+    top: Annotated[
+        int,
+        option(
+            "--top",
+            "How many of the most probable classes to name.",
+            metavar="N",
+            default="3",
+            min=1,
+        ),
+    ] = 3,
+    unknown: Annotated[
+        bool, option("--unknown", "Mark images that are of no known class.", panel=UNKNOWN)
+    ] = False,
+    false_alarm: FalseAlarm = None,
+    csv: Annotated[bool, option("--csv", "Print results as CSV.")] = False,
+    checkpoint: ModelFile = None,
 ) -> None:
     """Say what is in images: files, folders, globs, or `-` for a list on standard input.
 
@@ -287,109 +334,57 @@ def predict(
 
     Example: lowshot predict photos/ --unknown --false-alarm 5 --csv
     """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import predict as using
+    from lowshot_cli.cli.commands import predict as predicting
 
-    rate = m.false_alarm_of(unknown, false_alarm)
-    using.predict(settings, output, sources or [], most, rate, csv, checkpoint)
-
-
-classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
+    rate = _false_alarm(unknown, false_alarm)
+    predicting.predict(call.config, call.output, sources or [], top, rate, csv, checkpoint)
 
 
-app.add_typer(classes, name="classes")
-
-
-@classes.command("list")
-def classes_list(
-    ctx: typer.Context,
-    checkpoint: m.ModelFile = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """List the classes that a model knows and how it learnt them.
-
-    Example: lowshot classes list
-
-    Example: lowshot classes list --checkpoint runs/base.safetensors
-    """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import classes as using
-
-    using.list_classes(settings, output, checkpoint)
-
-
-@classes.command("remove")
-def classes_remove(
-    ctx: typer.Context,
-    name: m.OldName,
-    force: m.Force = False,
-    checkpoint: m.ModelFile = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Make a model forget a class.
-
-    Example: lowshot classes remove "my mug"
-
-    Example: lowshot classes remove apple --force
-    """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import classes as using
-
-    using.remove_class(settings, output, name, force, checkpoint)
-
-
-@classes.command("rename")
-def classes_rename(
-    ctx: typer.Context,
-    name: m.OldName,
-    new_name: m.NewName,
-    force: m.Force = False,
-    checkpoint: m.ModelFile = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Call a class of a model otherwise.
-
-    Example: lowshot classes rename "my mug" "blue mug"
-
-    Example: lowshot classes rename sweet_pepper "bell pepper" --force
-    """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import classes as using
-
-    using.rename_class(settings, output, name, new_name, force, checkpoint)
-
-
-@app.command("export")
+@command(app, "export", settings=PHOTO_SETTINGS)
 def export(
-    ctx: typer.Context,
-    format: m.ExportFormatName = "all",
-    check: m.CheckExport = False,
-    images: m.CheckImages = None,
-    checkpoint: o.CheckpointFile = None,
-    out: m.ExportFolder = None,
-    overwrite: m.ExportOverwrite = False,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    seed: o.Seed = None,
-    device: o.DeviceName = None,
-    workdir: o.Workdir = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    format: Annotated[
+        ExportFormat,
+        option(
+            "--format",
+            "ONNX, a PyTorch program, or both.",
+            panel=EXPORT,
+            metavar="onnx|torch|all",
+            default="all",
+        ),
+    ] = "all",
+    check: Annotated[
+        bool,
+        option(
+            "--check",
+            "Compare the export, made now or before, with the checkpoint.",
+            panel=EXPORT,
+        ),
+    ] = False,
+    images: Annotated[
+        list[Path] | None,
+        option(
+            "--images",
+            "Photos to compare on: a file, folder or glob, such as photos/; repeat it for several.",
+            panel=EXPORT,
+            metavar="FOLDER|FILE",
+            default="test images, or noise",
+        ),
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    out: Annotated[
+        Path | None,
+        option(
+            "--out",
+            "Folder to write to.",
+            panel=EXPORT,
+            metavar="FOLDER",
+            default="export in the work folder",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, option("--overwrite", "Replace an export that exists.", panel=EXPORT)
+    ] = False,
 ) -> None:
     """Write the model as ONNX and as a PyTorch program, with labels and a model card.
 
@@ -397,73 +392,116 @@ def export(
 
     Example: lowshot export --format onnx --check
     """
-    settings, output = begin(ctx, None)
     from lowshot_cli.cli.commands import export as exporting
 
-    exporting.export(settings, output, checkpoint, out, format, overwrite, check, images or [])
+    files = checkpoint, out, format, overwrite
+    exporting.export(call.config, call.output, *files, check, images or [])
 
 
-data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
+_OldName = Annotated[
+    str,
+    argument("NAME", 'The class, such as "my mug".', autocompletion=completion.known_classes),
+]
+_Force = Annotated[bool, option("--force", "Base classes too.")]
+
+app.add_typer(classes, name="classes")
+
+
+@command(classes, "list", settings=("workdir",))
+def classes_list(call: Call, checkpoint: ModelFile = None) -> None:
+    """List the classes that a model knows and how it learnt them.
+
+    Example: lowshot classes list
+
+    Example: lowshot classes list --checkpoint runs/base.safetensors
+    """
+    from lowshot_cli.cli.commands.classes import list_classes
+
+    list_classes(call.config, call.output, checkpoint)
+
+
+@command(classes, "remove", settings=("workdir",))
+def classes_remove(
+    call: Call, name: _OldName, force: _Force = False, checkpoint: ModelFile = None
+) -> None:
+    """Remove a class from a model.
+
+    Example: lowshot classes remove "my mug"
+
+    Example: lowshot classes remove apple --force
+    """
+    from lowshot_cli.cli.commands.classes import remove_class
+
+    remove_class(call.config, call.output, name, force, checkpoint)
+
+
+@command(classes, "rename", settings=("workdir",))
+def classes_rename(
+    call: Call,
+    name: _OldName,
+    new_name: Annotated[str, argument("NEW_NAME", 'Its new name, such as "blue mug".')],
+    force: _Force = False,
+    checkpoint: ModelFile = None,
+) -> None:
+    """Give a class of a model another name.
+
+    Example: lowshot classes rename "my mug" "blue mug"
+
+    Example: lowshot classes rename sweet_pepper "bell pepper" --force
+    """
+    from lowshot_cli.cli.commands.classes import rename_class
+
+    rename_class(call.config, call.output, name, new_name, force, checkpoint)
 
 
 app.add_typer(data, name="data")
 
 
-@data.command("classes")
-def data_classes(
-    ctx: typer.Context,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """List a dataset's classes.
+@command(data, "classes", settings=DATASET_SETTINGS)
+def data_classes(call: Call) -> None:
+    """List the classes of a dataset.
 
     Example: lowshot data classes
 
     Example: lowshot data classes --dataset glyphs
     """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import data
+    from lowshot_cli.cli.commands import data as looking
 
-    data.data_classes(settings, output)
+    looking.data_classes(call.config, call.output)
 
 
-@data.command("cache")
+@command(data, "cache", settings=())
 def data_cache(
-    ctx: typer.Context,
-    clear: m.Clear = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    clear: Annotated[
+        bool, option("--clear", "Delete all cached embeddings and decoded images.")
+    ] = False,
 ) -> None:
-    """Show the embedding cache, or empty it.
+    """Show the cache of embeddings and decoded images, or empty it.
 
     Example: lowshot data cache
 
     Example: lowshot data cache --clear
     """
-    _, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import data
+    from lowshot_cli.cli.commands import data as looking
 
-    data.data_cache(output, clear)
+    looking.data_cache(call.output, clear)
 
 
-@data.command("duplicates")
+@command(data, "duplicates", settings=DATASET_SETTINGS)
 def data_duplicates(
-    ctx: typer.Context,
-    at_least: m.AtLeast = 0.85,
-    dataset: o.Dataset = None,
-    data_dir: o.DataDir = None,
-    image_size: o.ImageSize = None,
-    skip_bad: o.SkipBad = None,
-    config: o.ConfigFile = None,
-    print_config: o.PrintConfig = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    call: Call,
+    at_least: Annotated[
+        float,
+        option(
+            "--at-least",
+            "Similarity from which images count as the same; that of equal ones is 1.",
+            metavar="X",
+            default="0.85",
+            min=0,
+            max=1,
+        ),
+    ] = 0.85,
 ) -> None:
     """Find test images that show what a training image shows.
 
@@ -471,7 +509,23 @@ def data_duplicates(
 
     Example: lowshot data duplicates --at-least 0.95 --json
     """
-    settings, output = begin(ctx, None)
-    from lowshot_cli.cli.commands import data
+    from lowshot_cli.cli.commands import data as looking
 
-    data.data_duplicates(settings, output, at_least)
+    looking.data_duplicates(call.config, call.output, at_least)
+
+
+def _typed(call: Call, options: Iterable[str]) -> list[str]:
+    """Those of the options that stand on the command line."""
+    return [name for name in options if name in call.typed]
+
+
+def _false_alarm(asked: bool, given: float | None) -> float | None:
+    """Percent of false alarms where unknown images are asked for; naming a percentage asks."""
+    return FALSE_ALARM if asked and given is None else given
+
+
+def main() -> None:
+    """Entry point of `lowshot` and `python -m lowshot_cli`."""
+    open_standard_streams()
+    silence_other_ranks()
+    app(prog_name="lowshot")

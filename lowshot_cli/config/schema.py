@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
-from lowshot_cli.config.methods import imprint_method, sweep_method
+from lowshot_cli.config.methods import (
+    IMPRINT_METHODS,
+    imprint_method,
+    sweep_method,
+)
 from lowshot_cli.errors import did_you_mean
 
 DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
@@ -24,6 +30,17 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 Split = Literal["seeded", "alphabetical"]
+
+
+DEFAULT_DATASET = "cifar100"
+# Support images of a class of a dataset.
+DEFAULT_SHOTS = 5
+
+
+# Headings of the help.
+COMMON = "Common options"
+BASE_CLASSES, BACKBONE, TRAINING = "Base classes", "Backbone", "Training"
+NEW_CLASSES, OPERATING_POINT, TRIALS = "New classes", "Operating point", "Which trials"
 
 
 # The package's own backbones, and the libraries whose models are named `library:model`.
@@ -174,38 +191,121 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TrainBaseConfig(Section):
-    """How the base model is trained.
+@dataclass(frozen=True, kw_only=True)
+class Presentation:
+    """How a setting is shown to people, and given on the command line.
 
-    `crop` and `cutout` in pixels, `lr` at the peak, `rotation` the share of a batch that is turned.
-    `weights` is `DEFAULT` or a file, `input_size` the side in pixels that images are resized to;
-    without an `embedding_size` a library's model keeps its own. `epochs: 0` imprints the base
-    classes. `backbone_lr` is `lr` where it is not given.
+    Attributes:
+        panel: heading of the help under which its flag stands; None for a setting without a flag.
+        flag: its name on the command line, if other than the field's.
+        metavar: what stands for its value in the help, if other than the type's.
+        unset: what the default means, in words, where its value does not say so.
+        env: environment variable that gives it as well.
+        repeat: whether the flag is repeated for several values, which else stand between commas.
     """
 
-    classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = None
-    split: Split = "seeded"
-    class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = 1993
-    holdout: Count = 50
-    backbone: Annotated[str, AfterValidator(_backbone)] = "resnet9"
-    width: Count = 32
-    embedding_size: Count | None = None
-    weights: StorableText | None = None
-    input_size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    epochs: Annotated[int, Field(ge=0)] = 54
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    lr: Rate = 0.2
-    backbone_lr: Rate | None = None
-    freeze_backbone: bool = False
-    weight_decay: Amount = 5e-4
-    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    mixup: Amount = 0.2
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    crop: Annotated[int, Field(ge=0)] = 3
-    flip: bool | None = None
-    cutout: Annotated[int, Field(ge=0)] = 8
-    rotation: Annotated[float, Field(ge=0, le=1)] = 0.0
-    precision: Precision = "auto"
+    panel: str | None = None
+    flag: str | None = None
+    metavar: str | None = None
+    unset: str | None = None
+    env: str | None = None
+    repeat: bool = False
+
+
+def _setting(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
+    """A field with all that is said of it anywhere: `description` is one sentence with the unit."""
+    extra: dict[str, Any] = {"presentation": Presentation(panel=panel, **how)}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+def presentation(field: FieldInfo) -> Presentation:
+    """How a setting is shown."""
+    extra = field.json_schema_extra
+    found: Any = extra.get("presentation") if isinstance(extra, dict) else None
+    return found if isinstance(found, Presentation) else Presentation()
+
+
+class TrainBaseConfig(Section):
+    """How the base model is trained."""
+
+    classes: Annotated[Count | Names | None, BeforeValidator(_names_or_number)] = _setting(
+        None,
+        "Base classes: how many, or names with commas between, such as apple,bus.",
+        BASE_CLASSES,
+        metavar="N|NAMES",
+        unset="40, all of a folder",
+    )
+    split: Split = _setting("seeded", "Order in which `--classes N` counts.", BASE_CLASSES)
+    class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = _setting(
+        1993, "Whole number that decides the seeded order.", BASE_CLASSES
+    )
+    holdout: Count = _setting(
+        50, "Training images of each base class that are held out.", BASE_CLASSES
+    )
+    backbone: Annotated[str, AfterValidator(_backbone)] = _setting(
+        "resnet9",
+        "Network: resnet9, resnet18, torchvision:NAME or timm:NAME, such as torchvision:resnet50.",
+        BACKBONE,
+        metavar="NAME",
+    )
+    width: Count = _setting(32, "Channels of the first stage of resnet9.", BACKBONE)
+    embedding_size: Count | None = _setting(
+        None,
+        "Dimensions of the trained part of the embedding.",
+        BACKBONE,
+        unset="64, or the library model's own",
+    )
+    weights: StorableText | None = _setting(
+        None,
+        "Weights to start from: DEFAULT for the library's, or a file, such as model.pth "
+        "(.safetensors, .pth or .pt). Images for a torchvision or timm model are then normalised "
+        "as it expects.",
+        BACKBONE,
+        metavar="DEFAULT|FILE",
+        unset="random",
+    )
+    input_size: Annotated[int, Field(ge=8, le=1024)] | None = _setting(
+        None,
+        "Side in pixels to which the network resizes images.",
+        BACKBONE,
+        unset="not resized; with weights, what they expect",
+    )
+    epochs: Annotated[int, Field(ge=0)] = _setting(
+        54,
+        "Epochs, passes over the training images; 0 imprints the base classes instead.",
+        TRAINING,
+    )
+    batch_size: Annotated[int, Field(ge=2)] = _setting(128, "Images in a step.", TRAINING)
+    lr: Rate = _setting(0.2, "Peak learning rate.", TRAINING)
+    backbone_lr: Rate | None = _setting(
+        None, "Peak learning rate of the backbone.", TRAINING, unset="that of --lr"
+    )
+    freeze_backbone: bool = _setting(
+        False, "Train only the proxies and the projection before them.", BACKBONE
+    )
+    weight_decay: Amount = _setting(5e-4, "Weight decay.")
+    warmup: Annotated[float, Field(gt=0, lt=1)] = _setting(
+        0.2, "Share of the steps in which the learning rate rises to its peak."
+    )
+    mixup: Amount = _setting(
+        0.2, "Parameter of the beta distribution that mixes pairs of images; 0 mixes none."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = _setting(
+        0.0, "Probability that is taken from the true class and given to all alike."
+    )
+    crop: Annotated[int, Field(ge=0)] = _setting(3, "Largest random shift of an image, in pixels.")
+    flip: bool | None = _setting(
+        None, "Whether images are mirrored at random.", unset="as fits the dataset"
+    )
+    cutout: Annotated[int, Field(ge=0)] = _setting(
+        8, "Side of the square that is erased at a random place, in pixels; 0 erases none."
+    )
+    rotation: Annotated[float, Field(ge=0, le=1)] = _setting(
+        0.0, "Share of a batch that is turned by a quarter, half or three quarters."
+    )
+    precision: Precision = _setting(
+        "auto", "Arithmetic of training; auto is bf16 where that is faster.", TRAINING
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -218,36 +318,79 @@ class TrainBaseConfig(Section):
         return {**values, "embedding_size": EMBEDDING_SIZE}
 
 
-class ImprintConfig(Section):
-    """How new classes are added. `max_forgetting` in points of base hold-out accuracy."""
+def _budget(unset: str) -> Any:
+    return _setting(
+        None,
+        "Points of base accuracy that the bias of novel classes may cost, such as 0.5; `none` "
+        "means no bias.",
+        OPERATING_POINT,
+        metavar="POINTS|none",
+        unset=unset,
+    )
 
-    classes: Names | None = None
-    shots: Count = 5
-    method: ImprintMethod = "whitened"
-    views: Count = 10
-    max_forgetting: MaxForgetting | None = None
+
+class ImprintConfig(Section):
+    """How new classes are added."""
+
+    classes: Names | None = _setting(
+        None,
+        'Class to add, such as apple or "my mug"; repeat it for several.',
+        NEW_CLASSES,
+        flag="--class",
+        metavar="NAME",
+        repeat=True,
+    )
+    shots: Count | None = _setting(
+        None,
+        "Support images of each class.",
+        NEW_CLASSES,
+        unset=f"{DEFAULT_SHOTS}; all of your own photos",
+    )
+    method: ImprintMethod = _setting(
+        "whitened",
+        f"How the new proxy is made: {', '.join(IMPRINT_METHODS)}.",
+        NEW_CLASSES,
+        metavar="METHOD",
+    )
+    views: Count = _setting(10, "Augmented views of each image that `augmented` averages.")
+    max_forgetting: MaxForgetting | None = _budget("2; none for imprint and random")
 
 
 class FinetuneConfig(Section):
-    """How imprinted rows are sharpened. `steps` of the head, `epochs` of the whole network.
+    """How imprinted proxies are sharpened."""
 
-    `prior_shots` says how many shots the row at the start is worth. `distil` weighs the old model's
-    opinion of base classes while the whole network is trained, 0 leaving it out.
-    """
-
-    scope: Scope = "head"
-    loss: Loss = "adaptive"
-    novel_weight: Rate | None = None
-    freeze_base: FreezeBase | None = None
-    steps: Count = 100
-    head_lr: Rate = 0.01
-    prior_shots: Amount = 40.0
-    epochs: Count = 2
-    lr: Rate = 0.001
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    distil: Amount = 0.0
-    precision: Precision = "auto"
-    max_forgetting: MaxForgetting | None = None
+    scope: Scope = _setting("head", "Train the proxies, or the whole network.", TRAINING)
+    loss: Loss = _setting(
+        "adaptive", "Weigh base and novel classes by their images, or all images alike.", TRAINING
+    )
+    novel_weight: Rate | None = _setting(
+        None,
+        "Fixed weight of a novel sample, that of a base sample being 1, such as 40.",
+        TRAINING,
+        unset="from the batches",
+    )
+    freeze_base: FreezeBase | None = _setting(
+        None,
+        "When the proxies of base classes stay as they are.",
+        TRAINING,
+        unset="always for head, alternate for full",
+    )
+    steps: Count = _setting(100, "Optimiser steps of `--scope head`.", TRAINING)
+    head_lr: Rate = _setting(0.01, "Learning rate of `scope: head`.")
+    prior_shots: Amount = _setting(
+        40.0, "How many support images the proxy at the start is worth against those at hand."
+    )
+    epochs: Count = _setting(2, "Epochs of `--scope full`.", TRAINING)
+    lr: Rate = _setting(0.001, "Learning rate of `--scope full`.", TRAINING)
+    batch_size: Annotated[int, Field(ge=2)] = _setting(128, "Images in a step.", TRAINING)
+    distil: Amount = _setting(
+        0.0,
+        "Weight of the old model's opinion of base classes with `scope: full`; 0 leaves it out.",
+    )
+    precision: Precision = _setting(
+        "auto", "Arithmetic of `scope: full`; auto is bf16 where that is faster."
+    )
+    max_forgetting: MaxForgetting | None = _budget("2")
 
     @model_validator(mode="after")
     def _one_weighting(self) -> Self:
@@ -262,32 +405,76 @@ class FinetuneConfig(Section):
 
 
 class SweepConfig(Section):
-    """Which trials are run: every novel class x shots x trials x methods.
+    """Which trials are run: every novel class x shots x trials x methods."""
 
-    `drop_duplicates` leaves out test images that resemble a training image. With `sessions`, a
-    trial adds `ways` classes in each of that many sessions, in class order.
-    """
-
-    trials: Count = 20
-    shots: Shots = (1, 5, 10, 20)
-    novel: Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)] = "all"
-    methods: Methods = ("imprint", "random", "whitened", "finetune-head")
-    ways: Count = 1
-    sessions: Count | None = None
-    drop_duplicates: bool = False
-    max_forgetting: MaxForgetting | None = None
+    trials: Count = _setting(20, "Trials of each class and number of shots.", TRIALS)
+    shots: Shots = _setting(
+        (1, 5, 10, 20),
+        "Numbers of support images, with commas between.",
+        TRIALS,
+        metavar="N,N,...",
+    )
+    novel: Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)] = _setting(
+        "all",
+        "Novel classes: all, a number to sample, or names, such as apple,bus.",
+        TRIALS,
+        metavar="all|N|NAMES",
+    )
+    methods: Methods = _setting(
+        ("imprint", "random", "whitened", "finetune-head"),
+        "Methods, with commas between: those of `imprint`, and nearest, proxies, finetune-head, "
+        "finetune-full.",
+        TRIALS,
+        flag="--method",
+        metavar="METHODS",
+    )
+    ways: Count = _setting(1, "Novel classes that a trial adds together.", TRIALS)
+    sessions: Count | None = _setting(
+        None,
+        "Sessions of a sequence, each of which adds `ways` more classes in class order.",
+        unset="no sequence",
+    )
+    drop_duplicates: bool = _setting(
+        False, "Leave out test images that resemble a training image.", TRIALS
+    )
+    max_forgetting: MaxForgetting | None = _budget("2; none for imprint and random")
+    train_base: bool = _setting(
+        False, "Train the base model first, as `train_base` says, where the work folder has none."
+    )
 
 
 class Config(Section):
     """The whole config; each command reads the common part and its own section."""
 
-    dataset: DatasetName = "cifar100"
-    data_dir: FilePath | None = None
-    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    skip_bad: bool = False
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    device: Device = "auto"
-    workdir: FilePath = Path("runs")
+    dataset: DatasetName | None = _setting(
+        None,
+        "Where images come from.",
+        COMMON,
+        unset=f"the model's, or {DEFAULT_DATASET}",
+    )
+    data_dir: FilePath | None = _setting(
+        None,
+        "Folder that holds the dataset, or a .zip of one, such as photos/.",
+        COMMON,
+        metavar="FOLDER|ZIP",
+        unset="the user's data folder",
+        env="LOWSHOT_DATA",
+    )
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = _setting(
+        None, "Side of the images in pixels.", COMMON, unset="the dataset's"
+    )
+    skip_bad: bool = _setting(False, "Leave out image files that cannot be read.", COMMON)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = _setting(
+        0, "Whole number that decides every draw.", COMMON
+    )
+    device: Device = _setting("auto", "Where to compute; auto is the GPU if there is one.", COMMON)
+    workdir: FilePath = _setting(
+        Path("runs"),
+        "Folder of the checkpoints and runs.",
+        COMMON,
+        metavar="FOLDER",
+        env="LOWSHOT_WORKDIR",
+    )
     train_base: TrainBaseConfig = TrainBaseConfig()
     imprint: ImprintConfig = ImprintConfig()
     finetune: FinetuneConfig = FinetuneConfig()
@@ -306,13 +493,12 @@ class Config(Section):
         return values
 
     def to_yaml(self) -> str:
-        """The resolved config as YAML that `--config` reads back.
+        """The resolved config as YAML that `--config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-        `train_base` stands in it only where it was given, because a sweep trains where it stands.
-        """
-        left_out = set() if "train_base" in self.model_fields_set else {"train_base"}
-        values = self.model_dump(mode="json", exclude=left_out)
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    def on_dataset(self, name: str) -> Config:
+        """The same config with this dataset where it names none."""
+        return self if self.dataset else self.model_copy(update={"dataset": name})
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

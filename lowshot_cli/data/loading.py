@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from lowshot_cli.config.schema import DEFAULT_DATASET, Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.storage.cache import image_cache
-
-if TYPE_CHECKING:
-    from lowshot_cli.config.schema import Config
 
 
 def load_dataset(
@@ -30,14 +26,14 @@ def load_dataset(
     from lowshot_cli.data import glyphs
     from lowshot_cli.data import image_folder as folder
 
-    size = image_size or config.image_size
-    if config.dataset == "cifar100":
+    size, name = image_size or config.image_size, config.dataset or DEFAULT_DATASET
+    if name == "cifar100":
         if size not in (None, cifar.IMAGE_SIZE):
             raise DataError(f"CIFAR-100 images are {cifar.IMAGE_SIZE} pixels wide, not {size}")
         return cifar.load(config.data_folder, on_progress)
-    if config.dataset == "glyphs":
+    if name == "glyphs":
         return glyphs.make(size or glyphs.IMAGE_SIZE)
-    if config.dataset == "none":
+    if name == "none":
         raise DataError(
             "a model adopted without data has no dataset",
             "use `imprint --images`, `predict` and `evaluate --images`",

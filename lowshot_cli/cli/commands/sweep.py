@@ -130,7 +130,7 @@ def run_sweep(
 
 def trains_first(config: Config, path: Path) -> bool:
     """Whether a sweep makes its base model: it is not there, and the config says how."""
-    return not path.exists() and "train_base" in config.model_fields_set
+    return not path.exists() and config.sweep.train_base
 
 
 def load_base(path: Path, config: Config) -> Checkpoint:
@@ -154,14 +154,14 @@ def changes_since(run_dir: Path, config: Config) -> list[str]:
 
 def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
     """A config that says how the base model is trained must not meet one trained otherwise."""
-    if "train_base" not in config.model_fields_set:
+    if not config.sweep.train_base:
         return
     wanted = config.portable()["train_base"]
     changed = difference(base.meta.config["train_base"], wanted)
     if changed:
         raise CheckpointError(
             f"{path} was trained otherwise than the config says: {'; '.join(changed)}",
-            "name another --workdir, or leave train_base out of the config",
+            "name another --workdir, or set sweep.train_base to false",
         )
 
 

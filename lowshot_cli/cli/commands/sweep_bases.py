@@ -139,7 +139,8 @@ def _member(config: Config, order: str, backbone: str) -> Member:
         text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
         raise UsageError(f"{problem['loc'][0]} {problem['input']!r}: {text}") from None
     name = f"order-{options.class_order_seed}-{re.sub('[^A-Za-z0-9_.]', '-', backbone)}"
-    changes = {"train_base": options, "workdir": config.workdir / name}
+    trained = config.sweep.model_copy(update={"train_base": True})
+    changes = {"train_base": options, "sweep": trained, "workdir": config.workdir / name}
     return Member(name, config.model_copy(update=changes))
 
 

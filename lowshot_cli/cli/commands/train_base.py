@@ -12,7 +12,7 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
 from lowshot_cli.cli.contract import training_json
 from lowshot_cli.cli.torchrun import process_group
-from lowshot_cli.config.schema import DEFAULT_WEIGHTS, Config
+from lowshot_cli.config.schema import DEFAULT_DATASET, DEFAULT_WEIGHTS, Config
 from lowshot_cli.errors import RankLost
 from lowshot_cli.models import weights
 from lowshot_cli.training import train as training
@@ -28,6 +28,7 @@ def train_base(
     config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
 ) -> None:
     """Train the base model and write `base.safetensors`."""
+    config = config.on_dataset(DEFAULT_DATASET)
     path = out or chain.chain_path(config.workdir, "base")
     try:
         with (
@@ -43,6 +44,7 @@ def train_base(
 
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
+    config = config.on_dataset(DEFAULT_DATASET)
     with exclusive_folder(config, output, path, overwrite=True):
         _make_base(config, output, path, is_resumable(state_path(path)), report=False)
 
