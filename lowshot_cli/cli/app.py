@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli.cli import flags as f
 from lowshot_cli.cli import torchrun
-from lowshot_cli.config.schema import COMMON, Config
+from lowshot_cli.config.schema import COMMON, DEFAULT_DATASET, Config
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 
@@ -103,11 +103,10 @@ class _Group(_Listing):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
-        except Interrupted as error:
-            error.hint = error.hint or _going_on(ctx.meta[_TYPED])
-            _fail(error)
         except LowshotError as error:
-            flags = _flags_of(self, ctx.meta[_TYPED])
+            if isinstance(error, Interrupted):
+                error.hint = error.hint or _going_on(ctx.meta[_TYPED])
+            flags = _flags_of(self, ctx.meta[_TYPED][0])
             error.message = f.reword(error.message, flags)
             error.hint = error.hint and f.reword(error.hint, flags)
             _fail(error)
@@ -125,18 +124,15 @@ class _Group(_Listing):
             _fail(problem)
 
 
-def _flags_of(group: Any, typed: Sequence[str]) -> dict[str, str]:
-    """The flag of each parameter by its Python name, that of the command at hand before others."""
+def _flags_of(group: Any, typed: str) -> dict[str, str]:
+    """The flag of each option by its Python name, as the command that was typed has it if it does."""
+    # What comes last wins.
+    order = sorted(group.commands.items(), key=lambda entry: entry[0] == typed)
     commands = [
-        (name, one)
-        for name, found in group.commands.items()
-        for one in (found, *getattr(found, "commands", {}).values())
+        one for _, found in order for one in getattr(found, "commands", {"": found}).values()
     ]
-    flags: dict[str, str] = {}
-    for name, one in sorted(commands, key=lambda entry: entry[0] == typed[0]):
-        options = (p for p in one.params if p.param_type_name == "option")
-        flags |= {p.name: p.opts[0] for p in options}
-    return flags
+    options = (p for one in commands for p in one.params if p.param_type_name == "option")
+    return {option.name: option.opts[0] for option in options}
 
 
 def _going_on(typed: Sequence[str]) -> str:
@@ -281,6 +277,8 @@ def _begin(
     # It reports homes and caches that it can do without.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     config = load_config(path, section, given)
+    if section == "train_base":
+        config = config.on_dataset(DEFAULT_DATASET)
     if ctx.params.get("print_config"):
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit

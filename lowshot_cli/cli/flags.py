@@ -117,7 +117,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def range_text(field: FieldInfo) -> str:
-    """Between which numbers a setting must be, such as `8 to 1024`; empty without an upper bound."""
+    """Between which numbers a setting must be, such as `8 to 1024`; empty if it may be any size."""
     bounds = _bounds(field)
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     # The seeds' upper bounds are those of their type, which tell a reader nothing.
@@ -126,14 +126,22 @@ def range_text(field: FieldInfo) -> str:
 
 def _bounds(field: FieldInfo) -> dict[str, float]:
     found: dict[str, float] = {}
-    annotated = [part for part in _parts(field.annotation) if get_origin(part) is Annotated]
-    inner = [extra for part in annotated for extra in part.__metadata__]
-    fields = [extra for extra in inner if isinstance(extra, FieldInfo)]
-    for constraint in (*field.metadata, *inner, *(m for each in fields for m in each.metadata)):
+    for constraint in (*field.metadata, *_constraints(field.annotation)):
         for name in ("ge", "gt", "le", "lt"):
             if (bound := getattr(constraint, name, None)) is not None:
                 found[name] = bound
     return found
+
+
+def _constraints(annotation: Any) -> Iterator[Any]:
+    """What stands in the `Annotated` of a type and of the members of its unions."""
+    if get_origin(annotation) is Annotated:
+        for extra in annotation.__metadata__:
+            yield from extra.metadata if isinstance(extra, FieldInfo) else (extra,)
+        yield from _constraints(annotation.__origin__)
+    elif get_origin(annotation) in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _constraints(part)
 
 
 def _parts(annotation: Any) -> list[Any]:

@@ -611,7 +611,8 @@ def test_flags_win_over_the_yaml_and_the_yaml_over_defaults(
         _done(lowshot("sweep", "--config", path, "--trials", 9, "--print-config")).stdout
     )
     assert found["seed"] == 3
-    assert found["dataset"] == "cifar100"
+    assert found["device"] == "auto"
+    assert found["dataset"] is None
     assert found["sweep"]["trials"] == 9
     assert found["sweep"]["shots"] == [2, 4]
     assert found["sweep"]["max_forgetting"] == "none"
@@ -645,6 +646,12 @@ def test_a_sweep_trains_the_base_model_that_its_config_describes(
     section = {name.replace("-", "_"): int(value) for name, value in options.items()}
     config = tmp_path / "whole.yaml"
     config.write_text(json.dumps({"dataset": dataset, "train_base": section}))
+    missing = lowshot("sweep", "--config", config)
+    assert missing.exit_code == 3
+    assert "train_base" in missing.stderr
+    config.write_text(
+        json.dumps({"dataset": dataset, "train_base": section, "sweep": {"train_base": True}})
+    )
     flags = ["--config", config, "--trials=1", "--novel=2", "--shots=1", "--method=imprint"]
     _done(lowshot("sweep", *flags))
     base = tmp_path / "runs" / "base.safetensors"

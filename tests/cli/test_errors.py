@@ -501,7 +501,7 @@ def test_a_model_trained_otherwise_than_the_config_says_is_refused(
     lowshot: RunCommand, workdir: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("dataset: glyphs\ntrain_base: {classes: 9}\n")
+    path.write_text("dataset: glyphs\ntrain_base: {classes: 9}\nsweep: {train_base: true}\n")
     before = _tree(workdir)
     result = lowshot("sweep", "--config", path)
     _refused(result, BAD_INPUT, "base.safetensors", "classes: 12 -> 9", "--workdir")
