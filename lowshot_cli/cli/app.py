@@ -125,7 +125,7 @@ class _Group(_Listing):
 
 
 def _flags_of(group: Any, typed: str) -> dict[str, str]:
-    """The flag of each option by its Python name, as the command that was typed has it if it does."""
+    """The flag of each option by its Python name; the command that was typed has precedence."""
     # What comes last wins.
     order = sorted(group.commands.items(), key=lambda entry: entry[0] == typed)
     commands = [

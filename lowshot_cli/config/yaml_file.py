@@ -65,7 +65,7 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error, "the command line"), "--help says what fits") from None
+        raise UsageError(_explain(error), "see the help for what fits") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -78,11 +78,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             )
         values = yaml.safe_load(content.decode("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no config at {path}", "check the path after --config") from None
+        raise ConfigError(f"no config at {path}", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the config {path}: {error}", "name a text file in --config"
-        ) from None
+        raise ConfigError(f"cannot read the config {path}: {error}", "name a text file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ConfigError(f"{path} is not valid YAML: {reason}", "correct it there") from None
@@ -93,8 +91,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    """One bullet per field, an unknown key with the nearest known one."""
+def _explain(error: ValidationError, source: str | None = None) -> str:
+    """One bullet per setting, an unknown key with the nearest known one.
+
+    Args:
+        error: of the schema.
+        source: the file at fault; None where settings were given one by one.
+    """
     bullets: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         location = [str(part) for part in problem["loc"]]
@@ -104,14 +107,17 @@ def _explain(error: ValidationError, source: str) -> str:
             advice = f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known))}"
             bullets[".".join(location)] = f"unknown key; {advice}"
         else:
-            name = ".".join(location[: 2 if location and location[0] in _SECTIONS else 1])
+            path = location[: 2 if location and location[0] in _SECTIONS else 1] or ["config"]
             value = _SHORT.repr(problem["input"]).strip("'\"")
             text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            bullets.setdefault(name or "config", f"{text}, got '{value}'")
-    lines = [f"{name}: {text}" for name, text in bullets.items()]
+            bullets.setdefault(".".join(path), f"{text}, got '{value}'")
+    # A setting of a section may have been given alone, as a flag has it.
+    names = {name: name if source else f"`{name.split('.')[-1]}`" for name in bullets}
+    lines = [f"{names[name]}: {text}" for name, text in bullets.items()]
+    start = f"{source}: " if source else ""
     if len(lines) == 1:
-        return f"{source}: {lines[0]}"
-    return "\n".join([f"{source}: {len(lines)} problems", *(f"  - {line}" for line in lines)])
+        return f"{start}{lines[0]}"
+    return "\n".join([f"{start}{len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
 def _fields_at(location: list[str]) -> list[str]:
