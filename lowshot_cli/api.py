@@ -1,60 +1,92 @@
 """The Python interface: a checkpoint as an object that learns and predicts.
 
->>> import lowshot_cli
->>> model = lowshot_cli.load("base.safetensors")
->>> model = model.imprint(["mug1.jpg", "mug2.jpg", "mug3.jpg"], name="my mug")
+>>> import lowshot_cli as lowshot
+>>> model = lowshot.load("base.safetensors")
+>>> model
+Model(resnet9, 12 base + 0 novel classes, cpu)
+>>> model = model.imprint(["mug1.jpg", "mug2.jpg", "mug3.jpg"], "my mug")
 >>> "my mug" in model.classes
 True
->>> first = model.predict(["mug4.jpg"])[0]
->>> 0 <= first.probability <= 1
+>>> prediction = model("mug4.jpg")
+>>> 0 <= prediction.probability <= 1
 True
+>>> [prediction.image for prediction in model(["mug4.jpg", "mug5.jpg"])]
+['mug4.jpg', 'mug5.jpg']
 >>> model.save("with-mug.safetensors")
+
+An image is a path, a PIL image, an array `(H, W, 3)` or `(H, W)`, or a tensor `(3, H, W)`; arrays
+and tensors hold uint8, or floats from 0 to 1. Many images are a list of these, a folder, or one
+array `(B, H, W, 3)` or tensor `(B, 3, H, W)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
-from lowshot_cli.adaptation import imprint as teach
 from lowshot_cli.adaptation.bias import without_class
+from lowshot_cli.adaptation.finetune import finetune
+from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import Config, ImprintConfig
+from lowshot_cli.config.schema import (
+    Config,
+    ExportFormat,
+    FinetuneConfig,
+    FreezeBase,
+    ImprintConfig,
+    Loss,
+    Section,
+)
 from lowshot_cli.data.decoding import as_pixels, decode
-from lowshot_cli.data.photos import Photos
-from lowshot_cli.errors import DataError
+from lowshot_cli.data.photos import Photos, find_photos
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.open_set import unknown_threshold
 from lowshot_cli.evaluation.predict import Prediction, describe
+from lowshot_cli.export import export as exporter
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.head import chunk_size
+from lowshot_cli.storage.files import ensure_writable
 
 AnyImage = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
-def load(path: str | Path) -> Model:
+Budget = float | Literal["none"]
+
+
+_Section = TypeVar("_Section", bound=Section)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """Open a checkpoint.
+
+    Args:
+        path: of the file.
+        device: where images are embedded, here and in the models made from this one: `cpu`, `cuda`,
+            `cuda:1`, or `auto` for a GPU where there is one.
 
     Raises:
         CheckpointError: absent, damaged, or not one of lowshot's.
+        UsageError: there is no such device.
     """
     checkpoint = ckpt.load(Path(path))
-    return Model(checkpoint, fused(checkpoint.network()))
+    return Model(checkpoint, fused(checkpoint.network(_device(device))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A classifier that can be taught more classes; what it is taught makes another model.
-
-    An image is a path, a PIL image, an array `(H, W, 3)` or `(H, W)`, or a tensor `(3, H, W)`;
-    arrays and tensors hold uint8, or floats from 0 to 1.
 
     Attributes:
         checkpoint: what is saved.
@@ -64,25 +96,112 @@ class Model:
     checkpoint: Checkpoint
     network: EmbeddingNetwork
 
+    def __repr__(self) -> str:
+        meta = self.checkpoint.meta
+        n_novel = len(meta.novel_classes)
+        classes = f"{meta.n_base} base + {n_novel} novel classes"
+        return f"Model({meta.backbone}, {classes}, {self.device})"
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of all classes, base classes first."""
         return self.checkpoint.meta.classes
 
-    def embed(self, images: Sequence[AnyImage]) -> Tensor:
-        """Unit embeddings `(B, D)` fp32.
+    @property
+    def device(self) -> torch.device:
+        """Where images are embedded; results are tensors on the CPU."""
+        return self.network.device
+
+    @overload
+    def predict(
+        self, images: Image.Image, *, top: int = 3, false_alarm: float | None = None
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        top: int = 3,
+        false_alarm: float | None = None,
+    ) -> list[Prediction]: ...
+
+    # Whether a path is of one image or of a folder shows at run time.
+    @overload
+    def predict(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        top: int = 3,
+        false_alarm: float | None = None,
+    ) -> Any: ...
+
+    def predict(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        top: int = 3,
+        false_alarm: float | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Classify an image, or many.
+
+        Args:
+            images: one image or many.
+            top: classes to name for each, best first.
+            false_alarm: percent of known images that may be taken for unknown ones; None marks no
+                image as unknown.
+
+        Returns:
+            One prediction for one image, a list of them for many.
 
         Raises:
-            DataError: something that is no image.
+            DataError: something that is not an image.
+            UsageError: a number that is out of range.
         """
-        return embed(self.network, self._pixels(images))
+        if top < 1:
+            raise UsageError(f"`top` is {top}", "give 1 or more")
+        if false_alarm is not None and not 0 <= false_alarm <= 100:
+            raise UsageError(f"`false_alarm` is {false_alarm}", "give a percentage from 0 to 100")
+        given, is_one = _listed(images)
+        names = [
+            str(image) if isinstance(image, str | Path) else str(number)
+            for number, image in enumerate(given)
+        ]
+        threshold = -np.inf
+        if false_alarm is not None:
+            threshold = unknown_threshold(self.checkpoint, false_alarm)
+        found = describe(self.checkpoint, self._embed(given), names, top, threshold)
+        return found[0] if is_one else found
+
+    __call__ = predict
+
+    def predict_proba(self, images: AnyImage | Iterable[AnyImage]) -> Tensor:
+        """Probabilities `(B, C)` fp32, on the CPU, in the order of `classes`; one image is B = 1.
+
+        Raises:
+            DataError: something that is not an image.
+        """
+        parts = self.embed(images).split(chunk_size(len(self.classes)))
+        return torch.cat([self.checkpoint.head.probabilities(part) for part in parts])
+
+    def embed(self, images: AnyImage | Iterable[AnyImage]) -> Tensor:
+        """Unit embeddings `(B, D)` fp32, on the CPU; one image is B = 1.
+
+        Raises:
+            DataError: something that is not an image.
+        """
+        return self._embed(_listed(images)[0])
 
     def imprint(
         self,
-        images: Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         name: str,
+        *,
         method: str = "whitened",
-        max_forgetting: float | Literal["none"] | None = None,
+        max_forgetting: Budget | None = None,
+        shots: int | None = None,
+        views: int | None = None,
+        seed: int = 0,
         replace: bool = False,
     ) -> Model:
         """Learn a class from a few images (Qi, Brown, Lowe, CVPR 2018).
@@ -92,47 +211,125 @@ class Model:
             name: of the class.
             method: as in `lowshot imprint --method`.
             max_forgetting: points of base accuracy that all novel classes may cost together, or
-                `none` for no limit; by default 2, and no bias for `imprint` and `random`.
-            replace: learn a class that the model knows anew.
+                `none` for bias 0; by default 2, and no bias for `imprint` and `random`.
+            shots: how many of the images to use, drawn by `seed`; None uses all.
+            views: views of each image that the method `augmented` averages.
+            seed: decides draws, and the directions of the method `random`.
+            replace: learn a class again that the model knows already.
+
+        Returns:
+            The model with the class; this one stays as it is.
 
         Raises:
-            DataError: no images, or something that is none.
-            UsageError: a class that the model knows.
+            DataError: no images, something that is not an image, or a class whose images look
+                like the average of the base classes.
+            UsageError: a class that the model knows, or a setting out of range.
         """
-        options = ImprintConfig(classes=(name,), method=method, max_forgetting=max_forgetting)
-        config = Config(imprint=options)
-        pixels = self._pixels(images)
+        options = _settings(
+            ImprintConfig,
+            classes=(name,),
+            method=method,
+            max_forgetting=max_forgetting,
+            shots=shots,
+            views=views,
+        )
+        config = _settings(Config, imprint=options, seed=seed)
+        given, _ = _listed(images)
         files = tuple(
             Path(image) if isinstance(image, str | Path) else Path(f"image {number}")
-            for number, image in enumerate(images)
+            for number, image in enumerate(given)
         )
-        photos = Photos(pixels, files)
-        taught, _ = teach.imprint_photos(self.checkpoint, self.network, photos, config, replace)
-        ancestor = self.checkpoint.meta.parent or ""
-        return Model(taught.as_child_of(ancestor, config.portable(), "imprint"), self.network)
+        photos = Photos(self._pixels(given), files)
+        taught, _ = imprint_photos(
+            self.checkpoint, self.network, photos, config, replace_known=replace
+        )
+        return self._child(taught)
 
-    def predict(
-        self, images: Sequence[AnyImage], top: int = 3, false_alarm: float | None = None
-    ) -> list[Prediction]:
-        """Classify images.
+    def finetune(
+        self,
+        *,
+        steps: int | None = None,
+        head_lr: float | None = None,
+        prior_shots: float | None = None,
+        loss: Loss | None = None,
+        novel_weight: float | None = None,
+        freeze_base: FreezeBase | None = None,
+        max_forgetting: Budget | None = None,
+    ) -> Model:
+        """Fine-tune the head on the support images of the novel classes, which the model keeps.
+
+        The settings and their defaults are those of `lowshot finetune`. Fine-tuning the whole
+        network needs the images of the dataset: `lowshot finetune --scope full`.
 
         Args:
-            images: to classify.
-            top: classes to name for each, best first.
-            false_alarm: percent of known images that may be taken for unknown ones; None asks
-                nothing of the kind.
+            steps: of the optimiser.
+            head_lr: learning rate.
+            prior_shots: how many shots the proxy at the start is worth.
+            loss: `adaptive` gives each class the same say, `plain` each image.
+            novel_weight: weight of a novel image, that of a base image being 1.
+            freeze_base: when base proxies stay as they are: `always`, `alternate` or `never`.
+            max_forgetting: as in `imprint`, by default 2.
+
+        Returns:
+            The fine-tuned model; this one stays as it is.
 
         Raises:
-            DataError: something that is no image.
+            UsageError: no novel class, or a setting out of range.
         """
-        names = [
-            str(image) if isinstance(image, str | Path) else str(number)
-            for number, image in enumerate(images)
-        ]
-        threshold = -np.inf
-        if false_alarm is not None:
-            threshold = unknown_threshold(self.checkpoint, false_alarm)
-        return describe(self.checkpoint, self.embed(images), names, top, threshold)
+        options = _settings(
+            FinetuneConfig,
+            scope="head",
+            steps=steps,
+            head_lr=head_lr,
+            prior_shots=prior_shots,
+            loss=loss,
+            novel_weight=novel_weight,
+            freeze_base=freeze_base,
+            max_forgetting=max_forgetting,
+        )
+        return self._child(finetune(self.checkpoint, Config(finetune=options)))
+
+    def evaluate(
+        self, images: AnyImage | Iterable[AnyImage], labels: str | Sequence[str]
+    ) -> Evaluation:
+        """Measure the model on images whose classes are known.
+
+        Args:
+            images: one or many.
+            labels: name of the class of each image; one name is that of all.
+
+        Returns:
+            Accuracies in percent, over all classes of the model. `forgetting` is None, as it needs
+            the test images of the dataset.
+
+        Raises:
+            DataError: something that is not an image, or another number of labels than of images.
+            UsageError: a class that the model does not know.
+        """
+        given, _ = _listed(images)
+        names = [labels] * len(given) if isinstance(labels, str) else list(labels)
+        if len(names) != len(given):
+            raise DataError(
+                f"there are {len(given)} images and {len(names)} labels", "give one for each image"
+            )
+        members: dict[str, list[int]] = {}
+        for number, name in enumerate(names):
+            self.checkpoint.position(name)
+            members.setdefault(name, []).append(number)
+        embeddings = self._embed(given)
+        found = ((name, embeddings[numbers]) for name, numbers in members.items())
+        return evaluate_embeddings(self.checkpoint, found, beside_base=False)
+
+    def rename(self, old: str, new: str) -> Model:
+        """The model with another name for a class.
+
+        Raises:
+            UsageError: no such class, or a name that another class has or that cannot be one.
+        """
+        renamed = self.checkpoint.rename_class(old, new)
+        return Model(
+            renamed.with_history("classes rename", {"class": old, "to": new}), self.network
+        )
 
     def remove(self, name: str) -> Model:
         """The model without a class.
@@ -143,6 +340,21 @@ class Model:
         removed = without_class(self.checkpoint, name)
         return Model(removed.with_history("classes remove", {"class": name}), self.network)
 
+    def export(self, folder: str | Path, *, format: ExportFormat = "all") -> None:
+        """Write the model to a folder as files that run without lowshot, replacing what is there.
+
+        Args:
+            folder: made if need be.
+            format: `onnx`, `torch` for a PyTorch program, or `all`; labels and a model card go
+                with either.
+
+        Raises:
+            LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
+        """
+        exporter.ensure_installed(format, making=True, checking=False)
+        ensure_writable(Path(folder))
+        exporter.write(Path(folder), exporter.export(self.checkpoint, format))
+
     def save(self, path: str | Path) -> None:
         """Write the checkpoint, whole or not at all.
 
@@ -151,35 +363,103 @@ class Model:
         """
         ckpt.save(self.checkpoint, Path(path))
 
+    def _child(self, checkpoint: Checkpoint) -> Model:
+        """Another model with the same network."""
+        # Saved into a work folder it is stale there, as it was made from no file of it.
+        return Model(checkpoint.as_child_of(checkpoint.meta.parent or ""), self.network)
+
+    def _embed(self, images: Sequence[AnyImage]) -> Tensor:
+        return embed(self.network, self._pixels(images))
+
     def _pixels(self, images: Sequence[AnyImage]) -> Tensor:
-        if not len(images):
-            raise DataError("no images", "give at least one")
         size = self.checkpoint.meta.image_size
         return torch.stack([torch.from_numpy(_decoded(image, size)) for image in images])
 
 
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return pick_device("auto")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(
+            f"unknown `device` {str(device)!r}", "give cpu, cuda, or auto for a GPU if there is one"
+        ) from None
+    if found.type == "cuda":
+        pick_device("cuda")
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise UsageError(
+                f"there is no `device` {str(device)!r}", "give cuda, or a lower number"
+            )
+    return found
+
+
+def _settings(section: type[_Section], **given: object) -> _Section:
+    """A section of the config from the settings that are given; None leaves a default.
+
+    Raises:
+        UsageError: one of them is out of range.
+    """
+    try:
+        return section(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = first["loc"][0] if first["loc"] else "the settings"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"`{name}`: {reason}", "help(lowshot_cli.Model) says what fits") from None
+
+
+def _listed(images: AnyImage | Iterable[AnyImage]) -> tuple[list[AnyImage], bool]:
+    """The images one by one, and whether it is one image rather than a list of one.
+
+    Raises:
+        DataError: there are none, or a path leads nowhere.
+    """
+    if isinstance(images, str | Path):
+        return _at(images), Path(images).is_file()
+    if isinstance(images, np.ndarray | Tensor) and images.ndim != 4:
+        return [images], True
+    if isinstance(images, Image.Image) or not isinstance(images, Iterable):
+        return [images], True
+    listed: list[AnyImage] = []
+    for image in images:
+        listed += _at(image) if isinstance(image, str | Path) else [image]
+    if not listed:
+        raise DataError("no images", "give at least one")
+    return listed, False
+
+
+def _at(path: str | Path) -> list[AnyImage]:
+    """The image at a path, or those in a folder."""
+    return [path] if Path(path).is_file() else list(find_photos([Path(path)]))
+
+
 def _decoded(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels `(3, S, S)` of an image.
+
+    Raises:
+        DataError: it is not one.
+    """
     if isinstance(image, str | Path):
-        path = Path(image)
-        if not path.is_file():
-            raise DataError(f"no image at {path}", "check the path")
-        return decode(path, size)
+        return decode(Path(image), size)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"a tensor {list(image.shape)} is no image", "give (3, H, W)")
+            raise DataError(f"a tensor {list(image.shape)} is not an image", "give (3, H, W)")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype.kind == "f":
             if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-                raise DataError("a floating-point image holds more than 0 to 1", "scale it")
+                raise DataError("a floating-point image has values outside 0 to 1", "scale it")
             array = (255 * array).round().astype(np.uint8)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
             raise DataError(
-                f"an array {list(array.shape)} of {array.dtype} is no image", "give (H, W, 3)"
+                f"an array {list(array.shape)} of {array.dtype} is not an image", "give (H, W, 3)"
             )
         try:
             image = Image.fromarray(array)
         except (TypeError, ValueError):
-            raise DataError(f"an array {list(array.shape)} is no image", "give (H, W, 3)") from None
+            raise DataError(
+                f"an array {list(array.shape)} is not an image", "give (H, W, 3)"
+            ) from None
     return as_pixels(image, size)

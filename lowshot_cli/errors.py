@@ -81,3 +81,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
     """A hint naming the known name nearest to `name`, or `otherwise`."""
     match = nearest(name, known)
     return f"did you mean {match!r}?" if match else otherwise
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error of a library says, as one line of at most so many characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -28,6 +28,7 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
 from lowshot_cli.sweep.plan import Plan, TrialBatch
 from lowshot_cli.sweep.trials import run_piece
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.training.train import train_base
 
@@ -100,8 +101,12 @@ def estimate_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config
     inside = [dataset.label(name) for name in names if name in dataset.labels]
     n = sum(len(dataset.test.of_class(label)) for label in inside)
     if config.finetune.scope == "full":
+        device = pick_device(config.device)
         tuning = _rehearsed(
-            "fine-tuning", lambda watch: finetune(checkpoint, config, dataset, watch)
+            "fine-tuning",
+            lambda watch: finetune(
+                checkpoint, config, dataset, context=RunContext(on_progress=watch, device=device)
+            ),
         )
         # Both models see the test images, and the hold-out moves with the network.
         n += n + len(checkpoint.holdout)

@@ -17,7 +17,6 @@ from lowshot_cli.adaptation.bias import set_bias
 from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
-from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.config.schema import Config, TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.data.image_files import Photo
@@ -28,12 +27,12 @@ from lowshot_cli.evaluation.predict import describe
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.head import nearest_rows
-from lowshot_cli.progress import Progress, silent
+from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
 from lowshot_cli.training.task import prepare
 from lowshot_cli.training.train import train_base
-from tests.benchmarks.scale import append, near, random_head
+from tests.benchmarks.scale import append, near, random_head, with_nearest_cached
 
 MANY, SIDE, N_CLASSES = 60_000, 32, 20
 # All those images take 176 MiB, half of them 88; a batch in fp32 takes 3.
@@ -220,10 +219,10 @@ def test_predictions_with_a_large_head_are_made_in_blocks(wide: Checkpoint) -> N
 def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowshot_cli.checkpoint.checkpoint._MANY_COSINES", 1)
+    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_COSINES", 1)
     model = random_head(2000, size=64)
-    assert model.nearest is None
-    settled = model.with_nearest_cached()
+    assert model.holdout.nearest is None
+    settled = with_nearest_cached(model)
     path = tmp_path / "base.safetensors"
     save(settled, path)
     loaded = load(path)
@@ -247,18 +246,20 @@ def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
 def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert base.with_nearest_cached().nearest is None
-    monkeypatch.setattr("lowshot_cli.checkpoint.checkpoint._MANY_COSINES", 1)
-    settled = base.with_nearest_cached()
-    support = settled.holdout[:5].float()
+    assert with_nearest_cached(base).holdout.nearest is None
+    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_COSINES", 1)
+    settled = with_nearest_cached(base)
+    support = settled.holdout.embeddings[:5].float()
     taught = append(settled, support, "new")
-    assert taught.nearest is settled.nearest
+    assert taught.holdout.nearest is settled.holdout.nearest
     options = Config().finetune.model_copy(update={"freeze_base": "never", "steps": 5})
-    tuned = finetune(taught, Config(finetune=options), on_progress=silent)
-    held, rows = tuned.holdout[CALIBRATION].float(), tuned.head.base.proxies
-    assert tuned.nearest is not None
-    assert torch.equal(tuned.nearest[0], nearest_rows(held, rows)[0])
-    assert not torch.equal(tuned.nearest[0], settled.nearest[0])  # type: ignore[index]
+    tuned = finetune(taught, Config(finetune=options))
+    held, proxies = tuned.holdout.calibration_embeddings, tuned.head.base.proxies
+    before, after = settled.holdout.nearest, tuned.holdout.nearest
+    assert before is not None
+    assert after is not None
+    assert torch.equal(after[0], nearest_rows(held, proxies)[0])
+    assert not torch.equal(after[0], before[0])
     fewer = taught.without_class(taught.meta.classes[0])
-    assert fewer.nearest is None
-    assert set_bias(fewer, 2.0).head.bias == set_bias(fewer.with_nearest_cached(), 2.0).head.bias
+    assert fewer.holdout.nearest is None
+    assert set_bias(fewer, 2.0).head.bias == set_bias(with_nearest_cached(fewer), 2.0).head.bias

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
@@ -12,12 +10,14 @@ from lowshot_cli.config.schema import ImprintConfig
 from lowshot_cli.methods.operating_point import operating_bias, resolve_budget
 
 
-def _shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
-    """All novel classes share one bias, so one that needs it keeps it when others are added."""
-    needs_bias = checkpoint.head.bias != 0
-    return resolve_budget(
-        options.max_forgetting, biased=needs_bias or METHODS[options.method].biased
-    )
+def shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
+    """The budget in points when a class is added by these options; None means bias 0.
+
+    All novel classes share one bias, so a model that has one keeps it when a class is added by a
+    method that needs none.
+    """
+    biased = checkpoint.head.bias != 0 or METHODS[options.method].biased
+    return resolve_budget(options.max_forgetting, biased=biased)
 
 
 def can_calibrate(checkpoint: Checkpoint) -> bool:
@@ -26,40 +26,29 @@ def can_calibrate(checkpoint: Checkpoint) -> bool:
 
 
 def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
-    """Set the one bias of all novel classes; None means 0."""
+    """Solve the one bias of all novel classes for a budget in points; None means bias 0."""
     bias = 0.0
     if max_forgetting is not None and checkpoint.novel_classes:
         novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
-        bias = operating_bias(novel[None], checkpoint.calibration, max_forgetting).item()
-    return replace(checkpoint, head=replace(checkpoint.head, bias=bias))
+        queries = checkpoint.holdout.calibration_half(checkpoint.head)
+        bias = operating_bias(novel[None], queries, max_forgetting).item()
+    return checkpoint.with_bias(bias, max_forgetting)
 
 
 def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """Remove a class and solve the bias of the remaining novel ones anew, if they had one.
 
     Raises:
-        UsageError: the last base class.
+        UsageError: no such class, or the last base class.
     """
-    return set_bias(checkpoint.without_class(name), budget_in_use(checkpoint))
-
-
-def budget_in_use(checkpoint: Checkpoint) -> float | None:
-    """Points of forgetting for which the bias of a model was last solved; None if it has none."""
-    if checkpoint.head.bias == 0:
-        return None
-    budgets = [
-        step["options"]["max_forgetting"]
-        for step in checkpoint.meta.history
-        if "max_forgetting" in step["options"]
-    ]
-    return resolve_budget(budgets[-1] if budgets else None)
+    return set_bias(checkpoint.without_class(name), checkpoint.meta.max_forgetting)
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> float:
     """Base accuracy of the pristine model in percent, on the half of the hold-out that sets the
     bias.
     """
-    queries = checkpoint.calibration
+    queries = checkpoint.holdout.calibration_half(checkpoint.head)
     return 100 * int(queries.right_before.sum()) / queries.total
 
 
@@ -67,8 +56,8 @@ def expected_forgetting(checkpoint: Checkpoint) -> float:
     """Points of base accuracy that the novel classes cost, on the same half of the hold-out."""
     if not checkpoint.novel_classes:
         return 0.0
-    queries, head = checkpoint.calibration, checkpoint.head
-    margins = queries.margins(head.proxies[head.n_base :][None])
-    return (
-        expected_accuracy(checkpoint) - queries.accuracy(margins, torch.tensor([head.bias])).item()
-    )
+    head = checkpoint.head
+    queries = checkpoint.holdout.calibration_half(head)
+    margins = queries.margins(head.proxies[head.n_base :][None])  # (1, n)
+    after = queries.accuracy(margins, torch.tensor([head.bias])).item()
+    return expected_accuracy(checkpoint) - after

@@ -1,4 +1,4 @@
-"""Fine-tuning a checkpoint's novel classes, by their rows or with the whole network."""
+"""Fine-tuning a checkpoint's novel classes: their proxies alone, or with the whole network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from lowshot_cli.checkpoint.metadata import SupportRecord
 from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import relabel, split_holdout
-from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
 from lowshot_cli.methods.operating_point import resolve_budget
 from lowshot_cli.models.embedder import embed
-from lowshot_cli.progress import OnProgress, silent
-from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.finetune_network import FullData, finetune_full
 
 
@@ -29,17 +27,18 @@ def finetune(
     checkpoint: Checkpoint,
     config: Config,
     dataset: Dataset | None = None,
-    on_progress: OnProgress = silent,
-    ranks: ProcessGroupView = ALONE,
+    *,
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> Checkpoint:
     """Fine-tune the novel classes of a checkpoint from their shots.
+
+    The model that is returned has the settings and this step in its history.
 
     Args:
         checkpoint: a model with novel classes.
         config: `seed` and `finetune`.
         dataset: the checkpoint's; needed for `scope: full` alone, which re-reads the images.
-        on_progress: told about the steps of the whole network.
-        ranks: the processes that share the work on the whole network.
+        context: of the work on the whole network.
 
     Raises:
         Dismissed: that work is done, and this is not the rank that makes the checkpoint.
@@ -52,36 +51,41 @@ def finetune(
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
     if not can_calibrate(checkpoint):
         raise UsageError(
-            "the model was adopted without data, so nothing holds new rows off its base classes",
-            "adopt it with images of its base classes: --dataset folder",
+            "the model was adopted without data, so nothing keeps new proxies off its base classes",
+            "adopt it with images of its base classes, as `dataset` folder",
         )
     if options.scope == "full":
         if dataset is None:
-            raise UsageError("--scope full needs the images", "name them with --data-dir")
+            raise UsageError(
+                "`scope` full needs the images of the dataset", "`scope` head needs none"
+            )
         check_dataset(checkpoint, dataset)
-        tuned = _finetune_network(checkpoint, dataset, config, on_progress, ranks)
+        tuned = _finetune_network(checkpoint, dataset, config, context)
     else:
         tuned = _finetune_head(checkpoint, options)
-    return set_bias(tuned.with_nearest_cached(), resolve_budget(options.max_forgetting))
+    tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
+    tuned = set_bias(tuned, resolve_budget(options.max_forgetting))
+    return tuned.with_settings("finetune", config)
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
     """Fine-tune from the best start that the shots alone give, however they were imprinted."""
-    head, n_base = checkpoint.head, checkpoint.meta.n_base
-    support = torch.cat(checkpoint.supports)
-    shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])
-    targets = torch.arange(len(shots)).repeat_interleave(shots)
+    head, holdout = checkpoint.head, checkpoint.holdout
+    support = torch.cat(checkpoint.supports)  # (n, D)
+    shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])  # (W,)
+    targets = torch.arange(len(shots)).repeat_interleave(shots)  # (n,)
     start = [make_start(part, checkpoint) for part in checkpoint.supports]
-    for name, row in zip(checkpoint.novel_classes, start, strict=True):
-        check_proxy(name, row)
-    base_rows, rows = head.proxies[:n_base], torch.stack(start)
+    for name, proxy in zip(checkpoint.novel_classes, start, strict=True):
+        check_proxy(name, proxy)
+    base, novel = head.base.proxies, torch.stack(start)  # (C, D), (W, D)
+    samples = holdout.fit_half(head)
     if options.freezing == "always":
-        rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
+        novel = finetune_rows(novel[None], support[None], targets, samples, options)[0]
     else:
-        base_rows, rows = finetune_all_rows(rows, support, targets, checkpoint.shaping, options)
-    nearest = checkpoint.nearest if options.freezing == "always" else None
-    tuned = replace(head, proxies=torch.cat([base_rows, rows]))
-    return replace(checkpoint, head=tuned, nearest=nearest)
+        base, novel = finetune_all_rows(novel, support, targets, samples, options)
+        holdout = replace(holdout, nearest=None)
+    tuned = replace(head, proxies=torch.cat([base, novel]))
+    return replace(checkpoint, head=tuned, holdout=holdout)
 
 
 def full_data(
@@ -102,37 +106,45 @@ def full_data(
 
 
 def _finetune_network(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    config: Config,
-    on_progress: OnProgress,
-    ranks: ProcessGroupView,
+    checkpoint: Checkpoint, dataset: Dataset, config: Config, context: RunContext
 ) -> Checkpoint:
     for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True):
         _check_support(name, record, dataset)
     data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
-    network, head = checkpoint.network(pick_device(config.device)), checkpoint.head
+    network, head = checkpoint.network(context.device), checkpoint.head
     proxies = finetune_full(
-        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress, ranks
+        network,
+        head.proxies,
+        head.scale,
+        data,
+        config.finetune,
+        config.seed,
+        context.on_progress,
+        context.ranks,
     )
-    ranks.dismiss()
+    context.ranks.dismiss()
     labels = checkpoint.base_labels(dataset)
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
+    embeddings = embed(network, dataset.train.picked(holdout)).half()
     supports = embed(network, data.support_pixels)
     return replace(
         checkpoint,
         head=replace(head, proxies=proxies),
         backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
-        holdout=embed(network, dataset.train.picked(holdout)).half(),
+        holdout=replace(checkpoint.holdout, embeddings=embeddings, nearest=None),
         supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
-        nearest=None,
     )
 
 
 def _check_support(name: str, record: SupportRecord, dataset: Dataset) -> None:
+    """See that the support images of a class are still those that it was imprinted from.
+
+    Raises:
+        DataError: they are not, or never were in the dataset.
+    """
     if not record.indices:
         raise DataError(
-            f"{name!r} was learnt from photos outside the dataset", "finetune it with --scope head"
+            f"{name!r} was learnt from photos outside the dataset", "finetune it with `scope` head"
         )
     for index, expected in zip(record.indices, record.pixel_hashes, strict=True):
         if index >= len(dataset.train.labels):

@@ -1,4 +1,4 @@
-"""Teaching a checkpoint: imprinting classes into it and setting their bias."""
+"""Imprinting classes into a checkpoint, from a dataset or from photos, and setting their bias."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowshot_cli.adaptation.bias import _shared_budget, can_calibrate, set_bias
+from lowshot_cli.adaptation.bias import can_calibrate, set_bias, shared_budget
 from lowshot_cli.adaptation.methods import check_proxy, imprint_one
-from lowshot_cli.adaptation.supports import _distinct, pixel_hash, support_record
+from lowshot_cli.adaptation.supports import distinct, pixel_hash, support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
-from lowshot_cli.config.schema import DEFAULT_SHOTS, Config
+from lowshot_cli.config.schema import DEFAULT_SHOTS, Config, ImprintConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.data.image_files import as_text
@@ -47,18 +47,20 @@ def imprint_classes(
     dataset: Dataset,
     network: EmbeddingNetwork,
     config: Config,
+    *,
     replace_known: bool = False,
 ) -> tuple[Checkpoint, list[SupportDraw]]:
     """Add classes of the dataset from a few of their training images.
 
-    The draw is that of trial 0 of a sweep with the same seed.
+    The draw is that of trial 0 of a sweep with the same seed. The model that is returned has the
+    settings and this step in its history.
 
     Args:
         checkpoint: the model to add to.
         dataset: the one it was trained on.
         network: the checkpoint's embedding network.
         config: `seed` and `imprint`.
-        replace_known: drop a class that the model knows and imprint it anew.
+        replace_known: imprint a class again that the model knows already.
 
     Raises:
         UsageError: no class named, a known class, more shots than images.
@@ -66,12 +68,10 @@ def imprint_classes(
         DataError: an unknown class, or one without a direction of its own.
     """
     options = config.imprint
-    if not options.classes:
-        raise UsageError("no class to imprint", "name one with --class")
+    names = ensure_classes(options)
     check_dataset(checkpoint, dataset)
-    labels = {name: dataset.label(name) for name in options.classes}
-    shots = options.shots or DEFAULT_SHOTS
-    drawn = []
+    labels = {name: dataset.label(name) for name in names}
+    shots, drawn = options.shots or DEFAULT_SHOTS, []
     for name, label in labels.items():
         checkpoint = _without_known(checkpoint, name, replace_known)
         members = dataset.train.of_class(label)
@@ -82,14 +82,26 @@ def imprint_classes(
         )
         indices = members[torch.from_numpy(chosen)]
         pixels = dataset.train.pixels[indices]
-        row, support = imprint_one(checkpoint, network, pixels, label, config)
-        check_proxy(name, row)
+        proxy, support = imprint_one(checkpoint, network, pixels, label, config)
+        check_proxy(name, proxy)
         record = support_record(dataset.train, indices, options.method)
-        checkpoint = checkpoint.with_class(name, row, support, record)
+        checkpoint = checkpoint.with_class(name, proxy, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         n_replaced = int(np.isin(first, avoided).sum())
         drawn.append(SupportDraw(name, record.indices, described, n_replaced))
-    return set_bias(checkpoint, _shared_budget(checkpoint, options)), drawn
+    taught = set_bias(checkpoint, shared_budget(checkpoint, options))
+    return taught.with_settings("imprint", _with_options(config, shots=shots)), drawn
+
+
+def ensure_classes(options: ImprintConfig) -> tuple[str, ...]:
+    """The classes to imprint, which a command asks for before it reads any image.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not options.classes:
+        raise UsageError("no class to imprint", "name one in `classes`")
+    return options.classes
 
 
 def imprint_photos(
@@ -97,55 +109,62 @@ def imprint_photos(
     network: EmbeddingNetwork,
     photos: Photos,
     config: Config,
+    *,
     replace_known: bool = False,
 ) -> tuple[Checkpoint, SupportDraw]:
     """Add one class from photos outside any dataset; the checkpoint alone is needed.
 
     All photos are used, or a seeded draw of `shots` where the config names that number. A model
-    that was adopted without data learns by the plain mean, with bias 0.
+    that was adopted without data learns by the plain mean, with bias 0. The model that is returned
+    has the settings, as used, and this step in its history.
 
     Args:
         checkpoint: the model to add to.
         network: the checkpoint's embedding network.
         photos: of the class.
         config: `seed` and `imprint`.
-        replace_known: drop a class that the model knows and imprint it anew.
+        replace_known: imprint a class again that the model knows already.
 
     Raises:
         UsageError: not one class named, a known class, more shots than photos.
         DataError: the class has no direction of its own.
     """
     if not can_calibrate(checkpoint):
-        plain = config.imprint.model_copy(update={"method": "imprint", "max_forgetting": "none"})
-        config = config.model_copy(update={"imprint": plain})
+        config = _with_options(config, method="imprint", max_forgetting="none")
     options, given = config.imprint, len(photos.files)
-    photos = _distinct(photos)
+    photos = distinct(photos)
     count = len(photos.files)
     if options.classes is None or len(options.classes) != 1:
-        raise UsageError("--images are of one class", "name it with one --class")
+        raise UsageError("photos are of one class", "name just one in `classes`")
     (name,) = options.classes
     checkpoint = _without_known(checkpoint, name, replace_known)
     label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
     shots = options.shots or count
     if shots > count:
-        raise UsageError(f"--shots {shots}: there are {count} images", f"give up to {count}")
+        raise UsageError(f"`shots` is {shots}, there are {count} images", f"give up to {count}")
     chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
     pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
-    row, support = imprint_one(checkpoint, network, pixels, label, config)
-    check_proxy(name, row)
+    proxy, support = imprint_one(checkpoint, network, pixels, label, config)
+    check_proxy(name, proxy)
     record = SupportRecord(
         method=options.method,
         indices=(),
         files=tuple(as_text(file.name) for file in files),
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
-    taught = checkpoint.with_class(name, row, support, record)
-    drawn = SupportDraw(name, (), tuple(str(file) for file in files), given - count)
-    return set_bias(taught, _shared_budget(taught, options)), drawn
+    taught = checkpoint.with_class(name, proxy, support, record)
+    taught = set_bias(taught, shared_budget(taught, options))
+    drawn = SupportDraw(name, (), tuple(str(file) for file in files), n_duplicates=given - count)
+    return taught.with_settings("imprint", _with_options(config, shots=shots)), drawn
+
+
+def _with_options(config: Config, **options: object) -> Config:
+    """The config with other settings for imprinting."""
+    return config.model_copy(update={"imprint": config.imprint.model_copy(update=options)})
 
 
 def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
-    """The checkpoint without a class that is to be imprinted anew.
+    """The checkpoint without a class that is to be imprinted again.
 
     Raises:
         UsageError: the model knows it and it is not to be replaced.
@@ -153,5 +172,5 @@ def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Ch
     if name not in checkpoint.meta.classes:
         return checkpoint
     if not replace_known:
-        raise UsageError(f"the model already knows {name!r}", "add --replace to imprint it anew")
+        raise UsageError(f"the model already knows {name!r}", "`replace=True` imprints it again")
     return checkpoint.without_class(name)

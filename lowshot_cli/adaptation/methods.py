@@ -67,7 +67,7 @@ def _imprint(support: Tensor, model: Checkpoint) -> Tensor:
 
 
 def _whitened(support: Tensor, model: Checkpoint) -> Tensor:
-    return whitened(support, *model.statistics)
+    return whitened(support, *model.holdout.statistics)
 
 
 def _teen(support: Tensor, model: Checkpoint) -> Tensor:
@@ -97,7 +97,9 @@ def _finetune_head(supports: Supports, model: Checkpoint, config: Config) -> Ten
     trials, ways, shots, size = support.shape
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
     samples = support.view(trials, ways * shots, size)
-    return finetune_rows(start, samples, targets, model.shaping, config.finetune)
+    return finetune_rows(
+        start, samples, targets, model.holdout.fit_half(model.head), config.finetune
+    )
 
 
 BOUND: Mapping[str, MakeProxies] = {

@@ -13,7 +13,7 @@ from lowshot_cli.data.dataset import Images
 from lowshot_cli.data.photos import Photos
 
 
-def _distinct(photos: Photos) -> Photos:
+def distinct(photos: Photos) -> Photos:
     """The photos without those that show, pixel for pixel, what an earlier one shows."""
     first: dict[str, int] = {}
     for place, image in enumerate(photos.pixels):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lowshot_cli.checkpoint.holdout import _MANY_COSINES, CALIBRATION, SHAPING
+from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
+from lowshot_cli.config.schema import Config, storable
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
-from lowshot_cli.methods.finetuning import BaseSamples
-from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
-from lowshot_cli.methods.operating_point import BaseQueries
+from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
 from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
-from lowshot_cli.models.head import Head, nearest_rows
+from lowshot_cli.models.head import Head
+from lowshot_cli.version import __version__
 
 _Item = TypeVar("_Item")
 
@@ -32,34 +30,27 @@ class Checkpoint:
         meta: everything that is not a tensor.
         head: the cosine classifier.
         backbone: state dict of the backbone.
-        holdout: `(N, D)` fp16 embeddings of the base hold-out images.
-        holdout_labels: `(N,)` int64 positions in `meta.classes`.
-        holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
+        holdout: embeddings of the base hold-out images.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: per novel class the embeddings `(k, D)` fp32 of its support images.
-        nearest: what `nearest_rows` says of the calibrating half of the hold-out and the base rows,
-            kept where many classes make it slow to find; who changes either must drop it.
     """
 
     meta: Meta
     head: Head
     backbone: dict[str, Tensor]
-    holdout: Tensor
-    holdout_labels: Tensor
-    holdout_right: Tensor
+    holdout: Holdout
     centre: Tensor
     supports: tuple[Tensor, ...] = ()
-    nearest: tuple[Tensor, Tensor] | None = None
 
     @property
     def novel_classes(self) -> tuple[str, ...]:
         """Names of the novel classes in head order."""
-        return self.meta.classes[self.meta.n_base :]
+        return self.meta.novel_classes
 
     @property
     def base_classes(self) -> tuple[str, ...]:
         """Names of the base classes in head order."""
-        return self.meta.classes[: self.meta.n_base]
+        return self.meta.base_classes
 
     @property
     def base_accuracy(self) -> float:
@@ -79,7 +70,7 @@ class Checkpoint:
     @property
     def device(self) -> torch.device:
         """Where head and hold-out lie."""
-        return self.holdout.device
+        return self.head.proxies.device
 
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode.
@@ -91,19 +82,15 @@ class Checkpoint:
         try:
             load_state(network.backbone, self.backbone)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"the checkpoint is inconsistent: {reason}") from None
+            raise CheckpointError(f"the checkpoint is inconsistent: {one_line(error)}") from None
         return network.eval().to(device or torch.device("cpu"))
 
     def to(self, device: torch.device) -> Checkpoint:
-        """The same with head and hold-out on a device, for rows to be made there."""
+        """The same with head and hold-out on a device, for proxies to be made there."""
         return replace(
             self,
             head=replace(self.head, proxies=self.head.proxies.to(device)),
             holdout=self.holdout.to(device),
-            holdout_labels=self.holdout_labels.to(device),
-            holdout_right=self.holdout_right.to(device),
-            nearest=self.nearest and (self.nearest[0].to(device), self.nearest[1].to(device)),
         )
 
     def blank_network(self) -> EmbeddingNetwork:
@@ -119,57 +106,17 @@ class Checkpoint:
         normalisation = Normalisation(meta.mean, meta.std)
         return EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
 
-    @cached_property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean `(D,)` over base classes and inverse `(D, D)` of the shrunk covariance within them.
-
-        They are taken from images that the backbone was not fitted to, whose embeddings spread as
-        those of new classes do.
-        """
-        shaping = self.shaping
-        # On the processor, as a GPU adds up in another order each time.
-        mean, within = class_statistics(shaping.embeddings.cpu(), shaping.labels.cpu())
-        return mean.to(self.device), shrunk_precision(within).to(self.device)
-
-    @property
-    def shaping(self) -> BaseSamples:
-        """Half of the hold-out, for methods whose rows need base embeddings."""
-        return BaseSamples(
-            self.holdout[SHAPING].float(),
-            self.holdout_labels[SHAPING],
-            self.head.base.proxies,
-            self.head.scale,
-        )
-
-    @property
-    def calibration(self) -> BaseQueries:
-        """The other half of the hold-out, which sets the bias and shapes no row."""
-        return BaseQueries.of(
-            self.head.base.proxies,
-            self.holdout[CALIBRATION].float(),
-            self.holdout_labels[CALIBRATION],
-            self.holdout_right[CALIBRATION],
-            self.nearest,
-        )
-
-    def with_nearest_cached(self) -> Checkpoint:
-        """The same model, with `nearest` found where it would be slow to find again and again."""
-        held = self.holdout[CALIBRATION]
-        if self.nearest or len(held) * self.meta.n_base < _MANY_COSINES:
-            return self
-        return replace(self, nearest=nearest_rows(held.float(), self.head.base.proxies))
-
-    def calibration_with(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
-        """The same half under changed base rows `(C, D)` and its embeddings `(N, D)` under them."""
-        return BaseQueries.of(
-            proxies,
-            embeddings,
-            self.holdout_labels[CALIBRATION],
-            self.holdout_right[CALIBRATION],
+    def with_bias(self, bias: float, max_forgetting: float | None) -> Checkpoint:
+        """Set the one bias of all novel classes, and note the budget it was solved for."""
+        budget = max_forgetting if bias != 0 else None
+        return replace(
+            self,
+            meta=self.meta.model_copy(update={"max_forgetting": budget}),
+            head=replace(self.head, bias=bias),
         )
 
     def with_class(
-        self, name: str, row: Tensor, support: Tensor, record: SupportRecord
+        self, name: str, proxy: Tensor, support: Tensor, record: SupportRecord
     ) -> Checkpoint:
         """Append a novel class: its proxy `(D,)` and support embeddings `(k, D)`."""
         meta = self.meta.model_copy(
@@ -178,7 +125,7 @@ class Checkpoint:
                 "supports": (*self.meta.supports, record),
             }
         )
-        head = self.head.with_rows(row[None])
+        head = self.head.with_rows(proxy[None])
         return replace(self, meta=meta, head=head, supports=(*self.supports, support))
 
     def without_class(self, name: str) -> Checkpoint:
@@ -197,12 +144,11 @@ class Checkpoint:
             "classes": tuple(meta.classes[i] for i in keep),
             "renamed": {new: own for new, own in meta.renamed.items() if new != name},
         }
-        supports, kept = self.supports, self.holdout_labels != position
-        labels = self.holdout_labels[kept]
+        supports, holdout = self.supports, self.holdout
         if is_base:
             update["n_base"] = meta.n_base - 1
             update["base_counts"] = _without(meta.base_counts, position)
-            labels = labels - (labels > position).to(labels.dtype)
+            holdout = holdout.without_class(position)
         else:
             update["supports"] = _without(meta.supports, novel)
             supports = _without(supports, novel)
@@ -213,11 +159,8 @@ class Checkpoint:
             self,
             meta=meta.model_copy(update=update),
             head=head,
+            holdout=holdout,
             supports=supports,
-            holdout=self.holdout[kept],
-            holdout_labels=labels,
-            holdout_right=self.holdout_right[kept],
-            nearest=None if is_base else self.nearest,
         )
 
     def dataset_name(self, name: str) -> str:
@@ -225,7 +168,7 @@ class Checkpoint:
         return self.meta.renamed.get(name, name)
 
     def position(self, name: str) -> int:
-        """Row of a class in the head.
+        """Position of a class in the head.
 
         Raises:
             UsageError: the model knows no such class; the hint names the nearest.
@@ -243,9 +186,13 @@ class Checkpoint:
         """Call a class otherwise; it remains the dataset's class that it was.
 
         Raises:
-            UsageError: no such class, or another one has that name.
+            UsageError: no such class, another one has that name, or it cannot be one.
         """
         self.position(old)
+        try:
+            storable(new)
+        except ValueError as error:
+            raise UsageError(f"{new!r} cannot be a class's name, which {error}") from None
         if new in self.meta.classes:
             raise UsageError(f"the model already knows a class {new!r}", "choose another name")
         classes = tuple(new if name == old else name for name in self.meta.classes)
@@ -262,18 +209,26 @@ class Checkpoint:
         history = (*self.meta.history, step)
         return replace(self, meta=self.meta.model_copy(update={"history": history}))
 
-    def as_child_of(self, parent: str, config: dict[str, Any], command: str) -> Checkpoint:
-        """Note which checkpoint this one was made from, and how."""
-        from lowshot_cli.version import __version__
+    def with_settings(self, command: str, config: Config) -> Checkpoint:
+        """Note the settings that a command made this model with, and the command as a step.
 
-        step = {"command": command, "seed": config["seed"], "options": config[command]}
+        Images and base model are the checkpoint's own, whatever the config says of others.
+        """
+        kept, values = self.meta.config, config.portable()
+        step = {"command": command, "seed": config.seed, "options": values[command]}
+        own = {"dataset": self.meta.dataset, "train_base": kept["train_base"]}
+        if values["image_size"] is None:
+            own["image_size"] = kept.get("image_size")
         update = {
-            "parent": parent,
-            "config": {**config, "train_base": self.meta.config["train_base"]},
+            "config": {**values, **own},
             "version": __version__,
             "history": (*self.meta.history, step),
         }
         return replace(self, meta=self.meta.model_copy(update=update))
+
+    def as_child_of(self, parent: str) -> Checkpoint:
+        """Note the hash of the file that this model was made from."""
+        return replace(self, meta=self.meta.model_copy(update={"parent": parent}))
 
 
 def _without(items: tuple[_Item, ...], position: int) -> tuple[_Item, ...]:
@@ -286,14 +241,22 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
     Raises:
         CheckpointError: another dataset, or another content under the same name.
     """
-    meta = checkpoint.meta
-    if meta.dataset != dataset.name:
-        raise CheckpointError(
-            f"the checkpoint was trained on {meta.dataset}, not on {dataset.name}",
-            f"add --dataset {meta.dataset}, or name another --workdir or --checkpoint",
-        )
-    if meta.dataset_hash != dataset.content_hash:
+    check_dataset_name(checkpoint.meta, dataset.name)
+    if checkpoint.meta.dataset_hash != dataset.content_hash:
         raise CheckpointError(
             f"the {dataset.name} data differ from those the checkpoint was trained on",
-            "check --data-dir and --image-size",
+            "check `data_dir` and `image_size`",
+        )
+
+
+def check_dataset_name(meta: Meta, name: str) -> None:
+    """Refuse a dataset of another name, before it is loaded.
+
+    Raises:
+        CheckpointError: it is not the checkpoint's.
+    """
+    if meta.dataset != name:
+        raise CheckpointError(
+            f"the checkpoint was trained on {meta.dataset}, not on {name}",
+            f"give `dataset={meta.dataset}`, or another `workdir` or `checkpoint`",
         )

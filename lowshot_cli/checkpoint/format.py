@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +13,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import CALIBRATION
-from lowshot_cli.checkpoint.metadata import Meta
-from lowshot_cli.errors import CheckpointError, LowshotError
+from lowshot_cli.checkpoint.holdout import Holdout, calibration_half
+from lowshot_cli.checkpoint.metadata import (
+    METADATA_KEY,
+    Meta,
+    absent,
+    how_to_make,
+    parse_metadata,
+    unreadable,
+)
+from lowshot_cli.errors import CheckpointError, LowshotError, one_line
+from lowshot_cli.methods.operating_point import DEFAULT_MAX_FORGETTING
 from lowshot_cli.models.backbones import Backbone
 from lowshot_cli.models.head import Head
 from lowshot_cli.storage.files import ensure_free, file_hash
 from lowshot_cli.storage.tensors import checked_tensor, read_tensors, write_tensors
-
-_MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
-
 
 _UNIT_TOLERANCE = 1e-3
 
@@ -35,33 +41,31 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
             untouched.
     """
     ensure_free(path, overwrite=True)
-    head = checkpoint.head
+    head, holdout = checkpoint.head, checkpoint.holdout
     tensors = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.items()}
     tensors |= {f"support.{i}": tensor for i, tensor in enumerate(checkpoint.supports)}
     tensors |= {
         "head.proxies": head.proxies,
         "head.scale": torch.tensor(head.scale),
         "head.bias": torch.tensor(head.bias),
-        "holdout.embeddings": checkpoint.holdout,
-        "holdout.labels": checkpoint.holdout_labels,
-        "holdout.right": checkpoint.holdout_right,
+        "holdout.embeddings": holdout.embeddings,
+        "holdout.labels": holdout.labels,
+        "holdout.right": holdout.right,
         "stages.centre": checkpoint.centre,
     }
-    if checkpoint.nearest:
-        tensors["holdout.best"], tensors["holdout.nearest"] = checkpoint.nearest
+    if holdout.nearest:
+        tensors["holdout.best"], tensors["holdout.nearest"] = holdout.nearest
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
                 f"{path} is not written: {name} holds numbers that are not finite",
-                "give a smaller learning rate",
+                "use a smaller learning rate",
             )
-    # Versions that did not know of these read files without them as well.
-    left_out = {name for name in ("input_size", "renamed") if not getattr(checkpoint.meta, name)}
-    text = json.dumps(checkpoint.meta.model_dump(mode="json", exclude=left_out), sort_keys=True)
+    text = json.dumps(checkpoint.meta.model_dump(mode="json"), sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {"lowshot": text})
+        write_tensors(path, tensors, {METADATA_KEY: text})
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
@@ -79,30 +83,18 @@ def load(path: Path) -> Checkpoint:
     try:
         tensors, metadata = read_tensors(path)
     except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}", how_to_make(path)) from None
+        raise absent(path) from None
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint: {reason}", how_to_make(path)
-        ) from None
-    if "lowshot" not in metadata:
-        raise CheckpointError(
-            f"{path} is a safetensors file, but not one of lowshot's", how_to_make(path)
-        )
+        raise unreadable(path, error) from None
+    meta = parse_metadata(path, metadata)
     try:
-        meta = Meta.model_validate_json(metadata["lowshot"])
         return _assemble(meta, tensors)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "metadata"
-        raise CheckpointError(
-            f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
-        ) from None
     except LowshotError as error:
         raise CheckpointError(f"{path}: {error.message}", error.hint) from None
     except (ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is inconsistent: {reason}", how_to_make(path)) from None
+        raise CheckpointError(
+            f"{path} is inconsistent: {one_line(error)}", how_to_make(path)
+        ) from None
 
 
 def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
@@ -118,30 +110,56 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     labels = take("holdout.labels", (None,), torch.int64)
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < meta.n_base):
         raise ValueError("holdout.labels name classes that are not base classes")
-    nearest = None
+    holdout = Holdout(
+        embeddings=take("holdout.embeddings", (len(labels), size), torch.float16),
+        labels=labels,
+        right=take("holdout.right", (len(labels),), torch.bool),
+    )
     if "holdout.best" in tensors:
-        calibrating = len(labels[CALIBRATION])
-        nearest = (
-            take("holdout.best", (calibrating,)),
-            take("holdout.nearest", (calibrating,), torch.int64),
+        n = len(calibration_half(labels))
+        best, position = (
+            take("holdout.best", (n,)),
+            take("holdout.nearest", (n,), torch.int64),
         )
+        holdout = replace(holdout, nearest=(best, position))
+    head = Head(proxies, scale, meta.n_base, take("head.bias", ()).item())
     prefix = "backbone."
     checkpoint = Checkpoint(
-        meta=meta,
-        head=Head(proxies, scale, meta.n_base, take("head.bias", ()).item()),
+        meta=_in_this_format(meta, head.bias),
+        head=head,
         backbone={n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)},
-        holdout=take("holdout.embeddings", (len(labels), size), torch.float16),
-        holdout_labels=labels,
-        holdout_right=take("holdout.right", (len(labels),), torch.bool),
+        holdout=holdout,
         centre=centre,
         supports=tuple(
             take(f"support.{number}", (len(record.pixel_hashes), size))
             for number, record in enumerate(meta.supports)
         ),
-        nearest=nearest,
     )
     _check_network(checkpoint)
     return checkpoint
+
+
+def _in_this_format(meta: Meta, bias: float) -> Meta:
+    """Format 1 kept the budget of the bias in the history of commands alone.
+
+    Raises:
+        ValueError: what stands there is no budget.
+    """
+    if meta.format == 2:
+        return meta
+    budget = None
+    if bias != 0:
+        asked = [
+            step["options"]["max_forgetting"]
+            for step in meta.history
+            if "max_forgetting" in step["options"]
+        ]
+        last = asked[-1] if asked else None
+        budget = DEFAULT_MAX_FORGETTING if last is None else None if last == "none" else last
+    try:
+        return Meta.model_validate({**meta.model_dump(), "format": 2, "max_forgetting": budget})
+    except ValidationError:
+        raise ValueError(f"its history has a budget of {budget!r} points") from None
 
 
 def _check_network(checkpoint: Checkpoint) -> None:
@@ -171,9 +189,3 @@ def _check_network(checkpoint: Checkpoint) -> None:
         tensor = checked_tensor(given, name, tuple(blank.shape), blank.dtype)
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise ValueError(f"backbone.{name} has a negative variance")
-
-
-def how_to_make(path: Path) -> str:
-    """The command that makes a checkpoint of this name, as a hint."""
-    maker = _MAKERS.get(path.stem)
-    return f"`lowshot {maker}` makes it" if maker else "check the path after --checkpoint"

@@ -1,10 +1,118 @@
-"""The two halves of the hold-out."""
+"""The base hold-out: images that no weight was fitted to, kept as embeddings in two halves."""
 
 from __future__ import annotations
 
-# What sets the bias must not also shape rows, so the hold-out is halved image by image.
-SHAPING, CALIBRATION = slice(0, None, 2), slice(1, None, 2)
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+import torch
+from torch import Tensor
 
-# More of them than this take longer than everything else that adding a class takes.
+from lowshot_cli.methods.finetuning import BaseSamples
+from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
+from lowshot_cli.methods.operating_point import BaseQueries
+from lowshot_cli.models.head import Head, nearest_rows
+
+# So many cosines take longer than everything else that adding a class takes.
 _MANY_COSINES = 2**26
+
+
+def fit_half(images: Tensor) -> Tensor:
+    """The half of the hold-out that may shape proxies, of anything `(N, ...)` in its order."""
+    return images[0::2]
+
+
+def calibration_half(images: Tensor) -> Tensor:
+    """The other half of the hold-out, which sets the bias and must not shape any proxy."""
+    return images[1::2]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Embeddings of the base hold-out images, halved image by image.
+
+    Attributes:
+        embeddings: `(N, D)` fp16.
+        labels: `(N,)` int64 positions of the base classes in the head.
+        right: `(N,)` bool, whether the pristine base model gets the image right.
+        nearest: largest cosine `(n,)` fp32 of each image of the calibration half with the base
+            proxies, and the proxy `(n,)` int64 that has it; kept where many classes make them slow
+            to find. Whoever changes proxies or embeddings must drop them.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    right: Tensor
+    nearest: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fit_half(self, head: Head) -> BaseSamples:
+        """Samples `(n, D)` fp32 for methods whose proxies depend on base embeddings."""
+        return BaseSamples(
+            fit_half(self.embeddings).float(), fit_half(self.labels), head.base.proxies, head.scale
+        )
+
+    def calibration_half(self, head: Head) -> BaseQueries:
+        """Queries that set the bias, under the base proxies of a head."""
+        return BaseQueries.of(
+            head.base.proxies,
+            self.calibration_embeddings,
+            calibration_half(self.labels),
+            calibration_half(self.right),
+            self.nearest,
+        )
+
+    def calibration_half_under(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
+        """The same queries under changed weights.
+
+        Args:
+            proxies: `(C, D)` base proxies.
+            embeddings: `(n, D)` of the calibration half, by the changed backbone.
+        """
+        return BaseQueries.of(
+            proxies, embeddings, calibration_half(self.labels), calibration_half(self.right)
+        )
+
+    @property
+    def calibration_embeddings(self) -> Tensor:
+        """`(n, D)` fp32 embeddings of the calibration half."""
+        return calibration_half(self.embeddings).float()
+
+    @cached_property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean `(D,)` over base classes and inverse `(D, D)` of the shrunk covariance within them.
+
+        They are taken from the fit half: images that the backbone was not fitted to, whose
+        embeddings spread as those of new classes do.
+        """
+        embeddings, labels = fit_half(self.embeddings).float(), fit_half(self.labels)
+        # On the CPU, as a GPU adds up in another order each time.
+        mean, within = class_statistics(embeddings.cpu(), labels.cpu())
+        device = self.labels.device
+        return mean.to(device), shrunk_precision(within).to(device)
+
+    def with_nearest_cached(self, head: Head) -> Holdout:
+        """The same, with `nearest` found where finding it again for every class would be slow."""
+        held = calibration_half(self.embeddings)
+        if self.nearest or len(held) * head.n_base < _MANY_COSINES:
+            return self
+        return replace(self, nearest=nearest_rows(held.float(), head.base.proxies))
+
+    def without_class(self, position: int) -> Holdout:
+        """The same without the images of a base class; positions after it move up by one."""
+        kept = self.labels != position
+        labels = self.labels[kept]
+        return Holdout(
+            self.embeddings[kept], labels - (labels > position).to(labels.dtype), self.right[kept]
+        )
+
+    def to(self, device: torch.device) -> Holdout:
+        """The same on a device."""
+        return Holdout(
+            self.embeddings.to(device),
+            self.labels.to(device),
+            self.right.to(device),
+            self.nearest and (self.nearest[0].to(device), self.nearest[1].to(device)),
+        )

@@ -1,30 +1,20 @@
-"""What a checkpoint says about itself besides tensors."""
+"""What a checkpoint says about itself besides tensors; read without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lowshot_cli.errors import CheckpointError, one_line
+from lowshot_cli.storage.header import read_header
 
-def read_meta(path: Path) -> Meta | None:
-    """What a checkpoint says of itself, by its header alone; None where it cannot be read."""
-    import json
+# The metadata of the safetensors file that holds what a checkpoint says about itself, as JSON.
+METADATA_KEY = "lowshot"
 
-    from lowshot_cli.storage.tensors import SHORT_HEADER
-
-    try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > SHORT_HEADER:
-                return None
-            header = json.loads(file.read(length))
-        return Meta.model_validate_json(header["__metadata__"]["lowshot"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+_MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -54,9 +44,11 @@ class Meta(_Record):
 
     Images have `image_size` pixels a side, which the backbone resizes to `input_size`, if any.
     `renamed` maps the name of a class to the one it has in the dataset, where the two differ.
+    `max_forgetting` is the budget in points of base accuracy for which the bias of the novel
+    classes was solved, None where that bias is 0; in format 1 only the history says it.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     classes: tuple[str, ...]
     n_base: int = Field(ge=1)
     backbone: str
@@ -73,12 +65,23 @@ class Meta(_Record):
     split: str
     holdout_per_class: int = Field(ge=1)
     base_counts: tuple[tuple[Count, Count], ...]
+    max_forgetting: Annotated[float, Field(ge=0, le=100)] | None = None
     parent: str | None = None
     config: dict[str, Any]
     version: str
     history: tuple[dict[str, Any], ...]
     supports: tuple[SupportRecord, ...] = ()
     renamed: dict[str, str] = {}
+
+    @property
+    def base_classes(self) -> tuple[str, ...]:
+        """Names of the base classes in head order."""
+        return self.classes[: self.n_base]
+
+    @property
+    def novel_classes(self) -> tuple[str, ...]:
+        """Names of the novel classes in head order."""
+        return self.classes[self.n_base :]
 
     @model_validator(mode="after")
     def _consistent(self) -> Meta:
@@ -95,3 +98,60 @@ class Meta(_Record):
         if len(self.supports) != len(self.classes) - self.n_base:
             raise ValueError("novel classes and their supports disagree")
         return self
+
+
+def read_metadata(path: Path) -> Meta:
+    """What a checkpoint says of itself, by its header alone.
+
+    Raises:
+        CheckpointError: absent, damaged as far as the header goes, or not one of lowshot's.
+    """
+    if not path.is_file():
+        raise absent(path)
+    try:
+        metadata = read_header(path).get("__metadata__")
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    return parse_metadata(path, metadata if isinstance(metadata, dict) else {})
+
+
+def parse_metadata(path: Path, metadata: Mapping[str, Any]) -> Meta:
+    """What the metadata of a safetensors file say of the model in it.
+
+    Raises:
+        CheckpointError: nothing, or not what a checkpoint says.
+    """
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of lowshot's", how_to_make(path)
+        )
+    try:
+        return Meta.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise CheckpointError(
+            f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
+        ) from None
+    except ValueError as error:  # such as text that is no UTF-8
+        raise CheckpointError(
+            f"{path} has broken metadata: {one_line(error)}", how_to_make(path)
+        ) from None
+
+
+def absent(path: Path) -> CheckpointError:
+    """There is no checkpoint at a path."""
+    return CheckpointError(f"no checkpoint at {path}", how_to_make(path))
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What is there is no checkpoint, or a damaged one."""
+    return CheckpointError(
+        f"{path} is not a readable checkpoint: {one_line(error)}", how_to_make(path)
+    )
+
+
+def how_to_make(path: Path) -> str:
+    """The command that makes a checkpoint of this name, as a hint."""
+    maker = _MAKERS.get(path.stem)
+    return f"`lowshot {maker}` makes it" if maker else "check the path"

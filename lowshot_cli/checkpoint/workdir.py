@@ -1,14 +1,21 @@
-"""The chain of checkpoints in a work folder: each command reads its predecessor's file."""
+"""The chain of checkpoints in a work folder: each command reads its predecessor's file.
+
+What is stale, and which checkpoint is the furthest, is told by headers and hashes, without torch.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.format import how_to_make, load
+from lowshot_cli.checkpoint.metadata import Meta, how_to_make, read_metadata
 from lowshot_cli.config.schema import CHAIN
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.storage.files import file_hash
+
+if TYPE_CHECKING:
+    from lowshot_cli.checkpoint.checkpoint import Checkpoint
 
 
 def chain_path(workdir: Path, stage: str) -> Path:
@@ -20,78 +27,98 @@ def load_fresh(workdir: Path, stage: str) -> Checkpoint:
     """Load a stage of the chain, unless the file it was made from has changed since.
 
     Raises:
-        CheckpointError: as `load`, or stale.
+        CheckpointError: as `format.load`, or stale.
     """
+    from lowshot_cli.checkpoint.format import load
+
     path = chain_path(workdir, stage)
     checkpoint = load(path)
-    stale_because = staleness(workdir, stage, checkpoint)
+    stale_because = staleness(workdir, stage, checkpoint.meta)
     if stale_because:
         raise CheckpointError(f"{path} is stale: {stale_because}", how_to_make(path))
     return checkpoint
 
 
-def furthest(workdir: Path) -> tuple[Path, Checkpoint]:
-    """The last stage of the chain that is there and not stale, with its path.
+def furthest(workdir: Path) -> tuple[Path, Meta]:
+    """Where the last stage of the chain lies that is not stale, and what it says of itself.
 
     Raises:
-        CheckpointError: none of them is, or the last that is fresh is damaged.
+        CheckpointError: there is none, or the header of one is damaged.
     """
     for stage in reversed(CHAIN):
         path = chain_path(workdir, stage)
         if path.is_file():
-            checkpoint = load(path)
-            if staleness(workdir, stage, checkpoint) is None:
-                return path, checkpoint
-    raise CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
+            meta = read_metadata(path)
+            if staleness(workdir, stage, meta) is None:
+                return path, meta
+    raise no_checkpoint_in(workdir)
 
 
-def parent_hash(workdir: Path, stage: str, path: Path, checkpoint: Checkpoint) -> str:
+def no_checkpoint_in(workdir: Path) -> CheckpointError:
+    """A work folder without any stage of the chain."""
+    return CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
+
+
+def parent_hash(workdir: Path, stage: str, path: Path, meta: Meta, *, in_place: bool) -> str:
     """What a checkpoint that is made from another records as its parent.
 
     Args:
         workdir: of the chain.
         stage: that is made.
         path: the file that it is made from, which may be that stage itself or a later one.
-        checkpoint: in that file.
+        meta: of the checkpoint in that file.
+        in_place: whether it goes to its place in the chain.
 
     Returns:
         The hash of the file, or of the stage before where the file is later and not stale.
+
+    Raises:
+        UsageError: it goes to its place, but is not made from the stage before: it would be stale
+            as soon as it is written.
     """
     position = CHAIN.index(stage)
+    previous = chain_path(workdir, CHAIN[position - 1])
     places = {chain_path(workdir, later).resolve(): later for later in CHAIN[position:]}
     later = places.get(path.resolve())
-    if later and staleness(workdir, later, checkpoint) is None:
-        path = chain_path(workdir, CHAIN[position - 1])
-    return file_hash(path) if path.is_file() else checkpoint.meta.parent or ""
+    if later and staleness(workdir, later, meta) is None:
+        path = previous
+    parent = _hash(path) if path.is_file() else meta.parent or ""
+    if in_place and previous.is_file() and _hash(previous) != parent:
+        raise UsageError(
+            f"{chain_path(workdir, stage)} is made from {previous}, not from another model",
+            "leave out `checkpoint`, or give the new model a place of its own with `out`",
+        )
+    return parent
 
 
-def ensure_follows(workdir: Path, stage: str, parent: str) -> None:
-    """Refuse a stage that would be stale as soon as it is written.
+def staleness(workdir: Path, stage: str, meta: Meta) -> str | None:
+    """Why a checkpoint of the chain no longer belongs to its predecessors, or None.
 
     Args:
         workdir: of the chain.
-        stage: that is to be written to its place in the chain.
-        parent: the hash that it will record.
+        stage: of the checkpoint.
+        meta: what it says of itself.
 
     Raises:
-        UsageError: the stage before it is there and is another one.
+        CheckpointError: the header of one before it is damaged.
     """
-    previous = chain_path(workdir, CHAIN[CHAIN.index(stage) - 1])
-    if previous.is_file() and file_hash(previous) != parent:
-        raise UsageError(
-            f"{chain_path(workdir, stage)} is made from {previous}, not from another model",
-            "leave out --checkpoint, or give the new model a place of its own with --out",
-        )
-
-
-def staleness(workdir: Path, stage: str, checkpoint: Checkpoint) -> str | None:
-    """Why a checkpoint of the chain no longer belongs to its predecessors, or None."""
-    if checkpoint.meta.parent is None:
+    if meta.parent is None:
         return None
     before = CHAIN[CHAIN.index(stage) - 1]
     previous = chain_path(workdir, before)
     if not previous.is_file():
         return None
-    if file_hash(previous) != checkpoint.meta.parent:
+    if _hash(previous) != meta.parent:
         return f"{previous} has changed since it was made"
-    return staleness(workdir, before, load(previous))
+    return staleness(workdir, before, read_metadata(previous))
+
+
+def _hash(path: Path) -> str:
+    """The hash of a file, which one command asks for several times."""
+    facts = path.stat()
+    return _hash_once(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=32)
+def _hash_once(path: Path, _state: tuple[int, int, int]) -> str:
+    return file_hash(path)

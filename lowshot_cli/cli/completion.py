@@ -15,7 +15,7 @@ import typer
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_METHODS
 from lowshot_cli.config.schema import CHAIN
-from lowshot_cli.errors import LowshotError
+from lowshot_cli.errors import CheckpointError, LowshotError
 
 if TYPE_CHECKING:
     from lowshot_cli.checkpoint.metadata import Meta
@@ -85,10 +85,8 @@ def _config(ctx: typer.Context) -> Config | None:
 
 def _model(ctx: typer.Context) -> Meta | None:
     """What the model says of itself that a command would use: the one named, or the latest."""
-    from lowshot_cli.checkpoint.metadata import read_meta
-
     if named := ctx.params.get("checkpoint"):
-        return read_meta(Path(named))
+        return _read(Path(named))
     config = _config(ctx)
     if config is None:
         return None
@@ -98,7 +96,16 @@ def _model(ctx: typer.Context) -> Meta | None:
         latest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
     except (OSError, ValueError):
         return None
-    return read_meta(latest) if latest else None
+    return _read(latest) if latest else None
+
+
+def _read(path: Path) -> Meta | None:
+    from lowshot_cli.checkpoint.metadata import read_metadata
+
+    try:
+        return read_metadata(path)
+    except CheckpointError:
+        return None
 
 
 def _class_folders(config: Config | None) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint import workdir as chain
-from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset_name
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
@@ -52,12 +52,12 @@ def stop_on_ctrl_c(ranks: ProcessGroupView = ALONE) -> Iterator[Callable[[], boo
 
 
 def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
-    """The config with the checkpoint's dataset, which need not be named again."""
+    """The config with the checkpoint's dataset, unless it names one itself."""
     return config.on_dataset(checkpoint.meta.dataset)
 
 
 def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
-    """The dataset that the config names; images that were left out are told of."""
+    """The dataset that the config names; images that were left out are reported."""
     with output.progress() as on_progress:
         dataset = load_dataset(config, image_size, on_progress)
     report_skipped(output, dataset.skipped)
@@ -78,25 +78,21 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
     Raises:
         CheckpointError: the config names another one, or another size of its images.
     """
-    meant, wanted = with_dataset_of(config, checkpoint), checkpoint.meta.dataset
-    if meant.dataset != wanted:
-        raise CheckpointError(
-            f"the checkpoint was trained on {wanted}, not on {meant.dataset}",
-            f"say --dataset {wanted}, or name another --workdir or --checkpoint",
-        )
+    if config.dataset:
+        check_dataset_name(checkpoint.meta, config.dataset)
     side = checkpoint.meta.image_size
     if config.image_size not in (None, side):
         raise CheckpointError(
             f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
-            "leave out --image-size",
+            "leave out `image_size`",
         )
-    return load(meant, output, side)
+    return load(with_dataset_of(config, checkpoint), output, side)
 
 
 def photos_at(
     config: Config, output: Output, sources: Sequence[Path], image_size: int, deep: bool = False
 ) -> Photos:
-    """The photos that files, folders and globs name; those that were left out are told of."""
+    """The photos that files, folders and globs name; those that were left out are reported."""
     photos = load_photos(find_photos(sources, deep), image_size, config.skip_bad)
     report_skipped(output, photos.skipped)
     return photos
@@ -104,7 +100,30 @@ def photos_at(
 
 def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
     """The checkpoint that is named, or the furthest one along the chain that is not stale."""
-    return (source, ckpt.load(source)) if source else chain.furthest(config.workdir)
+    path = source or chain.furthest(config.workdir)[0]
+    return path, ckpt.load(path)
+
+
+def open_parent(
+    config: Config, stage: str, usual: str, source: Path | None, out: Path | None
+) -> tuple[Path, Checkpoint, str]:
+    """What a stage is made from: a file, the checkpoint in it, and the hash to record as parent.
+
+    Args:
+        config: names the work folder.
+        stage: that is made.
+        usual: the stage that it is made from where `source` names no file.
+        source: the file to make it from.
+        out: where it goes; None for its place in the chain.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a stale one.
+        UsageError: it would be stale as soon as it is written.
+    """
+    path = source or chain.chain_path(config.workdir, usual)
+    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
+    ancestor = chain.parent_hash(config.workdir, stage, path, parent.meta, in_place=out is None)
+    return path, parent, ancestor
 
 
 def make_embedder(
@@ -116,17 +135,27 @@ def make_embedder(
 
 
 def reject_with(option: str, others: Sequence[str], hint: str) -> None:
-    """Raise UsageError where options were typed that another one leaves no room for."""
+    """Refuse options that do not go with another one.
+
+    Raises:
+        UsageError: there are any.
+    """
     if others:
         raise UsageError(f"{option} does not go with {' or '.join(others)}", hint)
 
 
+def evaluate_next(config: Config, path: Path) -> str:
+    """The command that evaluates a checkpoint just written."""
+    usual = chain.chain_path(config.workdir, path.stem)
+    return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))
+
+
 def next_command(config: Config, path: Path, *command: str) -> str:
-    """What to type next, with the file and folders that it would not find by itself.
+    """The command to type next, with every folder and file that differs from its default.
 
     Args:
         config: of the command that ends; its folders are named where they are not the usual ones.
-        path: the checkpoint that is to be read next.
+        path: the checkpoint that it should read.
         command: without `lowshot`.
     """
     typed = ["lowshot", *command]
@@ -151,9 +180,9 @@ def output_file(
     overwrite: bool,
     ranks: ProcessGroupView = ALONE,
 ) -> Iterator[Path]:
-    """Where a derived checkpoint goes, in a folder that is this command's alone meanwhile.
+    """Where a derived checkpoint goes, with its folder locked meanwhile.
 
-    The chain's own files cost nothing and are replaced.
+    Without `out` it replaces its stage of the chain, which is quickly made again.
     """
     path = out or chain.chain_path(config.workdir, stage)
     with exclusive_folder(config, output, path, overwrite or out is None, ranks):
@@ -164,7 +193,7 @@ def output_file(
 def exclusive_folder(
     config: Config, output: Output, path: Path, overwrite: bool, ranks: ProcessGroupView = ALONE
 ) -> Iterator[None]:
-    """Have the folder of a file that is to be written alone; of several ranks the leader has it."""
+    """Lock the folder of a file that is to be written; among several ranks the leader does."""
     if not ranks.leads:
         with readable_errors():
             yield

@@ -41,8 +41,10 @@ def show_training(output: Output, result: TrainResult) -> None:
     output.table(columns, [row], title="base model")
 
 
-def show_change(output: Output, before: Evaluation, after: Evaluation, title: str) -> None:
-    """Accuracies before and after."""
+def show_change(
+    output: Output, before: Evaluation, after: Evaluation, title: str, expected: float
+) -> None:
+    """Accuracies before and after classes were taught, and the expected forgetting in points."""
     columns = ["test images of", "before %", "after %", "change"]
     rows = []
     for name in ("base", "novel", "global"):
@@ -51,6 +53,7 @@ def show_change(output: Output, before: Evaluation, after: Evaluation, title: st
         label = "all classes" if name == "global" else f"{name} classes"
         rows.append([label, percent(old), percent(new), change])
     output.table(columns, rows, title=title)
+    output.line(f"expected cost, by the hold-out: {expected:.1f} points of base accuracy")
 
 
 def show_estimate(output: Output, before: float, after: float, title: str) -> None:
@@ -96,15 +99,6 @@ _BAR, _HARDEST = 10, 5
 def _others(one: Prediction) -> str:
     others = one.top if one.unknown else one.top[1:]
     return ", ".join(f"{name} {100 * chance:.1f}" for name, chance in others)
-
-
-def show_classes(output: Output, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """One row per class of a model."""
-    cells = [
-        [row["class"], row["kind"], "–" if row["shots"] is None else row["shots"], row["method"]]
-        for row in rows
-    ]
-    output.table(["class", "kind", "shots", "learnt by"], cells, title=title)
 
 
 def show_open_set(output: Output, name: str, found: OpenSet) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.data.download import Archive, fetch
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, one_line
 from lowshot_cli.progress import OnProgress, silent
 
 IMAGE_SIZE = 32
@@ -103,7 +103,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     # A damaged pickle may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(f"{path} is damaged: {reason}", _refetch(path.parent)) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not one of CIFAR-100's files", _refetch(path.parent))

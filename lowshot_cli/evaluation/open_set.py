@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
-from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation.evaluate import together
@@ -33,7 +32,7 @@ def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
     Raises:
         CheckpointError: the checkpoint carries no hold-out.
     """
-    held = checkpoint.holdout[CALIBRATION].float()
+    held = checkpoint.holdout.calibration_embeddings
     if not len(held):
         raise CheckpointError(
             "the checkpoint has no hold-out images, so unknown ones cannot be told", "train a base"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.errors import UsageError, did_you_mean, one_line
 
 # Heads that torchvision's models have for training alone.
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -47,7 +47,7 @@ class PretrainedBackbone(nn.Module):
         except NotImplementedError:
             raise
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)
             raise UsageError(
                 f"{name} takes no images of {side} pixels: {reason}",
                 "--input-size resizes them, most models are made for 224",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowshot_cli.config.schema import DEFAULT_WEIGHTS, Config, TrainBaseConfig
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import CheckpointError, UsageError, one_line
 from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
@@ -148,7 +148,7 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
     except Exception as error:  # whatever the network and the libraries over it come up with
         what = published.url if published else "them"
         raise CheckpointError(
-            f"cannot download the weights of {backbone}: {_one_line(error)}",
+            f"cannot download the weights of {backbone}: {one_line(error)}",
             f"download {what} elsewhere and give the file to --weights",
         ) from None
 
@@ -169,7 +169,7 @@ def _read(source: str) -> dict[str, Tensor]:
         raise CheckpointError(f"no weights at {path}", "check the path after --weights") from None
     except Exception as error:  # a damaged file can make a reader fail in any way
         raise CheckpointError(
-            f"cannot read the weights {path}: {_one_line(error)}",
+            f"cannot read the weights {path}: {one_line(error)}",
             "save the model's state_dict() there, by safetensors or torch.save",
         ) from None
     while isinstance(content, Mapping) and isinstance(inner := _nested(content), Mapping):
@@ -268,8 +268,3 @@ def _belongs(name: str, layers: tuple[str, ...]) -> bool:
 def _few(names: tuple[str, ...] | list[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from lowshot_cli.adaptation.bias import budget_in_use
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
@@ -74,7 +73,7 @@ def report_evaluation(
         supports,
         _facts(checkpoint, config, command),
         config.to_yaml(),
-        budget_in_use(checkpoint),
+        checkpoint.meta.max_forgetting,
     )
     write_text(path, page)
 

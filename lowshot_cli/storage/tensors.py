@@ -16,6 +16,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lowshot_cli.storage.files import write_atomically
+from lowshot_cli.storage.header import header_size
 
 CHECKSUM = "lowshot.checksum"
 
@@ -45,7 +46,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise FileNotFoundError(path)
-    _check_header(path)
+    header_size(path)  # which must be in proportion
     with _interrupts_held(), safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata() or {})
@@ -71,15 +72,6 @@ def _interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came and callable(before):
         before(*came[0])
-
-
-def _check_header(path: Path) -> None:
-    """Parsing a header takes many times its size in memory, so it must be short."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > max(SHORT_HEADER, size // 10):
-        raise ValueError(f"its header is said to be {length:,} of its {size:,} bytes")
 
 
 def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -115,7 +107,3 @@ def checked_tensor(
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} holds numbers that are not finite")
     return tensor
-
-
-# Bytes that the header of a safetensors file, which holds all this, may take in a file of any size.
-SHORT_HEADER = 2 * 1024**2

@@ -118,8 +118,8 @@ def embed_for_sweep(
         base=BaseQueries.of(proxies, queries, truth),
         base_truth=truth,
         base_right=nearest_rows(queries, proxies)[1] == truth,
-        calibration=checkpoint.calibration,
-        shaping=checkpoint.shaping,
+        calibration=checkpoint.holdout.calibration_half(checkpoint.head),
+        shaping=checkpoint.holdout.fit_half(checkpoint.head),
         novel={
             label: NovelQueries.of(proxies, embeddings)
             for label, embeddings in zip(labels, test[n_base:], strict=True)

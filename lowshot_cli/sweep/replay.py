@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.supports import support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
-from lowshot_cli.config.methods import find_method
+from lowshot_cli.config.methods import METHODS, find_method
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test, without_lookalikes
 from lowshot_cli.errors import CheckpointError, DataError
+from lowshot_cli.methods.operating_point import resolve_budget
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.sweep.plan import TrialBatch, make_plan
@@ -65,7 +66,7 @@ def rebuild(
     tested = without_lookalikes(dataset) if config.sweep.drop_duplicates else dataset
     avoided = {label: supports_seen_in_test(tested, label) for label in labels}
     tile = make_tile(only, plan, available, avoided, 1)
-    return from_trial(
+    rebuilt = from_trial(
         base,
         dataset,
         base.network(),
@@ -78,6 +79,8 @@ def rebuild(
         ],
         piece.method,
     )
+    budget = resolve_budget(config.sweep.max_forgetting, biased=METHODS[piece.method].biased)
+    return rebuilt.with_bias(rebuilt.head.bias, budget)
 
 
 def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:

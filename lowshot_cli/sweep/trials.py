@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.finetune import full_data
 from lowshot_cli.adaptation.methods import Supports, make_proxies, make_start
-from lowshot_cli.checkpoint.holdout import CALIBRATION
+from lowshot_cli.checkpoint.holdout import calibration_half
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
@@ -78,8 +78,8 @@ def score_full_trial(
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
-        pixels = dataset.train.picked(holdout[CALIBRATION])
-        calibration = checkpoint.calibration_with(base_rows, embed(network, pixels))
+        pixels = dataset.train.picked(calibration_half(holdout))
+        calibration = checkpoint.holdout.calibration_half_under(base_rows, embed(network, pixels))
         bias = operating_bias(rows, calibration, budget)
     test = [dataset.test.of_class(label) for label in [*base_labels, *labels]]
     queries = [embed(network, dataset.test.picked(index)) for index in test]

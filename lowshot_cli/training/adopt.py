@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
@@ -113,9 +114,7 @@ def adopt_without_data(config: Config) -> TrainResult:
         describe(config, dataset, task, size, ((0, 0),) * len(names)),
         Head.of_base(F.normalize(rows, dim=1), INITIAL_SCALE, size),
         {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
-        holdout=torch.empty(0, size).half(),
-        holdout_labels=labels,
-        holdout_right=labels.bool(),
+        holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),
     )
     return TrainResult(checkpoint, None, None, 0, 0.0, 0.0, loaded)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import SHAPING
+from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, ImageSubset
@@ -79,13 +79,15 @@ def make_checkpoint(
         task: its images.
         trained: its backbone is taken.
         rows: `(C, E)` unit base rows.
-        scale: the learned factor on the cosines; None fits it on the hold-out's shaping half.
+        scale: the learned factor on the cosines; None fits it on the fit half of the hold-out.
         on_progress: told while images are embedded.
 
     Returns:
         The checkpoint, and its hold-out accuracy in percent.
     """
-    centre = centre_of_stages(trained, task.holdout.part(SHAPING))
+    centre = centre_of_stages(
+        trained, ImageSubset(task.holdout.pixels, fit_half(task.holdout.index))
+    )
     network = EmbeddingNetwork(trained.backbone, task.normalisation, centre, task.flip)
     network = network.to(trained.device)
     test = [dataset.test.of_class(label) for label in task.labels_in_dataset]
@@ -95,11 +97,11 @@ def make_checkpoint(
     holdout = embed(used, task.holdout)
     on_progress(Progress("embedding", len(holdout), total))
     if scale is None:
-        labels = task.holdout_labels[SHAPING]
+        labels = fit_half(task.holdout_labels)
         # One number needs no more images than so many.
         some = slice(None, None, 1 + len(labels) // chunk_size(len(rows)))
-        shaping = F.normalize(holdout[SHAPING, : rows.shape[1]], dim=1)[some]
-        scale = fitted_scale(shaping @ rows.T, labels[some])
+        held = F.normalize(fit_half(holdout)[:, : rows.shape[1]], dim=1)[some]
+        scale = fitted_scale(held @ rows.T, labels[some])
     head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
     right = _predicted(used, head, queries, total, on_progress).split([len(n) for n in test])
     counts = tuple(
@@ -111,11 +113,9 @@ def make_checkpoint(
         describe(config, dataset, task, rows.shape[1], counts),
         head,
         {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
-        holdout.half(),
-        task.holdout_labels,
-        found,
+        Holdout(holdout.half(), task.holdout_labels, found).with_nearest_cached(head),
         centre,
-    ).with_nearest_cached()
+    )
     return checkpoint, 100 * found.double().mean().item()
 
 
@@ -136,7 +136,7 @@ def describe(
     config: Config, dataset: Dataset, task: BaseTask, size: int, counts: tuple[tuple[int, int], ...]
 ) -> Meta:
     """What a checkpoint says of a base model whose embeddings' trained part has `size` numbers."""
-    options, portable = config.train_base, config.portable()
+    options, portable = config.train_base, {**config.portable(), "dataset": dataset.name}
     step = {"command": "train_base", "seed": config.seed, "options": portable["train_base"]}
     return Meta(
         classes=task.names,

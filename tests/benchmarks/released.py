@@ -18,7 +18,6 @@ import torch
 
 from lowshot_cli.adaptation.methods import make_start
 from lowshot_cli.checkpoint.format import load
-from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.evaluation.statistics import t_interval
@@ -54,7 +53,7 @@ def main() -> None:
     embedded = embed_for_sweep(checkpoint, dataset, plan, config, embedder)
     labels = checkpoint.base_labels(dataset)
     queries = torch.cat(embedder.classes(dataset.test, labels))
-    calibration = checkpoint.holdout[CALIBRATION].float()
+    calibration = checkpoint.holdout.calibration_embeddings
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
@@ -74,7 +73,7 @@ def main() -> None:
                     base_rows, one = finetune_all_rows(
                         start, support, targets, embedded.shaping, options
                     )
-                held = checkpoint.calibration_with(base_rows, calibration)
+                held = checkpoint.holdout.calibration_half_under(base_rows, calibration)
                 bias = operating_bias(one[None], held, BUDGET)
                 base = BaseQueries.of(base_rows, queries, embedded.base_truth, embedded.base_right)
                 label = int(tile.units[0, 0])

@@ -25,6 +25,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,8 +38,8 @@ from torch import Tensor
 from lowshot_cli.adaptation.bias import set_bias
 from lowshot_cli.adaptation.methods import make_start
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.format import load, save
-from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
 from lowshot_cli.evaluation.evaluate import evaluate_embeddings
@@ -181,11 +182,18 @@ def random_head(n_classes: int, holdout: int = 4, size: int = SIZE) -> Checkpoin
         ),
         Head.of_base(rows, 20.0, size),
         dict(backbone.state_dict()),
-        near(rows[labels], generator).half(),
-        labels,
-        torch.ones(len(labels), dtype=torch.bool),
+        Holdout(
+            near(rows[labels], generator).half(),
+            labels,
+            torch.ones(len(labels), dtype=torch.bool),
+        ),
         centre=torch.empty(0),
     )
+
+
+def with_nearest_cached(model: Checkpoint) -> Checkpoint:
+    """The model as training makes it, which compares hold-out and base classes once."""
+    return replace(model, holdout=model.holdout.with_nearest_cached(model.head))
 
 
 def near(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -206,7 +214,7 @@ def of_classes(n_classes: int) -> Facts:
     """What a head of so many classes costs."""
     generator = torch.Generator().manual_seed(1)
     facts: Facts = {}
-    model = _timed(facts, "make and settle", lambda: random_head(n_classes).with_nearest_cached())
+    model = _timed(facts, "make and settle", lambda: with_nearest_cached(random_head(n_classes)))
     support = near(F.normalize(torch.randn(1, SIZE, generator=generator), dim=1), generator)
     support = near(support.repeat(5, 1), generator)
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +244,7 @@ def of_classes(n_classes: int) -> Facts:
         )
     facts["evaluate, MiB more"] = peak.value - before
     facts["accuracy, %"] = result.global_accuracy
-    facts["calibrating images"] = len(taught.holdout[CALIBRATION])
+    facts["calibrating images"] = len(taught.holdout.calibration_embeddings)
     return facts
 
 

@@ -44,7 +44,7 @@ def test_a_checkpoint_comes_back_as_it_was(grown: Checkpoint, tmp_path: Path) ->
     assert torch.equal(back.head.proxies, grown.head.proxies)
     assert (back.head.bias, back.head.n_base) == (0.25, 12)
     assert torch.equal(back.supports[0], grown.supports[0])
-    assert torch.equal(back.holdout, grown.holdout)
+    assert torch.equal(back.holdout.embeddings, grown.holdout.embeddings)
 
 
 def test_the_rebuilt_network_embeds_the_same(
@@ -104,23 +104,26 @@ def test_removing_a_base_class_keeps_the_others_apart(grown: Checkpoint) -> None
     for old, other in enumerate(grown.base_classes):
         if other != name:
             new = smaller.meta.classes.index(other)
-            kept = smaller.holdout[smaller.holdout_labels == new]
-            assert torch.equal(kept, grown.holdout[grown.holdout_labels == old])
+            kept = smaller.holdout.embeddings[smaller.holdout.labels == new]
+            assert torch.equal(kept, grown.holdout.embeddings[grown.holdout.labels == old])
             assert smaller.meta.base_counts[new] == grown.meta.base_counts[old]
 
 
-def test_what_sets_the_bias_shapes_no_row(base: Checkpoint) -> None:
-    shaping = {tuple(row) for row in base.shaping.embeddings.tolist()}
-    calibration = {tuple(row) for row in base.calibration.embeddings.tolist()}
+def test_what_sets_the_bias_shapes_no_proxy(base: Checkpoint) -> None:
+    samples = base.holdout.fit_half(base.head)
+    shaping = {tuple(row) for row in samples.embeddings.tolist()}
+    queries = base.holdout.calibration_half(base.head)
+    calibration = {tuple(row) for row in queries.embeddings.tolist()}
     assert shaping
     assert calibration
     assert not shaping & calibration
-    assert torch.bincount(base.shaping.labels).tolist() == [25] * 12
+    assert torch.bincount(samples.labels).tolist() == [25] * 12
 
 
-def test_whitening_statistics_are_those_of_the_shaping_half(base: Checkpoint) -> None:
-    mean, precision = base.statistics
-    expected, within = class_statistics(base.shaping.embeddings, base.shaping.labels)
+def test_whitening_statistics_are_those_of_the_fit_half(base: Checkpoint) -> None:
+    mean, precision = base.holdout.statistics
+    samples = base.holdout.fit_half(base.head)
+    expected, within = class_statistics(samples.embeddings, samples.labels)
     assert torch.equal(mean, expected)
     assert mean.shape == (SIZE,)
     ridge = 0.5 * within.trace() / SIZE * torch.eye(SIZE)
@@ -156,7 +159,7 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
             "holdout.embeddings",
         ),
         ({"classes": ["a"] * 12}, "stands twice"),
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format"),
         ({"n_base": 13}, "disagree"),
         ({"embedding_size": 64}, "head.proxies is"),
         ({"backbone": "resnet18"}, "inconsistent"),

@@ -17,6 +17,7 @@ from click.testing import Result
 
 from lowshot_cli.adaptation.bias import set_bias
 from lowshot_cli.checkpoint.format import load
+from lowshot_cli.checkpoint.holdout import calibration_half
 from lowshot_cli.data.dataset import Dataset
 from tests.conftest import save_images
 
@@ -206,8 +207,10 @@ def test_imprint_says_what_the_holdout_expects_it_to_cost(
 ) -> None:
     found = _json(lowshot("imprint", "--class", "omega", "--max-forgetting", 3, "--json"))
     model = load(workdir / "imprinted.safetensors")
-    cosines = model.head.cosines(model.holdout[1::2].float())
-    lost = model.holdout_right[1::2] & (cosines.argmax(1) != model.holdout_labels[1::2])
+    held = model.holdout
+    cosines = model.head.cosines(held.calibration_embeddings)
+    wrong = cosines.argmax(1) != calibration_half(held.labels)
+    lost = calibration_half(held.right) & wrong
     assert found["expected_forgetting"] == pytest.approx(100 * lost.double().mean().item())
     assert 2 < found["expected_forgetting"] <= 3
     result = _done(lowshot("imprint", "--class", "omega", "--max-forgetting", 3))

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.metadata import read_meta
+from lowshot_cli.checkpoint.metadata import read_metadata
+from lowshot_cli.errors import CheckpointError
 from tests.cli.test_help import HEAVY, _modules, _run
 
 BASE, NOVEL = ("apple", "sweet_pepper"), ("my mug", "my plate")
@@ -80,7 +81,7 @@ def _checkpoint(path: Path, **changes: Any) -> Path:
 def test_the_classes_of_a_checkpoint_are_read_from_its_header(
     workdir: Path, base: Checkpoint
 ) -> None:
-    meta = read_meta(workdir / "base.safetensors")
+    meta = read_metadata(workdir / "base.safetensors")
     assert meta is not None
     assert meta.classes == base.meta.classes
 
@@ -182,9 +183,12 @@ STRANGE: dict[str, tuple[str | bytes, int | None]] = {
 
 @pytest.mark.parametrize("content", STRANGE.values(), ids=STRANGE)
 def test_a_damaged_or_hostile_checkpoint_offers_nothing(
-    tmp_path: Path, content: tuple[str | bytes, int | None]
+    complete: Complete, tmp_path: Path, content: tuple[str | bytes, int | None]
 ) -> None:
-    assert read_meta(_write(tmp_path / "base.safetensors", *content)) is None
+    path = _write(tmp_path / "runs" / "base.safetensors", *content)
+    assert complete("lowshot classes remove ") == []
+    with pytest.raises(CheckpointError):
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("typed", ["remove a", "remov a", "classes remov a", "sweep --trails a"])

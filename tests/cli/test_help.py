@@ -83,6 +83,14 @@ def test_what_only_informs_does_not_import_torch(arguments: list[str]) -> None:
     assert re.search("Usage: lowshot|lowshot [0-9]|train_base:", done.stdout + done.stderr)
 
 
+def test_listing_classes_does_not_import_torch(workdir: Path) -> None:
+    done = _run("classes", "list", "--workdir", workdir)
+    assert done.returncode == 0
+    assert "novel" not in done.stdout
+    assert done.stdout.count("train-base") == 12
+    assert not _modules(done) & HEAVY
+
+
 def test_a_command_that_works_does_import_torch(tmp_path: Path) -> None:
     done = _run("evaluate", "--workdir", tmp_path)
     assert "torch" in _modules(done)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
-from lowshot_cli.checkpoint.holdout import CALIBRATION
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.evaluation.open_set import familiarity, open_set, unknown_threshold
@@ -132,7 +131,7 @@ def test_unreadable_images_are_told_of_after_the_others(
 
 
 def test_the_threshold_holds_the_false_alarm_rate_on_the_holdout(base: Checkpoint) -> None:
-    scores = familiarity(base.head, base.holdout[CALIBRATION].float())
+    scores = familiarity(base.head, base.holdout.calibration_embeddings)
     for rate in (0.0, 5.0, 30.0):
         alarms = 100 * (scores < unknown_threshold(base, rate)).double().mean().item()
         assert rate - 100 / len(scores) <= alarms <= rate

@@ -225,7 +225,7 @@ def grown(base: Checkpoint, glyphs: Dataset, tmp_path_factory: pytest.TempPathFa
     config = Config(dataset="glyphs", imprint=ImprintConfig(classes=("Z", "omega"), shots=3))
     taught, _ = imprint_classes(base, glyphs, base.network(), config)
     path = tmp_path_factory.mktemp("whole") / "whole.safetensors"
-    save(taught.as_child_of("parent", config.portable(), "imprint"), path)
+    save(taught.as_child_of("parent"), path)
     return path
 
 

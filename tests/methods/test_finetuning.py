@@ -217,8 +217,8 @@ def test_both_scopes_keep_the_pristine_models_verdicts(
         options = FinetuneConfig(scope=scope, epochs=1)  # type: ignore[arg-type]
         config = tiny_config.model_copy(update={"finetune": options})
         tuned = finetune(taught, config, glyphs)
-        assert torch.equal(tuned.holdout_right, taught.holdout_right)
-        assert torch.equal(tuned.holdout, taught.holdout) == (scope == "head")
+        assert torch.equal(tuned.holdout.right, taught.holdout.right)
+        assert torch.equal(tuned.holdout.embeddings, taught.holdout.embeddings) == (scope == "head")
         assert tuned.supports[0].shape == taught.supports[0].shape
 
 
@@ -236,6 +236,8 @@ def test_adding_a_class_by_the_plain_mean_keeps_the_others_calibrated(
     assert add(base, names[0], "imprint").head.bias == 0
     whitened = add(base, names[0], "whitened")
     both = add(whitened, names[1], "imprint")
-    expected = operating_bias(both.head.proxies[-2:][None], both.calibration, 2.0).item()
+    expected = operating_bias(
+        both.head.proxies[-2:][None], both.holdout.calibration_half(both.head), 2.0
+    ).item()
     assert whitened.head.bias != 0
     assert both.head.bias == pytest.approx(expected) != 0

@@ -177,11 +177,11 @@ def test_a_checkpoint_rebuilds_a_library_s_model_alone(shuffled: Path, glyphs: D
     meta = back.meta
     assert (meta.backbone, meta.embedding_size, meta.input_size) == (SHUFFLENET, 24, 40)
     assert back.centre.shape == (0,)
-    assert back.statistics[1].shape == (24, 24)
+    assert back.holdout.statistics[1].shape == (24, 24)
     labels = [glyphs.label(name) for name in meta.classes]
     pixels = glyphs.train.pixels[glyphs.train.of_class(labels[0])]
     again = embed(back.network(), pixels)
-    stored = back.holdout[back.holdout_labels == 0].float()
+    stored = back.holdout.embeddings[back.holdout.labels == 0].float()
     assert float((again @ stored.T).amax(0).min()) > 0.999
 
 

@@ -136,9 +136,9 @@ def test_the_checkpoint_holds_the_holdout_embeddings(base: Checkpoint, glyphs: D
     labels = [glyphs.label(name) for name in base.base_classes]
     fit, holdout = split_holdout(glyphs.train, labels, 50)
     embedded = embed(base.network(), glyphs.train.pixels[holdout])
-    assert torch.allclose(base.holdout.float(), embedded, atol=1e-3)
-    expected = (embedded @ base.head.proxies.T).argmax(1) == base.holdout_labels
-    assert torch.equal(base.holdout_right, expected)
+    assert torch.allclose(base.holdout.embeddings.float(), embedded, atol=1e-3)
+    expected = (embedded @ base.head.proxies.T).argmax(1) == base.holdout.labels
+    assert torch.equal(base.holdout.right, expected)
     assert len(fit) == 12 * 100
 
 

@@ -1,46 +1,47 @@
-"""`lowshot classes`."""
+"""`lowshot classes`; listing them reads a header and needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lowshot_cli.adaptation.bias import without_class
-from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.cli import tables
+from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import model_in_use
-from lowshot_cli.config.schema import Config, storable
+from lowshot_cli.config.schema import Config
 from lowshot_cli.errors import UsageError
 from lowshot_cli.storage.locks import locked
+
+if TYPE_CHECKING:
+    from lowshot_cli.checkpoint.checkpoint import Checkpoint
 
 
 def list_classes(config: Config, output: Output, source: Path | None) -> None:
     """List the classes of a model."""
-    path, checkpoint = model_in_use(config, source)
-    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
-    rows: list[dict[str, Any]] = []
-    for name in checkpoint.meta.classes:
-        record = records.get(name)
-        rows.append(
-            {
-                "class": name,
-                "kind": "novel" if record else "base",
-                "shots": len(record.pixel_hashes) if record else None,
-                "method": f"imprint --method {record.method}" if record else "train-base",
-            }
-        )
-    output.data(rows)
-    tables.show_classes(output, rows, str(path))
+    path, meta = (source, read_metadata(source)) if source else chain.furthest(config.workdir)
+    records = dict(zip(meta.novel_classes, meta.supports, strict=True))
+    classes = [
+        {
+            "class": name,
+            "kind": "novel" if (record := records.get(name)) else "base",
+            "shots": len(record.pixel_hashes) if record else None,
+            "method": f"imprint --method {record.method}" if record else "train-base",
+        }
+        for name in meta.classes
+    ]
+    output.data(classes)
+    cells = [["–" if value is None else value for value in one.values()] for one in classes]
+    output.table(["class", "kind", "shots", "learnt by"], cells, title=str(path))
 
 
 def remove_class(
     config: Config, output: Output, name: str, force: bool, source: Path | None
 ) -> None:
     """Remove a class from a model, in its file."""
+    from lowshot_cli.adaptation.bias import without_class
+
     with _changed(config, name, force, source) as (path, checkpoint):
         changed = without_class(checkpoint, name)
         _rewrite(output, path, changed.with_history("classes remove", {"class": name}))
@@ -50,10 +51,6 @@ def rename_class(
     config: Config, output: Output, name: str, new: str, force: bool, source: Path | None
 ) -> None:
     """Rename a class of a model, in its file."""
-    try:
-        storable(new)
-    except ValueError as error:
-        raise UsageError(f"{new!r} cannot be a class's name, which {error}") from None
     with _changed(config, name, force, source) as (path, checkpoint):
         changed = checkpoint.rename_class(name, new)
         _rewrite(output, path, changed.with_history("classes rename", {"class": name, "to": new}))
@@ -63,7 +60,9 @@ def rename_class(
 def _changed(
     config: Config, name: str, force: bool, source: Path | None
 ) -> Iterator[tuple[Path, Checkpoint]]:
-    """The model that is to change, in a folder that is this command's alone meanwhile."""
+    """The model whose class is to change, with its folder locked meanwhile."""
+    from lowshot_cli.cli.context import model_in_use
+
     folder = source.parent if source else config.workdir
     with locked(folder) if folder.is_dir() else nullcontext():
         path, checkpoint = model_in_use(config, source)
@@ -76,7 +75,9 @@ def _changed(
 
 
 def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:
-    ckpt.save(checkpoint, path)
+    from lowshot_cli.checkpoint.format import save
+
+    save(checkpoint, path)
     n_base, total = checkpoint.meta.n_base, len(checkpoint.meta.classes)
     output.data({"checkpoint": str(path), "classes": list(checkpoint.meta.classes)})
     output.line(f"{path}: {n_base} base and {total - n_base} novel classes")

@@ -43,15 +43,13 @@ def evaluate(
         paths = [chain.chain_path(config.workdir, stage) for stage in CHAIN]
         paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise CheckpointError(
-            f"no checkpoint in {config.workdir}", "`lowshot train-base` makes the first"
-        )
+        raise chain.no_checkpoint_in(config.workdir)
     found: list[tuple[Path, evaluation.Evaluation]] = []
     unknown: list[OpenSet] = []
     for path in paths:
         checkpoint = ckpt.load(path)
         if path.parent == config.workdir and path.stem in CHAIN:
-            stale = chain.staleness(config.workdir, path.stem, checkpoint)
+            stale = chain.staleness(config.workdir, path.stem, checkpoint.meta)
             if stale:
                 output.note(f"{path} is left out: {stale}")
                 continue

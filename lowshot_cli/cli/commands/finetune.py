@@ -8,13 +8,21 @@ from lowshot_cli.adaptation import finetune as tuning
 from lowshot_cli.adaptation.bias import expected_forgetting
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import check_dataset
-from lowshot_cli.cli.commands.imprint import _evaluating, _parent, _show_taught
+from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import load_dataset_of, make_embedder, output_file
+from lowshot_cli.cli.context import (
+    evaluate_next,
+    load_dataset_of,
+    make_embedder,
+    open_parent,
+    output_file,
+)
 from lowshot_cli.cli.contract import evaluation_json
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
+from lowshot_cli.environment import pick_device
 from lowshot_cli.evaluation import evaluate as evaluation
+from lowshot_cli.training.context import RunContext
 
 
 def finetune(
@@ -25,17 +33,20 @@ def finetune(
         process_group(config.device) as ranks,
         output_file(config, output, "finetuned", out, overwrite, ranks) as path,
     ):
-        parent_path, parent, ancestor = _parent(config, "finetuned", "imprinted", source, out)
+        parent_path, parent, ancestor = open_parent(config, "finetuned", "imprinted", source, out)
         with ranks.first_here():
             dataset = load_dataset_of(parent, config, output)
         check_dataset(parent, dataset)
         with output.progress() as on_progress:
-            tuned = tuning.finetune(parent, config, dataset, on_progress, ranks)
+            context = RunContext(
+                on_progress=on_progress, ranks=ranks, device=pick_device(config.device)
+            )
+            tuned = tuning.finetune(parent, config, dataset, context=context)
             before = evaluation.evaluate(
                 parent, dataset, make_embedder(parent, config, on_progress)
             )
             after = evaluation.evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
-        ckpt.save(tuned.as_child_of(ancestor, config.portable(), "finetune"), path)
+        ckpt.save(tuned.as_child_of(ancestor), path)
     output.data(
         {
             "checkpoint": str(path),
@@ -46,5 +57,6 @@ def finetune(
             "after": evaluation_json(path, after),
         }
     )
-    _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
-    output.finish([path], _evaluating(config, path))
+    title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
+    tables.show_change(output, before, after, title, expected_forgetting(tuned))
+    output.finish([path], evaluate_next(config, path))

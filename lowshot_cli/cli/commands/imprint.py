@@ -8,14 +8,14 @@ from pathlib import Path
 from lowshot_cli.adaptation import imprint as teach
 from lowshot_cli.adaptation.bias import can_calibrate, expected_accuracy, expected_forgetting
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
-from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
+    evaluate_next,
     load_dataset_of,
     make_embedder,
     next_command,
+    open_parent,
     output_file,
     photos_at,
     reject_with,
@@ -25,7 +25,6 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation import evaluate as evaluation
-from lowshot_cli.storage.files import file_hash
 from lowshot_cli.sweep import replay
 
 
@@ -39,27 +38,27 @@ def imprint(
     overwrite: bool,
 ) -> None:
     """Add classes to the base model and write `imprinted.safetensors`."""
-    if not config.imprint.classes:
-        raise UsageError("no class to imprint", "name one with --class")
+    teach.ensure_classes(config.imprint)
     with output_file(config, output, "imprinted", out, overwrite) as path:
         usual = "imprinted" if add else "base"
-        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
+        _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
         dataset = load_dataset_of(parent, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(parent, config, on_progress)
             taught, drawn = teach.imprint_classes(
-                parent, dataset, embedder.network, config, replace
+                parent, dataset, embedder.network, config, replace_known=replace
             )
             before = evaluation.evaluate(parent, dataset, embedder)
             after = evaluation.evaluate(taught, dataset, embedder)
-        ckpt.save(taught.as_child_of(ancestor, config.portable(), "imprint"), path)
+        ckpt.save(taught.as_child_of(ancestor), path)
+    cost = expected_forgetting(taught)
     accuracies = {row.name: row.accuracy for row in after.per_class}
     output.data(
         {
             "checkpoint": str(path),
             "method": config.imprint.method,
             "bias": taught.head.bias,
-            "expected_forgetting": expected_forgetting(taught),
+            "expected_forgetting": cost,
             "base_accuracy_before": before.base_accuracy,
             "base_accuracy": after.base_accuracy,
             "novel_accuracy": after.novel_accuracy,
@@ -73,7 +72,8 @@ def imprint(
         output.listing(f"{d.name}: learnt from", d.described)
         if d.n_replaced:
             output.note(f"{d.name}: {d.n_replaced} supports replaced, being test images or nearly")
-    _show_taught(output, config.imprint.method, taught, before, after)
+    title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
+    tables.show_change(output, before, after, title, cost)
     output.finish([path], next_command(config, path, "finetune"))
 
 
@@ -90,13 +90,12 @@ def imprint_photos(
     """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
     with output_file(config, output, "imprinted", out, overwrite) as path:
         usual = "imprinted" if add else "base"
-        _, parent, ancestor = _parent(config, "imprinted", usual, source, out)
+        _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
-        taught, drawn = teach.imprint_photos(parent, network, photos, config, replace)
-        calibrated = can_calibrate(taught)
-        cost = expected_forgetting(taught) if calibrated else None
-        ckpt.save(taught.as_child_of(ancestor, config.portable(), "imprint"), path)
+        taught, drawn = teach.imprint_photos(parent, network, photos, config, replace_known=replace)
+        cost = expected_forgetting(taught) if can_calibrate(taught) else None
+        ckpt.save(taught.as_child_of(ancestor), path)
     method = taught.meta.supports[-1].method
     output.data(
         {
@@ -119,38 +118,6 @@ def imprint_photos(
     output.finish([path], next_command(config, path, "predict", str(images[0])))
 
 
-def _parent(
-    config: Config, stage: str, usual: str, source: Path | None, out: Path | None
-) -> tuple[Path, Checkpoint, str]:
-    """What a stage is made from: a file, the checkpoint in it, and the hash to record as parent.
-
-    Args:
-        config: names the work folder.
-        stage: that is made.
-        usual: the stage that it is made from where `source` names no file.
-        source: the file to make it from.
-        out: where it goes; None for its place in the chain.
-    """
-    path = source or chain.chain_path(config.workdir, usual)
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
-    ancestor = chain.parent_hash(config.workdir, stage, path, parent)
-    if out is None:
-        chain.ensure_follows(config.workdir, stage, ancestor)
-    return path, parent, ancestor
-
-
-def _show_taught(
-    output: Output,
-    how: str,
-    taught: Checkpoint,
-    before: evaluation.Evaluation,
-    after: evaluation.Evaluation,
-) -> None:
-    tables.show_change(output, before, after, f"{how}, bias {taught.head.bias:+.3f}")
-    cost = expected_forgetting(taught)
-    output.line(f"expected cost, by the hold-out: {cost:.1f} points of base accuracy")
-
-
 def imprint_from_run(
     config: Config,
     output: Output,
@@ -171,22 +138,13 @@ def imprint_from_run(
     hint = "leave it out: the trial says what was learnt, how, and from which base model"
     reject_with("--from-run", others, hint)
     with output_file(config, output, "imprinted", out, overwrite) as path:
-        parent_path = source or chain.chain_path(config.workdir, "base")
-        base = ckpt.load(parent_path)
-        ancestor = file_hash(parent_path)
-        if out is None:
-            chain.ensure_follows(config.workdir, "imprinted", ancestor)
+        _, base, ancestor = open_parent(config, "imprinted", "base", source, out)
         dataset = load_dataset_of(base, config, output)
         rebuilt = replay.rebuild(base, dataset, run_dir, trial)
         with output.progress() as on_progress:
             found = evaluation.evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
-        run = replay.as_imprinting(run_dir, rebuilt)
-        ckpt.save(rebuilt.as_child_of(ancestor, run.portable(), "imprint"), path)
+        rebuilt = rebuilt.with_settings("imprint", replay.as_imprinting(run_dir, rebuilt))
+        ckpt.save(rebuilt.as_child_of(ancestor), path)
     output.data(evaluation_json(path, found))
     tables.show_evaluations(output, [(path.name, found)])
-    output.finish([path], _evaluating(config, path))
-
-
-def _evaluating(config: Config, path: Path) -> str:
-    usual = chain.chain_path(config.workdir, path.stem)
-    return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))
+    output.finish([path], evaluate_next(config, path))
