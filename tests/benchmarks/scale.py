@@ -38,8 +38,8 @@ from torch import Tensor
 from lowshot_cli.adaptation.bias import set_bias
 from lowshot_cli.adaptation.methods import make_start
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.format import load, save
+from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
 from lowshot_cli.evaluation.evaluate import evaluate_embeddings
