@@ -97,9 +97,8 @@ def _finetune_head(supports: Supports, model: Checkpoint, config: Config) -> Ten
     trials, ways, shots, size = support.shape
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
     samples = support.view(trials, ways * shots, size)
-    return finetune_rows(
-        start, samples, targets, model.holdout.fit_half(model.head), config.finetune
-    )
+    base = model.holdout.fit_half(model.head)
+    return finetune_rows(start, samples, targets, base, config.finetune)
 
 
 BOUND: Mapping[str, MakeProxies] = {
