@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,15 @@ from PIL import Image
 
 import lowshot_cli
 import lowshot_cli.api
+from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.evaluation.predict import Prediction
+from lowshot_cli.models.embedder import fused
 from tests.conftest import RunCommand
+from tests.far_device import far_device
 
 
 @pytest.fixture
@@ -30,6 +36,16 @@ def photos(glyphs: Dataset, base: Checkpoint, tmp_path: Path) -> list[Path]:
         paths.append(tmp_path / f"mug{number + 1}.png")
         Image.fromarray(glyphs.train.pixels[index].permute(1, 2, 0).numpy()).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def model(workdir: Path) -> Model:
+    return lowshot_cli.load(workdir / "base.safetensors")
+
+
+@pytest.fixture
+def taught(model: Model, photos: list[Path]) -> Model:
+    return model.imprint(photos, "mug")
 
 
 def test_the_model_taught_in_python_is_the_one_that_the_command_makes(
@@ -100,6 +116,174 @@ def test_a_model_is_not_changed_by_what_is_made_of_it(workdir: Path, photos: lis
     assert lowshot_cli.load(workdir / "with-mug.safetensors").classes == taught.classes
 
 
+def test_one_image_gives_one_prediction_and_many_a_list(
+    taught: Model, photos: list[Path], tmp_path: Path
+) -> None:
+    picture, array = Image.open(photos[0]), np.asarray(Image.open(photos[0]))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for one in (photos[0], str(photos[0]), picture, array, tensor, tensor / 255):
+        found = taught.predict(one)
+        assert isinstance(found, Prediction)
+        assert found.top[0] == pytest.approx(taught([one])[0].top[0])
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for path in photos:
+        shutil.copy(path, folder)
+    for many in (photos, tuple(photos), iter(photos), folder, str(folder), [folder]):
+        found = taught.predict(many)
+        assert [Path(one.image).name for one in found] == [path.name for path in photos]
+    for many in (np.stack([array] * 2), torch.stack([tensor] * 2)):
+        assert [one.image for one in taught.predict(many)] == ["0", "1"]
+
+
+def test_a_prediction_names_as_many_classes_as_asked_and_the_unknown(
+    model: Model, photos: list[Path]
+) -> None:
+    assert len(model(photos[0], top=5).top) == 5
+    assert not model(photos[0]).unknown
+    assert [one.unknown for one in model(photos, false_alarm=100)] == [True] * 5
+    with pytest.raises(UsageError, match="`top` is 0"):
+        model(photos, top=0)
+    with pytest.raises(UsageError, match="`false_alarm` is 101"):
+        model(photos, false_alarm=101)
+
+
+def test_probabilities_are_in_the_order_of_the_classes(taught: Model, photos: list[Path]) -> None:
+    chances = taught.predict_proba(photos)
+    assert (chances.shape, chances.dtype) == ((5, len(taught.classes)), torch.float32)
+    assert torch.allclose(chances.sum(1), torch.ones(5))
+    for one, row in zip(taught.predict(photos), chances, strict=True):
+        assert one.name == taught.classes[int(row.argmax())]
+        assert one.probability == pytest.approx(row.max().item())
+    assert taught.predict_proba(photos[0]).shape == (1, len(taught.classes))
+    assert taught.embed(photos[0]).shape == (1, taught.checkpoint.head.size)
+
+
+def test_a_model_is_one_line_and_itself_alone(model: Model, taught: Model) -> None:
+    assert repr(model) == "Model(resnet9, 12 base + 0 novel classes, cpu)"
+    assert repr(taught) == "Model(resnet9, 12 base + 1 novel classes, cpu)"
+    assert model == model  # noqa: PLR0124
+    assert model != lowshot_cli.api.Model(model.checkpoint, model.network)
+    assert len({model, taught, model}) == 2
+
+
+def test_a_class_is_learnt_again_where_that_is_asked_for(taught: Model, photos: list[Path]) -> None:
+    with pytest.raises(UsageError, match="already knows") as caught:
+        taught.imprint(photos[:2], "mug")
+    assert caught.value.hint == "`replace=True` imprints it again"
+    assert isinstance(caught.value, ValueError)
+    again = taught.imprint(photos[:2], "mug", replace=True)
+    assert again.classes == taught.classes
+    assert len(again.checkpoint.supports[0]) == 2
+
+
+def test_the_seed_draws_the_shots(model: Model, photos: list[Path]) -> None:
+    def files(seed: int) -> tuple[str, ...] | None:
+        return model.imprint(photos, "mug", shots=2, seed=seed).checkpoint.meta.supports[0].files
+
+    drawn = {files(seed) for seed in range(8)}
+    assert len(drawn) > 1
+    assert all(chosen and len(chosen) == 2 for chosen in drawn)
+    assert files(3) == files(3)
+    with pytest.raises(UsageError, match="`shots` is 9, there are 5 images"):
+        model.imprint(photos, "mug", shots=9)
+
+
+def test_views_are_averaged_by_the_method_that_makes_them(model: Model, photos: list[Path]) -> None:
+    few, many = (
+        model.imprint(photos, "mug", method="augmented", views=views).checkpoint.head.proxies[-1]
+        for views in (2, 10)
+    )
+    assert not torch.equal(few, many)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"method": "imprnt"}, "`method`.*'imprint'"),
+        ({"shots": 0}, "`shots`"),
+        ({"max_forgetting": 101}, "`max_forgetting`"),
+        ({"seed": -1}, "`seed`"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(
+    model: Model, photos: list[Path], settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        model.imprint(photos, "mug", **settings)
+
+
+def test_finetuning_is_that_of_the_command(
+    lowshot: RunCommand, workdir: Path, photos: list[Path], taught: Model
+) -> None:
+    typed = [part for path in photos for part in ("--images", path)]
+    assert lowshot("imprint", "--class", "mug", *typed).exit_code == 0
+    imprinted = ("--checkpoint", workdir / "imprinted.safetensors")
+    assert lowshot("finetune", "--steps", 7, *imprinted).exit_code == 0
+    command = load(workdir / "finetuned.safetensors")
+    tuned = taught.finetune(steps=7)
+    assert torch.equal(tuned.checkpoint.head.proxies, command.head.proxies)
+    assert tuned.checkpoint.head.bias == command.head.bias
+    assert not torch.equal(tuned.checkpoint.head.proxies, taught.checkpoint.head.proxies)
+
+
+def test_finetuning_needs_a_novel_class(model: Model) -> None:
+    with pytest.raises(UsageError, match="no novel class"):
+        model.finetune()
+
+
+def test_a_model_is_measured_on_images_with_labels(taught: Model, photos: list[Path]) -> None:
+    labels = ["mug", "mug", "mug", taught.classes[0], taught.classes[1]]
+    found = taught.evaluate(photos, labels)
+    names = [one.name for one in taught.predict(photos)]
+    assert found.novel_accuracy == 100 * sum(name == "mug" for name in names[:3]) / 3
+    assert found.base_accuracy == 100 * ((names[3] == labels[3]) + (names[4] == labels[4])) / 2
+    assert found.forgetting is None
+    assert taught.evaluate(photos, "mug").novel_accuracy is not None
+    with pytest.raises(DataError, match="5 images and 4 labels"):
+        taught.evaluate(photos, labels[:4])
+    with pytest.raises(UsageError, match="knows no class 'cup'"):
+        taught.evaluate(photos, "cup")
+
+
+def test_a_class_is_renamed(taught: Model, photos: list[Path]) -> None:
+    renamed = taught.rename("mug", "blue mug")
+    assert renamed(photos[0]).name == "blue mug"
+    assert "mug" in taught.classes
+    for name in (taught.classes[0], " "):
+        with pytest.raises(UsageError):
+            renamed.rename("blue mug", name)
+
+
+def test_a_model_is_exported(taught: Model, tmp_path: Path) -> None:
+    taught.export(tmp_path / "export", format="torch")
+    written = {path.name for path in (tmp_path / "export").iterdir()}
+    assert written == {"model.pt2", "labels.json", "README.md"}
+    labels = json.loads((tmp_path / "export" / "labels.json").read_text())
+    assert tuple(labels) == taught.classes
+
+
+def test_a_device_is_kept_by_the_models_made_from_it(
+    workdir: Path, photos: list[Path], taught: Model
+) -> None:
+    path = workdir / "base.safetensors"
+    with far_device() as device:
+        model = Model(load(path), fused(load(path).network()).to(device))
+        far = model.imprint(photos, "mug").finetune(steps=3).rename("mug", "cup")
+        assert far.device == device
+        assert repr(far).endswith(f"{device})")
+        assert far.embed(photos).device.type == "cpu"
+        assert far(photos[0]).name == taught(photos[0]).name.replace("mug", "cup")
+        far.save(workdir / "far.safetensors")
+    assert lowshot_cli.load(workdir / "far.safetensors", device="auto").classes == far.classes
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(workdir: Path, device: str) -> None:
+    with pytest.raises(UsageError, match="`device`"):
+        lowshot_cli.load(workdir / "base.safetensors", device=device)
+
+
 def test_the_examples_of_the_interface_run(
     workdir: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +294,7 @@ def test_the_examples_of_the_interface_run(
         with Image.open(path) as picture:
             picture.save(path.with_suffix(".jpg"))
     result = doctest.testmod(lowshot_cli.api)
-    assert result.attempted == 7
+    assert result.attempted == 9
     assert result.failed == 0
 
 
