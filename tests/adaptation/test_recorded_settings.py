@@ -37,12 +37,12 @@ def _about(path: Path) -> tuple[object, ...]:
 def test_commands_record_the_dataset_that_they_were_not_told(
     lowshot: RunCommand, workdir: Path
 ) -> None:
-    for typed, command in (
-        (["imprint", "--class", "omega", "--shots", "3", "--seed", "4"], "imprint"),
-        (["finetune", "--steps", "5", "--seed", "4"], "finetune"),
+    for typed, command, stage in (
+        (["imprint", "--class", "omega", "--shots", "3", "--seed", "4"], "imprint", "imprinted"),
+        (["finetune", "--steps", "5", "--seed", "4"], "finetune", "finetuned"),
     ):
         assert lowshot(*typed).exit_code == 0
-        path = workdir / f"{command}ed.safetensors"
+        path = workdir / f"{stage}.safetensors"
         assert _about(path) == ("glyphs", 4, command, 4)
     base, tuned = load(workdir / "base.safetensors").meta, load(path).meta
     assert tuned.config["train_base"] == base.config["train_base"]
@@ -100,26 +100,26 @@ def test_the_budget_of_the_bias_stands_in_the_metadata(base: Checkpoint, photos:
         return imprint_photos(model, base.network(), photos, config)[0]
 
     assert base.meta.max_forgetting is None
-    assert taught(base, "a").meta.max_forgetting == 2
-    assert taught(base, "a", max_forgetting=7).meta.max_forgetting == 7
-    assert taught(base, "a", max_forgetting="none").meta.max_forgetting is None
-    assert taught(base, "a", method="imprint").meta.max_forgetting is None
-    seven = taught(taught(base, "a"), "b", max_forgetting=7)
+    assert taught(base, "mug").meta.max_forgetting == 2
+    assert taught(base, "mug", max_forgetting=7).meta.max_forgetting == 7
+    assert taught(base, "mug", max_forgetting="none").meta.max_forgetting is None
+    assert taught(base, "mug", method="imprint").meta.max_forgetting is None
+    seven = taught(taught(base, "mug"), "cup", max_forgetting=7)
     five = Config.model_validate({"finetune": {"max_forgetting": 5, "steps": 2}})
     assert finetune(seven, five).meta.max_forgetting == 5
-    left = without_class(seven, "a")
+    left = without_class(seven, "mug")
     assert left.head.bias == set_bias(left, 7).head.bias != set_bias(left, 2).head.bias
-    nobody = without_class(left, "b")
+    nobody = without_class(left, "cup")
     assert (nobody.head.bias, nobody.meta.max_forgetting) == (0, None)
 
 
 def test_a_step_that_mentions_the_setting_does_not_change_the_budget(
     base: Checkpoint, photos: Photos
 ) -> None:
-    config = Config.model_validate({"imprint": {"classes": ["a"], "max_forgetting": 7}})
-    other = Config.model_validate({"imprint": {"classes": ["b"], "max_forgetting": 7}})
+    config = Config.model_validate({"imprint": {"classes": ["mug"], "max_forgetting": 7}})
+    other = Config.model_validate({"imprint": {"classes": ["cup"], "max_forgetting": 7}})
     model, _ = imprint_photos(base, base.network(), photos, config)
     both, _ = imprint_photos(
         model.with_history("note", {"max_forgetting": 1}), base.network(), photos, other
     )
-    assert without_class(both, "b").head.bias == pytest.approx(model.head.bias)
+    assert without_class(both, "cup").head.bias == pytest.approx(model.head.bias)
