@@ -36,7 +36,7 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
 
 
 def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Remove a class and solve the bias of the remaining novel ones anew, if they had one.
+    """Remove a class; the bias of the novel ones that remain is solved again, if there was one.
 
     Raises:
         UsageError: no such class, or the last base class.

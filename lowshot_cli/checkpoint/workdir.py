@@ -1,6 +1,6 @@
 """The chain of checkpoints in a work folder: each command reads its predecessor's file.
 
-What is stale, and which checkpoint is the furthest, is told by headers and hashes, without torch.
+Headers and hashes show which checkpoints are stale and which is the furthest; no torch is needed.
 """
 
 from __future__ import annotations

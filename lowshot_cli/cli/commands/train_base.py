@@ -85,7 +85,7 @@ def _make_base(
 
 
 def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
-    """Leave a library's weights where training finds them."""
+    """Download a library's weights, so that training finds them."""
     if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
         weights.read_weights(config.train_base, show_progress=not output.quiet)
 
@@ -98,15 +98,15 @@ def finish_base(
     report: bool,
     proposed: Sequence[str] = _PHOTOS,
 ) -> None:
-    """Write a base model; tell of it where that is what was asked for.
+    """Write a base model, and report on it where a user asked for its training.
 
     Args:
         config: it was trained with.
-        output: told what was written.
+        output: gets the notes and results.
         path: of the checkpoint.
         result: of the training.
-        report: whether to show results and what comes next.
-        proposed: class and images that could be added next.
+        report: whether to show the results and the next command.
+        proposed: the class and the images that the next command adds.
     """
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
