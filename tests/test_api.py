@@ -280,7 +280,7 @@ def test_a_device_is_kept_by_the_models_made_from_it(
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(workdir: Path, device: str) -> None:
-    with pytest.raises(UsageError, match="GPU|`device`"):
+    with pytest.raises(UsageError, match=r"GPU|`device`"):
         lowshot_cli.load(workdir / "base.safetensors", device=device)
 
 

@@ -135,7 +135,7 @@ def imprint_photos(
     photos = distinct(photos)
     count = len(photos.files)
     if options.classes is None or len(options.classes) != 1:
-        raise UsageError("photos are of one class", "name just one in `classes`")
+        raise UsageError("`images` are of one class", "name just one in `classes`")
     (name,) = options.classes
     checkpoint = _without_known(checkpoint, name, replace_known)
     label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lowshot_cli
 from lowshot_cli.adaptation.bias import set_bias
@@ -23,6 +24,7 @@ from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.checkpoint.workdir import furthest
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.errors import CheckpointError
 from lowshot_cli.storage.tensors import read_tensors
 from tests.conftest import RunCommand
 
@@ -60,6 +62,28 @@ def test_a_checkpoint_comes_through_bit_for_bit(stage: str, tmp_path: Path) -> N
     assert new["renamed"] == {}
     assert (old["format"], new["format"]) == (1, 2)
     assert new["max_forgetting"] == (None if stage == "base" else 10)
+
+
+def _with_budget(path: Path, budget: object) -> Path:
+    """The imprinted model as if its command had been given another budget."""
+    tensors, metadata = read_tensors(WRITTEN / "imprinted.safetensors")
+    meta = json.loads(metadata["lowshot"])
+    meta["history"][-1]["options"]["max_forgetting"] = budget
+    save_file(tensors, path, {"lowshot": json.dumps(meta)})
+    return path
+
+
+@pytest.mark.parametrize(("asked", "budget"), [(None, 2), (7.5, 7.5), ("none", None)])
+def test_the_budget_is_the_last_of_the_history(
+    tmp_path: Path, asked: object, budget: float | None
+) -> None:
+    assert load(_with_budget(tmp_path / "model", asked)).meta.max_forgetting == budget
+
+
+@pytest.mark.parametrize("asked", ["lots", [1], {}, -1, 101])
+def test_a_history_with_another_kind_of_budget_is_refused(tmp_path: Path, asked: object) -> None:
+    with pytest.raises(CheckpointError, match="inconsistent: its history"):
+        load(_with_budget(tmp_path / "model", asked))
 
 
 def test_the_chain_is_fresh_and_its_last_stage_is_found(lowshot: RunCommand, runs: Path) -> None:
