@@ -28,6 +28,7 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
 from lowshot_cli.sweep.plan import Plan, TrialBatch
 from lowshot_cli.sweep.trials import run_piece
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.training.train import train_base
 
@@ -61,7 +62,10 @@ def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         training = _rehearsed(
-            "training", lambda watch: train_base(config, dataset, state, on_progress=watch)
+            "training",
+            lambda watch: train_base(
+                config, dataset, state, context=RunContext(on_progress=watch, device=device)
+            ),
         )
     checked = options.epochs * holdout
     return [training, Stage("hold-out", checked, "images", each * checked), embedding]
@@ -217,7 +221,8 @@ def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
         test=_first_of_each(dataset.test, 1),
     )
     settings = config.model_copy(update={"train_base": options})
-    return train_base(settings, few, Path()).checkpoint
+    context = RunContext(device=pick_device(config.device))
+    return train_base(settings, few, Path(), context=context).checkpoint
 
 
 def _first_of_each(images: Images, count: int) -> Images:

@@ -31,6 +31,7 @@ from lowshot_cli.models.head import nearest_rows
 from lowshot_cli.progress import Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import prepare
 from lowshot_cli.training.train import train_base
 from tests.benchmarks.scale import append, near, random_head
@@ -89,7 +90,9 @@ def train_base_once(data: Dataset, options: TrainBaseConfig, folder: Path) -> No
     """One step; all images are read to normalise them."""
     config = Config(dataset="folder", train_base=options)
     with pytest.raises(Interrupted):
-        train_base(config, data, folder / "state.safetensors", should_stop=lambda: True)
+        train_base(
+            config, data, folder / "state.safetensors", context=RunContext(should_stop=lambda: True)
+        )
 
 
 def test_embedding_a_large_class_copies_a_batch_at_a_time(many: Dataset, base: Checkpoint) -> None:

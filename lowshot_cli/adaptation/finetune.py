@@ -19,10 +19,12 @@ from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
 from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.progress import OnProgress, silent
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
-from lowshot_cli.training.finetune_network import FullData, finetune_full
+from lowshot_cli.training.finetune_network import NetworkData, finetune_network
 
 
 def finetune(
@@ -42,7 +44,7 @@ def finetune(
         ranks: the processes that share the work on the whole network.
 
     Raises:
-        Dismissed: that work is done, and this is not the rank that makes the checkpoint.
+        NotLeader: that work is done, and this is not the rank that makes the checkpoint.
         UsageError: no novel class to fine-tune.
         CheckpointError: another dataset.
         DataError: a support image is gone or has changed, or a class has no direction of its own.
@@ -86,13 +88,13 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
 
 def full_data(
     checkpoint: Checkpoint, dataset: Dataset, supports: Sequence[Sequence[int]]
-) -> FullData:
+) -> NetworkData:
     """The fit images of the base classes and the support images of each novel class."""
     labels = checkpoint.base_labels(dataset)
     fit, _ = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     shots = torch.tensor([len(indices) for indices in supports])
     support = torch.tensor([index for indices in supports for index in indices])
-    return FullData(
+    return NetworkData(
         base_pixels=dataset.train.picked(fit),
         base_labels=relabel(dataset.train.labels[fit], labels),
         support_pixels=dataset.train.pixels[support],
@@ -112,17 +114,18 @@ def _finetune_network(
         _check_support(name, record, dataset)
     data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
     network, head = checkpoint.network(pick_device(config.device)), checkpoint.head
-    proxies = finetune_full(
-        network, head.proxies, head.scale, data, config.finetune, config.seed, on_progress, ranks
+    context = RunContext(on_progress=on_progress, ranks=ranks)
+    proxies = finetune_network(
+        network, head, data, config.finetune, seed=config.seed, context=context
     )
-    ranks.dismiss()
+    ranks.require_leader()
     labels = checkpoint.base_labels(dataset)
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     supports = embed(network, data.support_pixels)
     return replace(
         checkpoint,
         head=replace(head, proxies=proxies),
-        backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
+        backbone=detached_state(network.backbone),
         holdout=embed(network, dataset.train.picked(holdout)).half(),
         supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
         nearest=None,

@@ -125,7 +125,7 @@ def process_group(device: str) -> Iterator[ProcessGroupView]:
 
     sys.stderr = sys.__stderr__ or sys.stderr
     store: Any = None
-    before = signal.signal(signal.SIGTERM, _told_to_end)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         backend = _take_device(device, here)
         with readable_errors():
@@ -171,7 +171,7 @@ def readable_errors() -> Iterator[None]:
         raise
 
 
-def _told_to_end(*_: object) -> NoReturn:
+def _end(*_: object) -> NoReturn:
     raise RankLost("ended by torchrun, which was told to stop or has lost another rank")
 
 

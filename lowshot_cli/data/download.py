@@ -108,9 +108,7 @@ def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> Non
                 raise _AlteredError(f"more than {archive.size:,} bytes")
             digest.update(chunk)
             file.write(chunk)
-            on_progress(
-                Progress("downloading", done, archive.size, "bytes", milestone=done == archive.size)
-            )
+            on_progress(Progress("downloading", done, archive.size, "bytes"))
     if done != archive.size:
         raise _AlteredError(f"{done:,} bytes, not {archive.size:,}")
     if digest.hexdigest() != archive.md5:

@@ -124,9 +124,7 @@ def lookalikes(test: Tensor, train: Tensor, on_progress: OnProgress = silent) ->
                     left, right = one[pairs], other[pairs]
                     shifted[left, right] = (moved[left] * known[right]).sum(1)
                 _improve(best[place], nearest[place], *shifted.max(1))
-        on_progress(
-            Progress("comparing", start + len(images), len(test), milestone=place.stop == len(test))
-        )
+        on_progress(Progress("comparing", place.stop, len(test)))
     return Lookalikes(best, nearest)
 
 

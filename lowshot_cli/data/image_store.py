@@ -123,7 +123,7 @@ def _counting(total: int, on_progress: OnProgress) -> Report:
     def report(count: int) -> None:
         nonlocal done
         done += count
-        on_progress(Progress("decoding", done, total, milestone=done == total))
+        on_progress(Progress("decoding", done, total))
 
     return report
 

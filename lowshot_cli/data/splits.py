@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.errors import UsageError, did_you_mean
-from lowshot_cli.seeding import HOLDOUT_STREAM, smallest_keys
+from lowshot_cli.seeding import Stream, smallest_keys
 
 
 def class_order(dataset: Dataset, split: str, seed: int) -> list[str]:
@@ -80,7 +80,7 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
                 f"a base class has {len(indices)} training images, the hold-out takes {per_class}",
                 "give a smaller --holdout",
             )
-        drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), HOLDOUT_STREAM, label))
+        drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), Stream.HOLDOUT, label))
         holdout.append(indices[drawn[:per_class].sort().values])
         fit.append(indices[drawn[per_class:].sort().values])
     return torch.cat(fit), torch.cat(holdout)

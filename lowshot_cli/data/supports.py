@@ -11,14 +11,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from lowshot_cli.errors import UsageError
-from lowshot_cli.seeding import (
-    DIRECTION_STREAM,
-    NOVEL_STREAM,
-    SUPPORT_STREAM,
-    IntArray,
-    hash_keys,
-    smallest_keys,
-)
+from lowshot_cli.seeding import IntArray, Stream, hash_keys, smallest_keys
 
 
 def draw_supports(
@@ -52,7 +45,7 @@ def draw_supports(
             f"give a number from 1 to {available}",
         )
     numbers = np.asarray(trials, dtype=np.int64)[:, None]
-    keys = hash_keys(seed, SUPPORT_STREAM, label, numbers, np.arange(available)[None, :])
+    keys = hash_keys(seed, Stream.SUPPORT, label, numbers, np.arange(available)[None, :])
     last = np.zeros(available, dtype=np.uint64)
     last[np.asarray(avoided, dtype=np.int64)] = 1
     keys = (keys >> np.uint64(1)) | (last << np.uint64(63))
@@ -66,13 +59,13 @@ def draw_supports(
 
 def sample_classes(seed: int, names: Sequence[str], count: int) -> tuple[str, ...]:
     """A seeded sample of novel classes, in the order in which they were given."""
-    kept = set(smallest_keys(len(names), count, seed, NOVEL_STREAM).tolist())
+    kept = set(smallest_keys(len(names), count, seed, Stream.NOVEL).tolist())
     return tuple(name for index, name in enumerate(names) if index in kept)
 
 
 def draw_directions(seed: int, label: int, trials: Sequence[int] | IntArray, size: int) -> Tensor:
     """Random directions, uniform on the sphere: `(T, size)` fp32 unit rows, one per trial."""
     numbers = np.asarray(trials, dtype=np.int64)[:, None]
-    keys = hash_keys(seed, DIRECTION_STREAM, label, numbers, np.arange(size)[None, :])
+    keys = hash_keys(seed, Stream.DIRECTION, label, numbers, np.arange(size)[None, :])
     normal = ndtri((keys >> np.uint64(11)).astype(np.float64) * 2.0**-53 + 2.0**-54)
     return F.normalize(torch.from_numpy(normal), dim=1).float()

@@ -108,7 +108,7 @@ def predict(
             yield from describe(checkpoint, embeddings, images, most, threshold)
         yield from (Unreadable(file, reason) for file, reason in part.unreadable)
         done += len(part.files) + len(part.unreadable)
-        on_progress(Progress("predicting", done, len(files), milestone=done == len(files)))
+        on_progress(Progress("predicting", done, len(files)))
 
 
 def readable(found: Iterable[Prediction | Unreadable]) -> tuple[list[Prediction], list[Unreadable]]:

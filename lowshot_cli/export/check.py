@@ -98,7 +98,7 @@ def compare_with_checkpoint(
                 raise _disagreement(folder / name, "some decisions")
             largest, equal = max(largest, apart), equal and bool(same.all())
         done = start + len(batch)
-        on_progress(Progress("checking", done, len(pixels), milestone=done == len(pixels)))
+        on_progress(Progress("checking", done, len(pixels)))
     return Check(len(pixels), largest, equal)
 
 

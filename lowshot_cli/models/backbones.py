@@ -63,6 +63,11 @@ def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     backbone.load_state_dict(state)
 
 
+def detached_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, apart from the graph; on the CPU it shares memory."""
+    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+
+
 class Resized(nn.Module):
     """A backbone that sees images `(B, 3, H, W)` at another size, bilinearly resized."""
 

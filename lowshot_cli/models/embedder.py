@@ -172,7 +172,7 @@ class Embedder:
                     self.cache.write(key, {"embeddings": made.contiguous()})
                 done += len(made)
                 total = max(total, done)
-                self.on_progress(Progress("embedding", done, total, milestone=done == total))
+                self.on_progress(Progress("embedding", done, total))
             yield made
         if self.cache and done:
             self.cache.trim()

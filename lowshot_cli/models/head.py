@@ -32,8 +32,8 @@ class CosineClassifier(nn.Module):
         )
         return result
 
-    def rows(self, count: int) -> Tensor:
-        """The first `count` proxies, `(count, D)` unit; rows after them only served training."""
+    def unit_proxies(self, count: int) -> Tensor:
+        """The first `count` proxies, `(count, E)` unit; any after them only served training."""
         return F.normalize(self.proxies.detach().cpu()[:count], dim=1)
 
 

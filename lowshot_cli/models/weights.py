@@ -233,7 +233,7 @@ def load_weights(
     )
 
 
-def classifier_rows(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
+def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
     """Weights `(C, E)` of the classifier that a backbone leaves out of a state dict.
 
     Raises:

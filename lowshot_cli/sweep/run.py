@@ -130,8 +130,7 @@ def sweep(
                 _keep(models, firsts[number], outcome)
             _write(buffer.push(number, outcome.rows), file, totals)
             done += sizes[number]
-            milestone = done == plan.n_rows
-            on_progress(Progress("trials", done, plan.n_rows, "trials", milestone=milestone))
+            on_progress(Progress("trials", done, plan.n_rows, "trials"))
     except OSError as error:
         reason = error.strerror or str(error)
         raise LowshotError(

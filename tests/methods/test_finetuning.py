@@ -22,7 +22,7 @@ from lowshot_cli.methods.finetuning import (
 from lowshot_cli.methods.operating_point import operating_bias
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
-from lowshot_cli.training.finetune_network import finetune_full
+from lowshot_cli.training.finetune_network import finetune_network
 
 SIZE, N_BASE = 16, 5
 
@@ -167,7 +167,7 @@ def test_alternate_freezing_holds_in_the_whole_network(taught: Checkpoint, glyph
         config = FinetuneConfig(scope="full", freeze_base=freeze, epochs=1, batch_size=4096)  # type: ignore[arg-type]
         network = taught.network()
         before = next(network.parameters()).detach().clone()
-        rows = finetune_full(network, head.proxies, head.scale, data, config, seed=0)
+        rows = finetune_network(network, head, data, config, seed=0)
         assert not torch.equal(before, next(network.parameters()))
         return rows[:n_base], rows[n_base:]
 
@@ -193,7 +193,7 @@ def test_distilling_keeps_what_was_said_of_base_classes(
     before, drifts = said(taught.network()), []
     for distil in (0.0, 3.0):
         network, config = taught.network(), FinetuneConfig(epochs=1, lr=0.003, distil=distil)
-        finetune_full(network, head.proxies, head.scale, data, config, seed=0)
+        finetune_network(network, head, data, config, seed=0)
         now = said(network)
         drifts.append(F.kl_div(now, before, log_target=True, reduction="batchmean").item())
     assert 0 < drifts[1] < drifts[0]

@@ -30,6 +30,7 @@ from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.backbones import build_backbone
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.weights import load_weights, photo_side
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import fitted_scale
 from lowshot_cli.training.task import prepare
 from lowshot_cli.training.train import train_base
@@ -68,7 +69,10 @@ def test_without_epochs_each_base_class_is_imprinted_from_its_fit_images(
     config = tiny_config.model_copy(update={"train_base": options})
     stages = set()
     result = train_base(
-        config, glyphs, tmp_path / "state", on_progress=lambda r: stages.add(r.stage)
+        config,
+        glyphs,
+        tmp_path / "state",
+        context=RunContext(on_progress=lambda r: stages.add(r.stage)),
     )
     made = result.checkpoint
     labels = [glyphs.label(name) for name in made.base_classes]
@@ -99,7 +103,7 @@ def test_stopping_writes_nothing(tiny_config: Config, glyphs: Dataset, tmp_path:
     options = tiny_config.train_base.model_copy(update={"epochs": 0, "classes": 3})
     config = tiny_config.model_copy(update={"train_base": options})
     with pytest.raises(Interrupted):
-        train_base(config, glyphs, tmp_path / "state", should_stop=lambda: True)
+        train_base(config, glyphs, tmp_path / "state", context=RunContext(should_stop=lambda: True))
     assert not list(tmp_path.iterdir())
 
 
