@@ -27,7 +27,7 @@ from lowshot_cli.evaluation.evaluate import evaluate_embeddings
 from lowshot_cli.evaluation.predict import describe
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.embedding import Normalisation
-from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.models.head import nearest_proxies
 from lowshot_cli.progress import Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
@@ -237,9 +237,9 @@ def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
     def counting(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal compared
         compared += 1
-        return nearest_rows(*arguments)
+        return nearest_proxies(*arguments)
 
-    monkeypatch.setattr("lowshot_cli.methods.operating_point.nearest_rows", counting)
+    monkeypatch.setattr("lowshot_cli.methods.operating_point.nearest_proxies", counting)
     quick = append(loaded, support, "new")
     assert compared == 0
     assert quick.head.bias == slow.head.bias != 0
@@ -260,7 +260,7 @@ def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     tuned = finetune(taught, Config(finetune=options), on_progress=silent)
     held, rows = tuned.holdout[CALIBRATION].float(), tuned.head.base.proxies
     assert tuned.nearest is not None
-    assert torch.equal(tuned.nearest[0], nearest_rows(held, rows)[0])
+    assert torch.equal(tuned.nearest[0], nearest_proxies(held, rows)[0])
     assert not torch.equal(tuned.nearest[0], settled.nearest[0])  # type: ignore[index]
     fewer = taught.without_class(taught.meta.classes[0])
     assert fewer.nearest is None

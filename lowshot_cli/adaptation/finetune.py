@@ -17,7 +17,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import relabel, split_holdout
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import DataError, UsageError
-from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
+from lowshot_cli.methods.finetuning import finetune_all_proxies, finetune_proxies
 from lowshot_cli.methods.operating_point import resolve_budget
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
@@ -78,9 +78,9 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
         check_proxy(name, row)
     base_rows, rows = head.proxies[:n_base], torch.stack(start)
     if options.freezing == "always":
-        rows = finetune_rows(rows[None], support[None], targets, checkpoint.shaping, options)[0]
+        rows = finetune_proxies(rows[None], support[None], targets, checkpoint.shaping, options)[0]
     else:
-        base_rows, rows = finetune_all_rows(rows, support, targets, checkpoint.shaping, options)
+        base_rows, rows = finetune_all_proxies(rows, support, targets, checkpoint.shaping, options)
     nearest = checkpoint.nearest if options.freezing == "always" else None
     tuned = replace(head, proxies=torch.cat([base_rows, rows]))
     return replace(checkpoint, head=tuned, nearest=nearest)

@@ -19,7 +19,7 @@ from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
-from lowshot_cli.models.head import Head, nearest_rows
+from lowshot_cli.models.head import Head, nearest_proxies
 
 _Item = TypeVar("_Item")
 
@@ -37,7 +37,7 @@ class Checkpoint:
         holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: per novel class the embeddings `(k, D)` fp32 of its support images.
-        nearest: what `nearest_rows` says of the calibrating half of the hold-out and the base rows,
+        nearest: what `nearest_proxies` says of the calibrating half of the hold-out and the base rows,
             kept where many classes make it slow to find; who changes either must drop it.
     """
 
@@ -157,7 +157,7 @@ class Checkpoint:
         held = self.holdout[CALIBRATION]
         if self.nearest or len(held) * self.meta.n_base < _MANY_COSINES:
             return self
-        return replace(self, nearest=nearest_rows(held.float(), self.head.base.proxies))
+        return replace(self, nearest=nearest_proxies(held.float(), self.head.base.proxies))
 
     def calibration_with(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
         """The same half under changed base rows `(C, D)` and its embeddings `(N, D)` under them."""
@@ -178,7 +178,7 @@ class Checkpoint:
                 "supports": (*self.meta.supports, record),
             }
         )
-        head = self.head.with_rows(row[None])
+        head = self.head.with_novel(row[None])
         return replace(self, meta=meta, head=head, supports=(*self.supports, support))
 
     def without_class(self, name: str) -> Checkpoint:

@@ -66,7 +66,7 @@ def score_full_trial(
     start = make_start(gather(embedded.train, tile), checkpoint)[0]
     proxies = finetune_network(
         network,
-        checkpoint.head.with_rows(start),
+        checkpoint.head.with_novel(start),
         full_data(checkpoint, dataset, supports),
         config.finetune.model_copy(update={"scope": "full"}),
         seed=_seed(tile, config),

@@ -14,7 +14,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import are_finite
-from lowshot_cli.models.head import CosineClassifier, nearest_rows
+from lowshot_cli.models.head import CosineClassifier, nearest_proxies
 from lowshot_cli.progress import Progress
 from lowshot_cli.training.adopt import adopt
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
@@ -183,7 +183,7 @@ class BaseTraining:
         """Hold-out accuracy in percent, of which each rank measures its part."""
         task, ranks = self.task, self.context.ranks
         embeddings = embed(self.trainee.network, task.holdout.part(ranks.part), self.steps.dtype)
-        _, predicted = nearest_rows(embeddings, self.trainee.unit_proxies(len(task.names)))
+        _, predicted = nearest_proxies(embeddings, self.trainee.unit_proxies(len(task.names)))
         right = predicted == task.holdout_labels[ranks.part]
         return 100 * ranks.total(right.sum().item()) / len(task.holdout)
 

@@ -18,7 +18,8 @@ from lowshot_cli.models.backbones import ResNet9
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.progress import Progress
 from lowshot_cli.training.context import RunContext
-from lowshot_cli.training.train import one_cycle, train_base
+from lowshot_cli.training.steps import one_cycle
+from lowshot_cli.training.train import train_base
 
 
 def _with(config: Config, **changes: object) -> Config:
