@@ -355,8 +355,8 @@ def test_what_a_killed_writer_left_is_cleared_away_but_not_what_is_being_written
     abandoned = tmp_path / ".model.safetensors.abcdefgh.tmp"
     abandoned.write_bytes(b"half")
     code = (
-        "import os, sys, time; from pathlib import Path; from lowshot_cli.files import "
-        "_locked_temporary; print(_locked_temporary(Path(sys.argv[1]))[1], flush=True); "
+        "import os, sys, time; from pathlib import Path; from lowshot_cli.storage.files import "
+        "create_temporary; print(create_temporary(Path(sys.argv[1]))[1], flush=True); "
         "time.sleep(60)"
     )
     with subprocess.Popen(
