@@ -71,6 +71,13 @@ class RankLost(Interrupted):
     """Of several processes that train together another one has ended or does not answer."""
 
 
+def one_line(error: BaseException, limit: int = 1000) -> str:
+    """What an error of a library says, on one line of at most `limit` characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like `name`, or None if none does."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

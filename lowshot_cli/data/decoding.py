@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lowshot_cli.data.image_store import ByteArray
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, one_line
 
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -32,8 +32,7 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
         raise DataError("no known image format") from None
     # A damaged image may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"damaged: {reason}") from None
+        raise DataError(f"damaged: {one_line(error)}") from None
 
 
 def as_pixels(image: Image.Image, image_size: int) -> ByteArray:

@@ -44,7 +44,7 @@ def base_classes(
     if isinstance(wanted, int):
         if not 2 <= wanted <= total:
             raise UsageError(
-                f"--classes {wanted}: the {dataset.name} dataset has {total} classes",
+                f"`classes` is {wanted}, the {dataset.name} dataset has {total} classes",
                 f"give a number from 2 to {total}",
             )
         return tuple(class_order(dataset, split, seed)[:wanted])
@@ -55,7 +55,7 @@ def base_classes(
                 did_you_mean(name, dataset.class_names),
             )
     if len(wanted) < 2:
-        raise UsageError("a base model needs at least two classes", "name more in --classes")
+        raise UsageError("a base model needs at least two classes", "name more in `classes`")
     return tuple(wanted)
 
 
@@ -78,7 +78,7 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
         if len(indices) <= per_class:
             raise UsageError(
                 f"a base class has {len(indices)} training images, the hold-out takes {per_class}",
-                "give a smaller --holdout",
+                "give a smaller `holdout`",
             )
         drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), Stream.HOLDOUT, label))
         holdout.append(indices[drawn[:per_class].sort().values])

@@ -10,13 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.data.photos import read_photos
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
 from lowshot_cli.progress import OnProgress, Progress, silent
-
-BATCH = 256
 
 
 @dataclass(frozen=True)

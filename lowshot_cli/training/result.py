@@ -12,9 +12,9 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import SHAPING
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
-from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.models.backbones import detached_state
-from lowshot_cli.models.embedder import BATCH, centre_of_stages, embed, fused
+from lowshot_cli.models.embedder import centre_of_stages, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import Head, chunk_size
 from lowshot_cli.models.weights import LoadedWeights

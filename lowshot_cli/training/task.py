@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowshot_cli.config.schema import TrainBaseConfig
-from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
 from lowshot_cli.models.backbones import build_backbone
-from lowshot_cli.models.embedder import BATCH
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
 
