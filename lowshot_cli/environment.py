@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("PyTorch sees no GPU here", "`device=cpu` computes without one")
+        raise UsageError("PyTorch finds no GPU here", "`device=cpu` computes without one")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
