@@ -42,7 +42,7 @@ ShouldStop = Callable[[], bool]
 
 
 def silent(_: Progress) -> None:
-    """Report to nobody."""
+    """Ignore a report."""
 
 
 def never() -> bool:

@@ -32,7 +32,7 @@ from lowshot_cli.progress import Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
 from lowshot_cli.training.context import RunContext
-from lowshot_cli.training.task import prepare
+from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
 from tests.benchmarks.scale import append, near, random_head
 
@@ -117,7 +117,7 @@ class Constant(torch.nn.Module):
 
 
 def test_a_task_shares_the_pixels_of_its_dataset(glyphs: Dataset) -> None:
-    task = prepare(TrainBaseConfig(classes=12, holdout=50), glyphs)
+    task = make_task(TrainBaseConfig(classes=12, holdout=50), glyphs)
     for part in (task.fit, task.holdout):
         assert part.pixels.data_ptr() == glyphs.train.pixels.data_ptr()
         assert torch.equal(glyphs.train.labels[part.index].unique(), part_labels(task, glyphs))

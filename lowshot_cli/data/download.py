@@ -56,7 +56,7 @@ class _AlteredError(Exception):
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     """Follows a redirection only to https."""
 
-    def redirect_request(
+    def redirect_request(  # noqa: PLR0917 - as in the standard library
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
     ) -> Any:
         _ensure_https(newurl)

@@ -14,10 +14,10 @@ from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lowshot_cli.data.dataset import Images, compute_digest
+from lowshot_cli.data.decoding import ByteArray
 from lowshot_cli.data.image_files import Photo
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -34,9 +34,6 @@ _CHUNK = 64
 
 
 _MOST_NAMED = 10
-
-
-ByteArray = npt.NDArray[np.uint8]
 
 
 ClassFiles = Sequence[Sequence[Photo]]
@@ -62,6 +59,7 @@ def load_or_decode(
     size: int,
     decode: Decode,
     cache: DiskCache | None,
+    *,
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
 ) -> tuple[dict[str, Images], tuple[str, ...]]:
@@ -87,7 +85,9 @@ def load_or_decode(
         DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
     """
     report = _counting(sum(_shape(files, size)[0] for files in splits.values()), on_progress)
-    opened = _from_cache(root, splits, size, decode, cache, report) if cache is not None else None
+    opened = (
+        _from_cache(root, splits, size, decode, cache, report=report) if cache is not None else None
+    )
     if opened is None:
         arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
         opened = {
@@ -107,7 +107,7 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
 
     Args:
         lines: about each of them.
-        among: which files they are among, in words.
+        among: what they are among, such as `20 images in photos/`.
     """
     more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     return DataError(
@@ -134,6 +134,7 @@ def _from_cache(
     size: int,
     decode: Decode,
     cache: DiskCache,
+    *,
     report: Report,
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
     home = cache.folder / _manifest_key(root, splits, size)

@@ -41,4 +41,6 @@ def load_dataset(
     if config.data_dir is None:
         raise DataError("`dataset=folder` needs `data_dir`", "name the folder that holds train/")
     side = size or folder.IMAGE_SIZE
-    return folder.load(config.data_dir, side, image_cache(), config.skip_bad, on_progress)
+    return folder.load(
+        config.data_dir, side, image_cache(), skip_bad=config.skip_bad, on_progress=on_progress
+    )

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
-from lowshot_cli.data.decoding import decode
+from lowshot_cli.data.decoding import ByteArray, decode
 from lowshot_cli.data.image_files import is_image
-from lowshot_cli.data.image_store import ByteArray, cannot_read
+from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.errors import DataError
 
 

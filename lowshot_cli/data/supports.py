@@ -19,6 +19,7 @@ def draw_supports(
     trials: Sequence[int] | IntArray,
     shots: int,
     available: int,
+    *,
     avoided: Sequence[int] | IntArray = (),
 ) -> IntArray:
     """Draw the support images of many trials of one class.

@@ -150,7 +150,7 @@ class Embedder:
     Attributes:
         network: whose weights must not change while this embedder is used.
         dtype: fp32 or bf16.
-        cache: None to embed everything anew.
+        cache: of embeddings; None embeds everything again.
         on_progress: gets a report after each class.
     """
 

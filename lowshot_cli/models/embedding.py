@@ -59,7 +59,7 @@ class EmbeddingNetwork(nn.Module):
     """A backbone, and what is made of its features: embeddings on the unit sphere.
 
     The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
-    section 3.1), and base classes are told apart by it alone. The longer a backbone is trained, the
+    section 3.1), and base classes are classified by it alone. The longer a backbone is trained, the
     less of what base classes do not need is left in it. Earlier stages keep that (hypercolumns,
     Hariharan et al., CVPR 2015). So beside the trained part an embedding holds the square roots of
     their mean activations, centred, normalised and weighted, which the proxies of novel classes

@@ -28,7 +28,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of a file; nobody holds that of a file that has vanished."""
+    """Whether a process holds the lock of a file; False for a file that has vanished."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

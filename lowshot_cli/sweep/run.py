@@ -193,7 +193,7 @@ def _with_supports(entry: dict[str, Any], plan: Plan, embedded: SweepEmbeddings)
     trials = [entry["best_trial"], entry["worst_trial"]]
     for label, index in zip(labels, members, strict=True):
         avoided = embedded.avoided[label]
-        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided)
+        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided=avoided)
         for found, chosen in zip(supports.values(), drawn, strict=True):
             found.append(index[torch.from_numpy(chosen)].tolist())
     return {**entry, **supports}

@@ -21,7 +21,7 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.result import TrainResult, make_checkpoint
 from lowshot_cli.training.state import TrainingState, restore_state, save_state
 from lowshot_cli.training.steps import TrainingSteps
-from lowshot_cli.training.task import BaseTask, build_network, prepare
+from lowshot_cli.training.task import BaseTask, build_network, make_task
 
 # How much of the loss shown is that of the latest step; the rest is the average so far.
 _NEW_LOSS_SHARE = 0.02
@@ -59,7 +59,7 @@ def train_base(
     options = config.train_base
     if options.epochs == 0 and resume:
         raise UsageError("`epochs=0` leaves no training to resume", "leave out `resume=True`")
-    task = prepare(options, dataset)
+    task = make_task(options, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network, size, loaded = build_network(options, task, with_weights=not resume)
@@ -68,30 +68,14 @@ def train_base(
             return replace(result, weights=loaded)
         n_proxies = len(task.names) * (4 if options.rotation else 1)
         trainee = CosineClassifier(network, n_proxies, size).to(context.device)
-    training = BaseTraining(config, dataset.content_hash, task, trainee, state_path, context)
+    training = BaseTraining(
+        config, dataset.content_hash, task, trainee, state_path, context=context
+    )
     if resume:
         training.restore()
     training.run()
     context.ranks.require_leader()
-    checkpoint, holdout_accuracy = make_checkpoint(
-        config,
-        dataset,
-        task,
-        trainee.network,
-        trainee.unit_proxies(len(task.names)),
-        scale=trainee.scale.item(),
-        context=context,
-    )
-    images = training.steps.total * training.steps.batch_size
-    return TrainResult(
-        checkpoint=checkpoint,
-        base_accuracy=checkpoint.base_accuracy,
-        holdout_accuracy=holdout_accuracy,
-        epochs=options.epochs,
-        train_seconds=training.state.seconds,
-        images_per_second=images / max(training.state.seconds, 1e-9),
-        weights=loaded,
-    )
+    return replace(training.make_result(dataset), weights=loaded)
 
 
 class BaseTraining:
@@ -117,6 +101,7 @@ class BaseTraining:
         task: BaseTask,
         trainee: CosineClassifier,
         state_path: Path,
+        *,
         context: RunContext,
     ) -> None:
         self.config, self.data_hash, self.task = config, data_hash, task
@@ -170,6 +155,27 @@ class BaseTraining:
             if self.context.ranks.total(self.context.should_stop()) and step + 1 < steps.total:
                 self.save()
                 raise Interrupted(f"stopped in epoch {epoch + 1} of {epochs}, nothing is lost")
+
+    def make_result(self, dataset: Dataset) -> TrainResult:
+        """Turn the trained network into a checkpoint, measured on the test images."""
+        checkpoint, holdout_accuracy = make_checkpoint(
+            self.config,
+            dataset,
+            self.task,
+            self.trainee.network,
+            self.trainee.unit_proxies(len(self.task.names)),
+            scale=self.trainee.scale.item(),
+            context=self.context,
+        )
+        images, seconds = self.steps.total * self.steps.batch_size, self.state.seconds
+        return TrainResult(
+            checkpoint=checkpoint,
+            base_accuracy=checkpoint.base_accuracy,
+            holdout_accuracy=holdout_accuracy,
+            epochs=self.config.train_base.epochs,
+            train_seconds=seconds,
+            images_per_second=images / max(seconds, 1e-9),
+        )
 
     def _report(self, facts: dict[str, float], important: bool = False, note: str = "") -> None:
         size = self.steps.batch_size

@@ -27,7 +27,7 @@ from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.finetune_network import NetworkData, finetune_network
 from lowshot_cli.training.steps import TrainingSteps
-from lowshot_cli.training.task import build_network, prepare
+from lowshot_cli.training.task import build_network, make_task
 from tests.faults.conftest import ROOT, SMALL, Running, Server, wait_until, write_config
 
 TRAINING = {**SMALL, "width": 6, "epochs": 5, "cutout": 0, "lr": 0.1, "mixup": 0.1}
@@ -43,7 +43,7 @@ def _one_step(ranks: ProcessGroupView, dataset: Dataset, training: bool) -> Cosi
         classes=4, width=8, embedding_size=16, batch_size=24, rotation=0.5, precision="fp32"
     )
     config = Config(dataset="glyphs", train_base=options)
-    task = prepare(options, dataset)
+    task = make_task(options, dataset)
     torch.manual_seed(0)
     network, size, _ = build_network(options, task, with_weights=False)
     trainee = CosineClassifier(network, 4 * len(task.names), size)
@@ -66,7 +66,7 @@ def first_means(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
 def finetune_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Of one step of fine-tuning on an odd number of images, and the rows after it."""
     options = TrainBaseConfig(classes=3, width=8, embedding_size=16)
-    task = prepare(options, dataset)
+    task = make_task(options, dataset)
     torch.manual_seed(0)
     network, size, _ = build_network(options, task, with_weights=False)
     network.eval()

@@ -32,7 +32,7 @@ from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.weights import load_weights, photo_side
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import fitted_scale
-from lowshot_cli.training.task import prepare
+from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
 from tests.conftest import TINY
 
@@ -305,7 +305,7 @@ def test_a_backbone_of_the_package_has_no_published_weights(lowshot: RunCommand)
 def test_images_are_prepared_as_the_weights_expect(glyphs: Dataset) -> None:
     def prepared(**options: object) -> tuple[float, int | None]:
         values = {"classes": 2, "backbone": BACKBONE, **options}
-        task = prepare(TrainBaseConfig.model_validate(values), glyphs)
+        task = make_task(TrainBaseConfig.model_validate(values), glyphs)
         return task.normalisation.mean[0], task.input_size
 
     measured, side = prepared()
