@@ -75,7 +75,7 @@ def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> N
         on_progress: gets reports of the bytes.
 
     Raises:
-        DataError: no connection, an altered archive, or one with a member that would be dangerous to unpack.
+        DataError: no connection, an altered archive, or one that would be dangerous to unpack.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,9 @@ def imprint(support: Tensor) -> Tensor:
 def shrunk_precision(within: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     """Inverse `(D, D)` of a covariance `(D, D)` with a multiple of its mean variance added.
 
-    Shrinking towards the identity keeps directions in which base classes hardly vary, whose
-    variance is mostly an accident of the sample, from dominating the inverse (Ledoit and Wolf 2004).
+    Shrinking towards the identity (Ledoit and Wolf 2004) keeps the inverse from being dominated by
+    directions in which base classes hardly vary, and whose small variance is little more than an
+    accident of the sample.
 
     Args:
         within: within-class covariance of base embeddings.

@@ -99,7 +99,8 @@ def adopt_without_data(config: Config) -> TrainResult:
     if expected is None or options.epochs or not isinstance(names, tuple):
         raise UsageError(
             "`dataset=none` adopts a classifier from its weights",
-            "give `backbone=torchvision:NAME`, `weights=FILE`, `epochs=0` and all `classes` by name",
+            "give `backbone=torchvision:NAME`, `weights=FILE`, `epochs=0` and the names of all "
+            "`classes`",
         )
     side = config.image_size or expected.side
     pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
