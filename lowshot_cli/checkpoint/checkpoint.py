@@ -37,7 +37,7 @@ class Checkpoint:
         holdout_right: `(N,)` bool, whether the pristine base model gets the image right.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: per novel class the embeddings `(k, D)` fp32 of its support images.
-        nearest: what `nearest_proxies` says of the calibrating half of the hold-out and the base rows,
+        nearest: `nearest_proxies` of the calibrating half of the hold-out and the base rows,
             kept where many classes make it slow to find; who changes either must drop it.
     """
 
