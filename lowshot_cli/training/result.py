@@ -37,7 +37,7 @@ class TrainResult:
         epochs: passes over the fit images.
         train_seconds: the training loop with its hold-out evaluations, over all resumptions.
         images_per_second: fit images through the loop per second.
-        weights: how the weights that it started from met the backbone; None without.
+        weights: how the weights that it started from fitted the backbone; None without any.
     """
 
     checkpoint: Checkpoint
