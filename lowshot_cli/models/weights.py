@@ -149,7 +149,7 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
         what = published.url if published else "them"
         raise CheckpointError(
             f"cannot download the weights of {backbone}: {one_line(error, 200)}",
-            f"download {what} elsewhere and give the file as `weights`",
+            f"download {what} elsewhere and give the file to `weights`",
         ) from None
 
 

@@ -68,7 +68,7 @@ def save_state(
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}",
-            "free some space; `resume=True` goes on from the last epoch",
+            "free some space; `resume=True`, or the same sweep, goes on from the last epoch",
         ) from None
 
 

@@ -253,7 +253,7 @@ def test_a_sweep_goes_on_with_its_training_from_the_state_before(
     server: Server, tmp_path: Path, trained: Path
 ) -> None:
     """A disk may fill up, or a kill come, between moving a state aside and writing the next."""
-    sweep = {"trials": 1, "shots": [1], "novel": 1, "methods": ["imprint"]}
+    sweep = {"trials": 1, "shots": [1], "novel": 1, "methods": ["imprint"], "train_base": True}
     config = write_config(tmp_path, sweep=sweep)
     state = tmp_path / "runs" / "base.state.safetensors"
     running = server.start("train-base", "--config", config, cwd=tmp_path)

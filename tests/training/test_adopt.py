@@ -185,7 +185,7 @@ def _spoil(published: dict[str, Tensor], how: str) -> object:
         ("other", "holds no weight of this backbone: it has a.weight, b.weight, not conv1"),
         ("shape", r"does not fit the backbone: conv1.0.weight is \[2, 2\], not \[24, 3, 3, 3\]"),
         ("nan", "conv1.0.weight holds numbers that are not finite"),
-        ("tensor", "holds no state dict but Tensor"),
+        ("tensor", "holds a Tensor, not a state dict"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
