@@ -54,6 +54,7 @@ from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.open_set import unknown_threshold
 from lowshot_cli.evaluation.predict import Prediction, describe
 from lowshot_cli.export import export as exporter
+from lowshot_cli.export.formats import ensure_installed
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
@@ -351,7 +352,7 @@ class Model:
         Raises:
             LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
         """
-        exporter.ensure_installed(format, making=True, checking=False)
+        ensure_installed(format, making=True, checking=False)
         ensure_writable(Path(folder))
         exporter.write(Path(folder), exporter.export(self.checkpoint, format))
 

@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("PyTorch sees no GPU here", "`device=cpu` computes without one")
+        raise UsageError("PyTorch finds no GPU here", "`device=cpu` computes without one")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The processor with its cores and threads, and the GPU where one is used; never a host's name.
+    """The CPU with its cores and threads, and the GPU where one is used, but no host's name.
 
     For example `AMD EPYC 9B14, 2 cores, 2 threads, x86_64 Linux`.
     """
@@ -51,7 +51,7 @@ def hardware(device: torch.device) -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [
-        _processor() or platform.processor() or "unknown processor",
+        _cpu_model() or platform.processor() or "unknown CPU",
         f"{cores} cores",
         f"{torch.get_num_threads()} threads",
         f"{platform.machine()} {platform.system()}",
@@ -61,7 +61,7 @@ def hardware(device: torch.device) -> str:
     return ", ".join(parts)
 
 
-def _processor() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -71,6 +71,13 @@ class RankLost(Interrupted):
     """Of several processes that train together another one has ended or does not answer."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an error of a library says, on one line of at most `limit` characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like `name`, or None if none does."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -81,9 +88,3 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str | None = None) 
     """A hint naming the known name nearest to `name`, or `otherwise`."""
     match = nearest(name, known)
     return f"did you mean {match!r}?" if match else otherwise
-
-
-def one_line(error: BaseException, most: int = 200) -> str:
-    """What an error of a library says, as one line of at most so many characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[: most - 3]}..."

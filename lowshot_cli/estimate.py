@@ -62,7 +62,10 @@ def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         training = _rehearsed(
-            "training", lambda watch: train_base(config, dataset, state, on_progress=watch)
+            "training",
+            lambda watch: train_base(
+                config, dataset, state, context=RunContext(on_progress=watch, device=device)
+            ),
         )
     checked = options.epochs * holdout
     return [training, Stage("hold-out", checked, "images", each * checked), embedding]
@@ -222,7 +225,8 @@ def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
         test=_first_of_each(dataset.test, 1),
     )
     settings = config.model_copy(update={"train_base": options})
-    return train_base(settings, few, Path()).checkpoint
+    context = RunContext(device=pick_device(config.device))
+    return train_base(settings, few, Path(), context=context).checkpoint
 
 
 def _first_of_each(images: Images, count: int) -> Images:

@@ -16,7 +16,8 @@ class Progress:
         total: units in all.
         unit: what is counted.
         facts: further numbers by name, such as `loss`.
-        milestone: whether a log without a progress bar should show this report.
+        important: whether a log without a progress bar shows this report although the stage is not
+            finished, as at the end of an epoch.
         note: a line for people, such as a warning; shown once.
     """
 
@@ -25,8 +26,13 @@ class Progress:
     total: int
     unit: str = "images"
     facts: Mapping[str, float] = field(default_factory=dict)
-    milestone: bool = False
+    important: bool = False
     note: str = ""
+
+    @property
+    def milestone(self) -> bool:
+        """Whether a log without a progress bar shows this report."""
+        return self.important or self.done == self.total
 
 
 OnProgress = Callable[[Progress], None]
@@ -36,7 +42,7 @@ ShouldStop = Callable[[], bool]
 
 
 def silent(_: Progress) -> None:
-    """Report to nobody."""
+    """Ignore a report."""
 
 
 def never() -> bool:

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 IntArray = npt.NDArray[np.int64]
 
 
-HOLDOUT_STREAM = 1
+class Stream(IntEnum):
+    """Every kind of random draw. The numbers decide the draws, so they never change."""
 
+    HOLDOUT = 1
+    """Base training images that are held out; without a seed."""
 
-SUPPORT_STREAM = 2
+    SUPPORT = 2
+    """Support images of a trial."""
 
+    NOVEL = 3
+    """A sample of novel classes."""
 
-NOVEL_STREAM = 3
+    DIRECTION = 4
+    """Random proxies."""
 
+    FINETUNE_STEP = 11
+    """Order and augmentation while the whole network is fine-tuned."""
 
-DIRECTION_STREAM = 4
+    TRAIN_EPOCH = 21
+    """Order of the images in an epoch of base training."""
+
+    TRAIN_STEP = 22
+    """Augmentation in a step of base training."""
+
+    DROPOUT = 23
+    """Dropout and the like inside a library's network, in a step of base training."""
+
+    GROUP = 31
+    """Novel classes that a trial of several ways adds together."""
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -42,15 +66,15 @@ def smallest_keys(population: int, count: int, *name: int) -> IntArray:
     return np.argsort(hash_keys(*name, np.arange(population)), kind="stable")[:count]
 
 
-BATCH_STREAM = 11
+def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
+    """A PyTorch generator on the CPU for one draw.
 
+    Args:
+        seed: of the run.
+        stream: what is drawn.
+        key: non-negative numbers that tell this draw from others of the stream, such as a step.
+    """
+    import torch
 
-def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    key = hash_keys(seed, BATCH_STREAM, epoch, step + 1)[0]
-    return torch.Generator().manual_seed(int(key) >> 1)
-
-
-GROUP_STREAM = 31
-
-
-EPOCH_STREAM, STEP_STREAM, CHANCE_STREAM = 21, 22, 23
+    # PyTorch's seeds are signed, so one of the key's 64 bits goes.
+    return torch.Generator().manual_seed(int(hash_keys(seed, stream, *key)[0]) >> 1)

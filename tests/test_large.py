@@ -26,11 +26,12 @@ from lowshot_cli.evaluation.evaluate import evaluate_embeddings
 from lowshot_cli.evaluation.predict import describe
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.embedding import Normalisation
-from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.models.head import nearest_proxies
 from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
-from lowshot_cli.training.task import prepare
+from lowshot_cli.training.context import RunContext
+from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
 from tests.benchmarks.scale import append, near, random_head, with_nearest_cached
 
@@ -88,7 +89,9 @@ def train_base_once(data: Dataset, options: TrainBaseConfig, folder: Path) -> No
     """One step; all images are read to normalise them."""
     config = Config(dataset="folder", train_base=options)
     with pytest.raises(Interrupted):
-        train_base(config, data, folder / "state.safetensors", should_stop=lambda: True)
+        train_base(
+            config, data, folder / "state.safetensors", context=RunContext(should_stop=lambda: True)
+        )
 
 
 def test_embedding_a_large_class_copies_a_batch_at_a_time(many: Dataset, base: Checkpoint) -> None:
@@ -113,7 +116,7 @@ class Constant(torch.nn.Module):
 
 
 def test_a_task_shares_the_pixels_of_its_dataset(glyphs: Dataset) -> None:
-    task = prepare(TrainBaseConfig(classes=12, holdout=50), glyphs)
+    task = make_task(TrainBaseConfig(classes=12, holdout=50), glyphs)
     for part in (task.fit, task.holdout):
         assert part.pixels.data_ptr() == glyphs.train.pixels.data_ptr()
         assert torch.equal(glyphs.train.labels[part.index].unique(), part_labels(task, glyphs))
@@ -233,9 +236,9 @@ def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
     def counting(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal compared
         compared += 1
-        return nearest_rows(*arguments)
+        return nearest_proxies(*arguments)
 
-    monkeypatch.setattr("lowshot_cli.methods.operating_point.nearest_rows", counting)
+    monkeypatch.setattr("lowshot_cli.methods.operating_point.nearest_proxies", counting)
     quick = append(loaded, support, "new")
     assert compared == 0
     assert quick.head.bias == slow.head.bias != 0
@@ -258,7 +261,7 @@ def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     before, after = settled.holdout.nearest, tuned.holdout.nearest
     assert before is not None
     assert after is not None
-    assert torch.equal(after[0], nearest_rows(held, proxies)[0])
+    assert torch.equal(after[0], nearest_proxies(held, proxies)[0])
     assert not torch.equal(after[0], before[0])
     fewer = taught.without_class(taught.meta.classes[0])
     assert fewer.holdout.nearest is None

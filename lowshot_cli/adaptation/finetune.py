@@ -16,11 +16,12 @@ from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import relabel, split_holdout
 from lowshot_cli.errors import DataError, UsageError
-from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
+from lowshot_cli.methods.finetuning import finetune_all_proxies, finetune_proxies
 from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
-from lowshot_cli.training.finetune_network import FullData, finetune_full
+from lowshot_cli.training.finetune_network import NetworkData, finetune_network
 
 
 def finetune(
@@ -41,7 +42,7 @@ def finetune(
         context: of the work on the whole network.
 
     Raises:
-        Dismissed: that work is done, and this is not the rank that makes the checkpoint.
+        NotLeader: that work is done, and this is not the rank that makes the checkpoint.
         UsageError: no novel class to fine-tune.
         CheckpointError: another dataset.
         DataError: a support image is gone or has changed, or a class has no direction of its own.
@@ -80,9 +81,9 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
     base, novel = head.base.proxies, torch.stack(start)  # (C, D), (W, D)
     samples = holdout.fit_half(head)
     if options.freezing == "always":
-        novel = finetune_rows(novel[None], support[None], targets, samples, options)[0]
+        novel = finetune_proxies(novel[None], support[None], targets, samples, options)[0]
     else:
-        base, novel = finetune_all_rows(novel, support, targets, samples, options)
+        base, novel = finetune_all_proxies(novel, support, targets, samples, options)
         holdout = replace(holdout, nearest=None)
     tuned = replace(head, proxies=torch.cat([base, novel]))
     return replace(checkpoint, head=tuned, holdout=holdout)
@@ -90,13 +91,13 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
 
 def full_data(
     checkpoint: Checkpoint, dataset: Dataset, supports: Sequence[Sequence[int]]
-) -> FullData:
+) -> NetworkData:
     """The fit images of the base classes and the support images of each novel class."""
     labels = checkpoint.base_labels(dataset)
     fit, _ = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     shots = torch.tensor([len(indices) for indices in supports])
     support = torch.tensor([index for indices in supports for index in indices])
-    return FullData(
+    return NetworkData(
         base_pixels=dataset.train.picked(fit),
         base_labels=relabel(dataset.train.labels[fit], labels),
         support_pixels=dataset.train.pixels[support],
@@ -112,17 +113,10 @@ def _finetune_network(
         _check_support(name, record, dataset)
     data = full_data(checkpoint, dataset, [record.indices for record in checkpoint.meta.supports])
     network, head = checkpoint.network(context.device), checkpoint.head
-    proxies = finetune_full(
-        network,
-        head.proxies,
-        head.scale,
-        data,
-        config.finetune,
-        config.seed,
-        context.on_progress,
-        context.ranks,
+    proxies = finetune_network(
+        network, head, data, config.finetune, seed=config.seed, context=context
     )
-    context.ranks.dismiss()
+    context.ranks.require_leader()
     labels = checkpoint.base_labels(dataset)
     _, holdout = split_holdout(dataset.train, labels, checkpoint.meta.holdout_per_class)
     embeddings = embed(network, dataset.train.picked(holdout)).half()
@@ -130,7 +124,7 @@ def _finetune_network(
     return replace(
         checkpoint,
         head=replace(head, proxies=proxies),
-        backbone={name: t.detach().cpu() for name, t in network.backbone.state_dict().items()},
+        backbone=detached_state(network.backbone),
         holdout=replace(checkpoint.holdout, embeddings=embeddings, nearest=None),
         supports=tuple(supports.split([len(s) for s in checkpoint.supports])),
     )

@@ -77,7 +77,7 @@ def imprint_classes(
         members = dataset.train.of_class(label)
         avoided, count = supports_seen_in_test(dataset, label), len(members)
         first, chosen = (
-            draw_supports(config.seed, label, [0], shots, count, avoiding)[0]
+            draw_supports(config.seed, label, [0], shots, count, avoided=avoiding)[0]
             for avoiding in ((), avoided)
         )
         indices = members[torch.from_numpy(chosen)]

@@ -12,7 +12,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, ImprintConfig
 from lowshot_cli.data.supports import draw_directions
 from lowshot_cli.errors import DataError
-from lowshot_cli.methods.finetuning import finetune_rows
+from lowshot_cli.methods.finetuning import finetune_proxies
 from lowshot_cli.methods.imprinting import cluster_means, imprint, teen, whitened
 from lowshot_cli.models.embedder import Views, embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -98,7 +98,7 @@ def _finetune_head(supports: Supports, model: Checkpoint, config: Config) -> Ten
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
     samples = support.view(trials, ways * shots, size)
     base = model.holdout.fit_half(model.head)
-    return finetune_rows(start, samples, targets, base, config.finetune)
+    return finetune_proxies(start, samples, targets, base, config.finetune)
 
 
 BOUND: Mapping[str, MakeProxies] = {

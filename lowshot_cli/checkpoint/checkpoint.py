@@ -125,7 +125,7 @@ class Checkpoint:
                 "supports": (*self.meta.supports, record),
             }
         )
-        head = self.head.with_rows(proxy[None])
+        head = self.head.with_novel(proxy[None])
         return replace(self, meta=meta, head=head, supports=(*self.supports, support))
 
     def without_class(self, name: str) -> Checkpoint:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowshot_cli.methods.finetuning import BaseSamples
 from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
 from lowshot_cli.methods.operating_point import BaseQueries
-from lowshot_cli.models.head import Head, nearest_rows
+from lowshot_cli.models.head import Head, nearest_proxies
 
 # So many cosines take longer than everything else that adding a class takes.
 _MANY_COSINES = 2**26
@@ -98,7 +98,7 @@ class Holdout:
         held = calibration_half(self.embeddings)
         if self.nearest or len(held) * head.n_base < _MANY_COSINES:
             return self
-        return replace(self, nearest=nearest_rows(held.float(), head.base.proxies))
+        return replace(self, nearest=nearest_proxies(held.float(), head.base.proxies))
 
     def without_class(self, position: int) -> Holdout:
         """The same without the images of a base class; positions after it move up by one."""

@@ -1,4 +1,4 @@
-"""Where all that people or programs read is written: results to stdout, the rest to stderr."""
+"""Everything that is printed: results to stdout, the rest to stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FACTS = {
 }
 
 
-# A live bar has to fit into 80 columns beside these.
+# Shorter ones, beside which a live bar fits into 80 columns.
 _SHORT_FACTS = {
     "loss": "loss {:.2f}",
     "holdout_accuracy": "hold-out {:.1f} %",
@@ -47,7 +47,7 @@ _SHORT_FACTS = {
 }
 
 
-# A name of up to as many characters is not broken in a table.
+# A name of up to this many characters is not broken in a table.
 _WHOLE_NAME = 16
 
 
@@ -63,7 +63,7 @@ class _FactsColumn(ProgressColumn):
 
 
 class Output:
-    """One sink for people and machines.
+    """Prints for people and for programs.
 
     Args:
         as_json: print results as JSON and nothing else on stdout.
@@ -80,15 +80,15 @@ class Output:
 
     @contextmanager
     def logged(self, folder: Path) -> Iterator[None]:
-        """Keep the log of a folder meanwhile: notes, progress and how it ends."""
-        self._run_log = journal = RunLog(folder, command=self.command, versions=versions())
+        """Log to a folder's `log.jsonl` meanwhile: notes, progress and how the command ends."""
+        self._run_log = log = RunLog(folder, command=self.command, versions=versions())
         try:
             yield
         except BaseException as ending:
-            journal.close(ending)
+            log.close(ending)
             raise
         else:
-            journal.close(None)
+            log.close(None)
         finally:
             self._run_log = None
 
@@ -122,13 +122,13 @@ class Output:
         title: str | None = None,
         caption: str | None = None,
     ) -> None:
-        """Results for people: names to the left, numbers to the right."""
+        """Results for people: names are aligned to the left, numbers to the right."""
         if self.as_json:
             return
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, name in enumerate(columns):
             numeric = all(is_number(row[index]) for row in rows)
-            # Where it is too wide, short names stay whole and numbers with intervals are folded.
+            # In a table that is too wide, short names stay whole and long cells are folded.
             longest = 0 if numeric else max((len(str(row[index])) for row in rows), default=0)
             least = longest if longest <= _WHOLE_NAME else None
             table.add_column(
@@ -147,7 +147,7 @@ class Output:
             self.results.print(Text(f"{caption}\n", style="dim"))
 
     def listing(self, start: str, items: Sequence[str]) -> None:
-        """Results for people: items with commas between, in lines that end between two of them."""
+        """Results for people: items separated by commas, with lines broken between items only."""
         lines = [start]
         for number, item in enumerate(items, 1):
             part = f" {item}" + "," * (number < len(items))
@@ -218,7 +218,7 @@ class Output:
 
 
 class _Console(Console):
-    """Leaves it to the app to end a command whose reader has gone."""
+    """Lets the app end a command whose output nobody reads any more."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -255,7 +255,7 @@ def show_error(error: LowshotError) -> None:
 
 
 def printable(text: str) -> str:
-    """Text as it is, but what would steer a terminal is written out, as Python would."""
+    """The text, with characters that would control a terminal escaped as Python escapes them."""
     return "".join(
         c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in text
     )

@@ -1,4 +1,4 @@
-"""`log.jsonl`: what was done in a folder and when, one event a line."""
+"""`log.jsonl`: what was done in a folder and when, one event per line."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lowshot_cli.progress import Progress
 LOG = "log.jsonl"
 
 
-# Seconds between two lines about the same stage, milestones apart.
+# Seconds between two lines about the same stage, except milestones.
 _PAUSE = 10.0
 
 
 class RunLog:
     """Adds events to the `log.jsonl` of a folder: JSON objects with `time` (UTC) and `event`.
 
-    It is there for whoever looks back; where it cannot be written, nothing else stops. A command
-    that ends before it has done anything leaves no trace.
+    Nothing depends on it, so a log that cannot be written is no error. A command that ends before
+    it has done anything writes nothing.
 
     Args:
-        folder: that holds the log.
-        facts: of the first event, `begin`.
+        folder: where the log lies.
+        facts: the fields of the first event, `begin`.
     """
 
     def __init__(self, folder: Path, **facts: Any) -> None:
@@ -43,7 +43,7 @@ class RunLog:
         with suppress(OSError):
             if self._begin is not None:
                 begin, self._begin = self._begin, None
-                self._file = _open(self._path)
+                self._file = _open_for_append(self._path)
                 self._file.write(begin)
             if self._file is not None:
                 self._file.write(_line(event, facts))
@@ -61,7 +61,7 @@ class RunLog:
         self.write("progress", **far, unit=report.unit, **report.facts)
 
     def close(self, ending: BaseException | None) -> None:
-        """Add how it ended: with the seconds it took, and with what stopped it."""
+        """Add how it ended: the seconds it took, and what stopped it."""
         seconds = round(time.perf_counter() - self.started, 3)
         if ending is None:
             self.write("end", seconds=seconds)
@@ -78,8 +78,8 @@ def _line(event: str, facts: dict[str, Any]) -> str:
     return json.dumps({"time": now, "event": event, **facts}) + "\n"
 
 
-def _open(path: Path) -> TextIO:
-    """Open for adding; a line that a crash has cut off gets its end."""
+def _open_for_append(path: Path) -> TextIO:
+    """Open for appending; a line that a crash has cut off is ended first."""
     file = path.open("a", encoding="utf-8")
     with suppress(OSError):
         if path.is_file() and path.stat().st_size:

@@ -1,4 +1,4 @@
-"""Being one of the processes that torchrun starts: which one, and how they begin and end.
+"""One of the processes that torchrun starts: which one it is, and how it begins and ends.
 
 Importing it does not load PyTorch.
 """
@@ -20,17 +20,24 @@ if TYPE_CHECKING:
     from lowshot_cli.config.schema import Config
     from lowshot_cli.training.distributed import ProcessGroupView
 
-# The longest that ranks wait for one another in training, where each does as much as the others.
+# The longest that ranks wait for each other in training, where all do equally much.
 TIMEOUT = timedelta(minutes=10)
 
 
 # The longest that they wait for one that downloads or decodes images.
-_PATIENCE = timedelta(days=1)
+_LOADING_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
-    """What the environment says of this process: its number and the number of all, also locally."""
+    """What the environment says about this process.
+
+    Attributes:
+        number: of this process, from 0.
+        count: of processes.
+        local: number of this process among those of its machine.
+        local_count: processes of its machine.
+    """
 
     number: int = 0
     count: int = 1
@@ -43,7 +50,7 @@ def launch_environment() -> LaunchEnvironment:
     number, count = _variable("RANK"), _variable("WORLD_SIZE")
     if number is None or count is None or count < 2:
         return LaunchEnvironment()
-    # Where each process was started by hand they are taken to be on one machine.
+    # Processes that were started by hand are taken to be on one machine.
     local, local_count = _variable("LOCAL_RANK"), _variable("LOCAL_WORLD_SIZE")
     return LaunchEnvironment(
         number, count, number if local is None else local, local_count or count
@@ -66,9 +73,9 @@ def invocation() -> list[str]:
 
 
 def silence_other_ranks() -> None:
-    """Let rank 0 alone speak, and until the ranks have met, the first of each machine of errors.
+    """Silence stdout of all ranks but the first, and stderr of all but the first of each machine.
 
-    Up to there the ranks of a machine have the same things to say.
+    Until the ranks are connected, those of one machine would print the same errors.
     """
     here = launch_environment()
     if here.number > 0:
@@ -101,18 +108,18 @@ def ensure_trains(section: str | None, config: Config, dry_run: bool) -> None:
 
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroupView]:
-    """Be one of the ranks that torchrun started, meanwhile; without it, be alone.
+    """Connect this process with the other ranks that torchrun started; without it, it is alone.
 
-    Of ranks that fail, the first one says why. The others failed for the same reason, or because
-    that one is gone.
+    Of ranks that fail, only the first one prints its error. The others failed for the same reason,
+    or because that one is gone.
 
     Args:
-        device: of the config; on GPUs each rank takes the one of its local number.
+        device: as in the config; on GPUs each rank takes the one of its local number.
 
     Raises:
         RankLost: another rank has ended or does not answer.
         UsageError: fewer GPUs than ranks, or an environment that torchrun did not make.
-        SystemExit: this rank does not lead and has no more to do or to say.
+        SystemExit: this rank does not lead, and has nothing left to do or to print.
     """
     from lowshot_cli.training.distributed import ALONE, NotLeader, ProcessGroupView
 
@@ -125,7 +132,7 @@ def process_group(device: str) -> Iterator[ProcessGroupView]:
 
     sys.stderr = sys.__stderr__ or sys.stderr
     store: Any = None
-    before = signal.signal(signal.SIGTERM, _told_to_end)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         backend = _take_device(device, here)
         with readable_errors():
@@ -133,8 +140,8 @@ def process_group(device: str) -> Iterator[ProcessGroupView]:
             dist.init_process_group(
                 backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
             )
-            patience: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        yield ProcessGroupView(number, count, here.local, patience)
+            patient: Any = dist.new_group(backend="gloo", timeout=_LOADING_TIMEOUT)
+        yield ProcessGroupView(number, count, here.local, patient)
         dist.destroy_process_group()
     except NotLeader:
         dist.destroy_process_group()
@@ -149,11 +156,11 @@ def process_group(device: str) -> Iterator[ProcessGroupView]:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Say in words what PyTorch says of ranks that cannot reach each other.
+    """Turn PyTorch's errors about ranks that cannot reach each other into readable ones.
 
     Raises:
         RankLost: another rank has ended or does not answer.
-        UsageError: the environment does not say where they meet.
+        UsageError: the environment does not say where they connect.
     """
     try:
         yield
@@ -171,8 +178,8 @@ def readable_errors() -> Iterator[None]:
         raise
 
 
-def _told_to_end(*_: object) -> NoReturn:
-    raise RankLost("ended by torchrun, which was told to stop or has lost another rank")
+def _end(*_: object) -> NoReturn:
+    raise RankLost("ended by torchrun, which was stopped or has lost another rank")
 
 
 def _take_device(device: str, here: LaunchEnvironment) -> str:
@@ -194,7 +201,7 @@ def _take_device(device: str, here: LaunchEnvironment) -> str:
 
 
 def _fails_first(store: Any) -> bool:
-    """Whether no other rank has failed before; true where nobody can tell any more."""
+    """Whether no other rank has failed before; True if the store cannot be reached any more."""
     with suppress(Exception):
         return bool(store.add("failed", 1) == 1)
     return True

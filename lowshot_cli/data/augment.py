@@ -9,7 +9,7 @@ from torch import Tensor
 def draw_crops(
     count: int, crop: int, flip: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw for each image a shift of up to `crop` pixels, and for every second one mirroring.
+    """Draw a shift of up to `crop` pixels for each image, and whether it is mirrored.
 
     Args:
         count: B, the number of images.
@@ -36,10 +36,10 @@ def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
         mirrored: `(B,)` bool.
     """
     batch, _, height, width = pixels.shape
-    rows = _reflect(shifts[:, :1] + torch.arange(height), height)
-    columns = _reflect(shifts[:, 1:] + torch.arange(width), width)
+    rows = _reflect(shifts[:, :1] + torch.arange(height), height)  # (B, H), where each comes from
+    columns = _reflect(shifts[:, 1:] + torch.arange(width), width)  # (B, W)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    index = ((rows * width)[:, :, None] + columns[:, None, :]).to(pixels.device)
+    index = ((rows * width)[:, :, None] + columns[:, None, :]).to(pixels.device)  # (B, H, W)
     flat = pixels.reshape(batch, 3, height * width)
     gathered = flat.gather(2, index.view(batch, 1, height * width).expand(batch, 3, height * width))
     return gathered.view_as(pixels)
@@ -69,7 +69,7 @@ def draw_holes(count: int, side: int, size: int, generator: torch.Generator) -> 
     masks = []
     place = torch.arange(side)
     for _ in range(2):
-        start = torch.randint(0, side, (count, 1), generator=generator) - size // 2
+        start = torch.randint(0, side, (count, 1), generator=generator) - size // 2  # (B, 1)
         masks.append((place >= start) & (place < start + size))
     return (masks[0][:, :, None] & masks[1][:, None, :])[:, None]
 
@@ -86,10 +86,10 @@ def quarter_turns(count: int, share: float) -> Tensor:
 
 
 def turn(images: Tensor, labels: Tensor, turns: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Turn images by right angles and call that classes of their own.
+    """Turn images by right angles, and make the turned ones classes of their own.
 
-    A network that tells turned images apart sees more in an image than its own classes need, and
-    classes it has not met yet profit from that (Lee, Hwang, Shin: "Self-supervised label
+    A network that recognises turned images has to see more in an image than its own classes need,
+    from which classes profit that it has not seen yet (Lee, Hwang, Shin: "Self-supervised label
     augmentation via input transformations", ICML 2020).
 
     Args:
@@ -122,18 +122,18 @@ def mix_up(images: Tensor, partners: Tensor, weight: float) -> Tensor:
 
 
 def with_partners(own: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a batch from which some of its rows can be mixed.
+    """Images of a batch from which some of its images can be mixed.
 
     Args:
-        own: `(b,)` int64, the rows that are wanted.
-        partners: `(B,)` int64, a permutation: which row each of the batch is mixed with.
+        own: `(b,)` int64, places in the batch of the images that are wanted.
+        partners: `(B,)` int64, a permutation: which image each of the batch is mixed with.
 
     Returns:
-        `own` and then those of their partners that are not among them; and `(b,)` int64, at which
-        of these places each one's partner stands.
+        `(n,)` int64, `own` followed by those partners of `own` that are not in it; and `(b,)`
+        int64, where among these n the partner of each stands.
     """
-    wanted = partners[own]
-    rows = torch.cat([own, wanted[~torch.isin(wanted, own)]])
-    places = torch.empty_like(partners)
-    places[rows] = torch.arange(len(rows))
-    return rows, places[wanted]
+    wanted = partners[own]  # (b,)
+    places = torch.cat([own, wanted[~torch.isin(wanted, own)]])  # (n,)
+    position = torch.empty_like(partners)  # (B,), of which n are filled in
+    position[places] = torch.arange(len(places))
+    return places, position[wanted]

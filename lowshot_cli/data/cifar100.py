@@ -52,7 +52,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR-100 does not")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which CIFAR-100 does not contain"
+            )
         return super().find_class(module, name)
 
 
@@ -103,8 +105,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     # A damaged pickle may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
-        reason = one_line(error)
-        raise DataError(f"{path} is damaged: {reason}", _refetch(path.parent)) from None
+        raise DataError(f"{path} is damaged: {one_line(error)}", _refetch(path.parent)) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not one of CIFAR-100's files", _refetch(path.parent))
     return content
@@ -121,6 +122,6 @@ def _download(data_dir: Path, on_progress: OnProgress) -> None:
         reason = getattr(error, "message", None) or getattr(error, "strerror", None) or error
         raise DataError(
             f"CIFAR-100 is not in {data_dir / FOLDER} and cannot be downloaded: {reason}",
-            "name the folder that holds cifar-100-python with --data-dir or LOWSHOT_DATA, "
-            "or use --dataset glyphs, which needs no data",
+            "name the folder that holds cifar-100-python in `data_dir` or LOWSHOT_DATA, "
+            "or use `dataset=glyphs`, which needs no data",
         ) from None

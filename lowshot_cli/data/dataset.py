@@ -15,18 +15,22 @@ from torch import Tensor
 
 from lowshot_cli.errors import UsageError, did_you_mean
 
+# Images that are read, decoded or embedded at once.
+BATCH = 256
+
+
 _HASHED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class ImageSubset:
-    """Some images of a split, copied out of it only as far as they are looked at.
+    """Some images of a split, copied out of it only when they are read.
 
-    So of a split that is mapped from a file, and may be larger than memory, a batch is in memory.
+    So of a split that is mapped from a file, and may be larger than memory, one batch is in memory.
 
     Attributes:
         pixels: `(N, 3, S, S)` uint8, the whole split.
-        index: `(n,)` int64 which of its images are meant, in this order.
+        index: `(n,)` int64, which of its images, in this order.
     """
 
     pixels: Tensor
@@ -48,7 +52,7 @@ class ImageSubset:
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to_device_if_it_fits(self, device: torch.device) -> ImageSubset:
-        """Those on a GPU, copied there once, if they fill no more than half of its free memory."""
+        """A copy on a GPU if it fills no more than half of the free memory there, else itself."""
         size = len(self) * self.pixels[:1].numel()
         if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] / 2:
             return self
@@ -102,7 +106,7 @@ class Images:
         return self.digests[label]
 
     def describe(self, index: int) -> str:
-        """How an image is named to people: its file where it has one, else its index."""
+        """What to call an image in a message: its file where it has one, else its index."""
         return self.files[index] if self.files else f"#{index}"
 
 
@@ -111,7 +115,7 @@ class Dataset:
     """A training and a test split over the same classes.
 
     Attributes:
-        name: as in `--dataset`.
+        name: as in the setting `dataset`.
         class_names: in label order.
         train: base and support images come from here.
         test: query images come from here.

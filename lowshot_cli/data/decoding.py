@@ -1,4 +1,4 @@
-"""One picture as `(3, S, S)` uint8."""
+"""From an image file to pixels `(3, S, S)` uint8."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lowshot_cli.data.image_store import ByteArray
 from lowshot_cli.errors import DataError, one_line
+
+ByteArray = npt.NDArray[np.uint8]
+
 
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -32,8 +35,7 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
         raise DataError("no known image format") from None
     # A damaged image may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
-        reason = one_line(error)
-        raise DataError(f"damaged: {reason}") from None
+        raise DataError(f"damaged: {one_line(error)}") from None
 
 
 def as_pixels(image: Image.Image, image_size: int) -> ByteArray:

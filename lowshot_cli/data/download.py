@@ -1,4 +1,9 @@
-"""Fetching a dataset's archive without trust in whoever sends it."""
+"""Downloading a dataset's archive without trusting whoever sends it.
+
+Not by `tarfile`'s extraction filters: what is wanted is a few members of known names, which are
+written atomically, and everything else about the archive is refused, links and absolute names
+too, which the `data` filter accepts or renames.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
 
-from lowshot_cli.data.image_files import leads_out
+from lowshot_cli.data.image_files import is_outside
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.files import write_atomically
@@ -29,10 +34,10 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Archive:
-    """A `.tar.gz` to be had somewhere.
+    """A `.tar.gz` on the internet.
 
     Attributes:
-        url: where; https.
+        url: https.
         size: in bytes.
         md5: hex digest of the whole.
         files: the members that are wanted, and the most bytes that each may take.
@@ -51,7 +56,7 @@ class _AlteredError(Exception):
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
     """Follows a redirection only to https."""
 
-    def redirect_request(
+    def redirect_request(  # noqa: PLR0917 - as in the standard library
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
     ) -> Any:
         _ensure_https(newurl)
@@ -61,16 +66,16 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> None:
     """Download an archive, and unpack the files that are wanted of it.
 
-    Nothing is unpacked before the checksum is right. What was cut off or altered on its way is
-    fetched once more. The archive has no name on the disk, so nothing of it outlives the process.
+    Nothing is unpacked before the checksum is right. An archive that was cut off or altered on its
+    way is downloaded once more. It has no name on the disk, so nothing of it outlives the process.
 
     Args:
         archive: to fetch.
         folder: where its files go, under their names in the archive.
-        on_progress: told about the bytes.
+        on_progress: gets reports of the bytes.
 
     Raises:
-        DataError: no connection, an altered archive, or one with members that have no place in it.
+        DataError: no connection, an altered archive, or one that would be dangerous to unpack.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +86,8 @@ def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> N
             except (_AlteredError, HTTPException) as error:
                 if attempt == _ATTEMPTS:
                     raise DataError(
-                        f"{archive.url} sends something else than expected, twice: {error}",
-                        "try again later, or fetch it elsewhere",
+                        f"{archive.url} sent something else than expected, twice: {error}",
+                        "try again later, or download it elsewhere",
                     ) from None
             except (URLError, TimeoutError, ConnectionError) as error:
                 reason = getattr(error, "reason", None) or error
@@ -94,7 +99,9 @@ def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> N
 
 def _ensure_https(url: str) -> None:
     if not url.startswith("https://"):
-        raise DataError(f"{url} is no https address", "nothing is fetched over any other")
+        raise DataError(
+            f"{url} is not an https URL", "nothing is downloaded over any other protocol"
+        )
 
 
 def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> None:
@@ -108,9 +115,7 @@ def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> Non
                 raise _AlteredError(f"more than {archive.size:,} bytes")
             digest.update(chunk)
             file.write(chunk)
-            on_progress(
-                Progress("downloading", done, archive.size, "bytes", milestone=done == archive.size)
-            )
+            on_progress(Progress("downloading", done, archive.size, "bytes"))
     if done != archive.size:
         raise _AlteredError(f"{done:,} bytes, not {archive.size:,}")
     if digest.hexdigest() != archive.md5:
@@ -118,7 +123,7 @@ def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> Non
 
 
 def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
-    """Copy the files that are wanted out of a `.tar.gz`; nothing else of it touches the disk.
+    """Copy the wanted files out of a `.tar.gz`; nothing else in it touches the disk.
 
     Raises:
         DataError: it is damaged, lacks a file, or has a member that would be dangerous to unpack.
@@ -138,19 +143,19 @@ def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
                     write_atomically(path, content.read())
                     missing.discard(member.name)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive.url} is no archive that can be read: {error}") from None
+        raise DataError(f"{archive.url} is not an archive that can be read: {error}") from None
     if missing:
         raise DataError(f"{archive.url} lacks {', '.join(sorted(missing))}")
 
 
 def _check_member(member: tarfile.TarInfo, archive: Archive) -> None:
     most = archive.files.get(member.name, _CHUNK)
-    if leads_out(member.name):
-        problem = "leads out of the folder"
+    if is_outside(member.name):
+        problem = "is outside the folder"
     elif not (member.isreg() or member.isdir()):
         problem = "is neither a file nor a folder"
     elif member.size > most:
-        problem = f"takes {member.size:,} bytes, more than {most:,}"
+        problem = f"has {member.size:,} bytes, more than {most:,}"
     else:
         return
-    raise DataError(f"{archive.url} is not unpacked: its member {member.name!r} {problem}")
+    raise DataError(f"{archive.url} is not unpacked: {member.name!r} in it {problem}")

@@ -1,8 +1,8 @@
 """Images that are in both splits, or nearly.
 
-`supports_seen_in_test` is strict and quick: such training images are no supports, as a class must
-not be learnt from what it is measured on. `lookalikes` finds more, also pictures that were cropped,
-mirrored or recoloured, with some pairs among them that only look alike.
+`supports_seen_in_test` is strict and quick: such training images never become supports, as a class
+must not be learnt from the images it is measured on. `lookalikes` finds more, also pictures that
+were cropped, mirrored or recoloured, and some pairs that only look alike.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def distances(images: Pixels, others: Pixels) -> Tensor:
     """
     if not len(others):
         return torch.full((len(images),), torch.inf)
-    # By a matrix product, which is right to a fraction of a pixel value and several times as fast.
+    # As a matrix product: several times as fast, and exact to a fraction of a pixel value.
     mode = "use_mm_for_euclid_dist"
     known, nearest = thumbnails(others), []
     for part in thumbnails(images).split(max(1, _MOST_PAIRS // len(known))):
@@ -106,7 +106,7 @@ def lookalikes(test: Tensor, train: Tensor, on_progress: OnProgress = silent) ->
     Args:
         test: `(N, 3, H, W)` uint8.
         train: `(M, 3, H, W)` uint8.
-        on_progress: told about test images.
+        on_progress: gets reports about test images.
     """
     known = torch.cat([_features(part) for part in train.split(_CHUNK)])
     best, nearest = torch.full((len(test),), -1.0), torch.zeros(len(test), dtype=torch.int64)
@@ -114,7 +114,7 @@ def lookalikes(test: Tensor, train: Tensor, on_progress: OnProgress = silent) ->
         images = test[start : start + _CHUNK]
         place = slice(start, start + len(images))
         for mirrored in (images, images.flip(3)):
-            products = _features(mirrored) @ known.T
+            products = _features(mirrored) @ known.T  # (n, M)
             _improve(best[place], nearest[place], *products.max(1))
             one, other = (products > _PROMISING).nonzero(as_tuple=True)
             for shift in _SHIFTS if len(one) else ():
@@ -124,9 +124,7 @@ def lookalikes(test: Tensor, train: Tensor, on_progress: OnProgress = silent) ->
                     left, right = one[pairs], other[pairs]
                     shifted[left, right] = (moved[left] * known[right]).sum(1)
                 _improve(best[place], nearest[place], *shifted.max(1))
-        on_progress(
-            Progress("comparing", start + len(images), len(test), milestone=place.stop == len(test))
-        )
+        on_progress(Progress("comparing", place.stop, len(test)))
     return Lookalikes(best, nearest)
 
 

@@ -11,6 +11,7 @@ import unicodedata
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -60,6 +61,12 @@ _CHARACTERS = (
 )
 
 
+class _Uniform(Protocol):
+    """Draws `(N, *shape)` numbers between `low` and `high`, N being the number of images."""
+
+    def __call__(self, low: float, high: float, *shape: int) -> Tensor: ...
+
+
 def class_name(character: str) -> str:
     """The name of a character's class: `A`, `seven`, `omega`, `capital omega`, `number sign`."""
     if character.isascii() and character.isalpha():
@@ -103,7 +110,7 @@ def draw(image_size: int, cache: DiskCache | None = None) -> Dataset:
 
 
 def _fingerprint() -> str:
-    """Hash of all that decides a pixel besides the processor."""
+    """Hash of all that decides a pixel besides the CPU."""
     digest = hashlib.blake2b(Path(__file__).read_bytes(), digest_size=16)
     digest.update(repr([version(name) for name in ("torch", "pillow", "matplotlib")]).encode())
     return digest.hexdigest()
@@ -175,9 +182,8 @@ def _paint(masks: Tensor, image_size: int, generator: torch.Generator) -> Tensor
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _clutter(image: Tensor, uniform: object) -> Tensor:
-    """Lay two translucent bars of random place, slope and colour over each image."""
-    assert callable(uniform)
+def _clutter(image: Tensor, uniform: _Uniform) -> Tensor:
+    """Lay two translucent bars of random place, slope and colour over each image `(N, 3, S, S)`."""
     side = torch.linspace(-1, 1, image.shape[-1])
     for _ in range(2):
         angle, offset, width = (

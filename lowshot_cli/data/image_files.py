@@ -14,7 +14,7 @@ from lowshot_cli.errors import DataError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-# Images hardly shrink in an archive; what grows further than this was made to fill a memory.
+# Images hardly shrink in an archive. One that grows by more than this was made to fill memory.
 _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
 
 
@@ -25,7 +25,7 @@ _MOST_IMAGE_BYTES = 256 * 1024**2
 _DEPTH = 2
 
 
-_MAKE_ANEW = "make it anew from the folder of images"
+_MAKE_AGAIN = "make it again from the folder of images"
 
 
 _Parts = tuple[str, ...]
@@ -63,8 +63,8 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def leads_out(name: str) -> bool:
-    """Whether a member of an archive would lie outside the folder that it is unpacked to."""
+def is_outside(name: str) -> bool:
+    """Whether a member of an archive lies outside the archive's own folder."""
     place = PurePosixPath(name.replace("\\", "/"))
     return place.is_absolute() or ".." in place.parts
 
@@ -81,7 +81,7 @@ def list_photos(root: Path) -> Tree:
         return _list_folder(root)
     if root.is_file():
         return _list_archive(root)
-    raise DataError(f"no folder {root}", "check --data-dir")
+    raise DataError(f"there is no folder {root}", "check `data_dir`")
 
 
 def is_image(name: str) -> bool:
@@ -114,7 +114,7 @@ def _list_archive(path: Path) -> Tree:
         archive = ZipFile(path)
     except (BadZipFile, OSError) as error:
         raise DataError(
-            f"{path} is neither a folder nor a zip archive: {error}", "check --data-dir"
+            f"{path} is neither a folder nor a zip archive: {error}", "check `data_dir`"
         ) from None
     _refuse_hostile(archive, path)
     tree: dict[_Parts, list[Photo]] = {}
@@ -132,17 +132,17 @@ def _list_archive(path: Path) -> Tree:
 
 
 def _refuse_hostile(archive: ZipFile, path: Path) -> None:
-    """Refuse an archive with names that lead out of it, or that was made to grow.
+    """Refuse an archive with members outside it or links, or that grows too much when unpacked.
 
     Raises:
-        DataError: it is one of these; names the first member that makes it so.
+        DataError: it is one of these; the message names the member.
     """
     total = 0
     for info in archive.infolist():
-        if leads_out(info.filename):
-            raise DataError(f"{path} names a place outside itself: {info.filename!r}", _MAKE_ANEW)
+        if is_outside(info.filename):
+            raise DataError(f"{path} has a member outside itself: {info.filename!r}", _MAKE_AGAIN)
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise DataError(f"{path} holds a link: {info.filename!r}", _MAKE_ANEW)
+            raise DataError(f"{path} holds a link: {info.filename!r}", _MAKE_AGAIN)
         total += info.file_size
         if is_image(info.filename) and info.file_size > _MOST_IMAGE_BYTES:
             raise DataError(

@@ -33,6 +33,7 @@ def load(
     root: Path,
     image_size: int,
     cache: DiskCache | None = None,
+    *,
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
@@ -45,7 +46,7 @@ def load(
         image_size: side in pixels.
         cache: where decoded images are kept for the next time.
         skip_bad: leave unreadable images out instead of refusing them.
-        on_progress: told while images are decoded.
+        on_progress: gets reports while images are decoded.
 
     Raises:
         DataError: no such folder, no classes, a class without images, unreadable images.
@@ -63,7 +64,9 @@ def load(
         split: [files.get(name, []) for name in names]
         for split, files in (("train", train_files), ("test", test_files))
     }
-    images, skipped = load_or_decode(root, splits, image_size, decode, cache, skip_bad, on_progress)
+    images, skipped = load_or_decode(
+        root, splits, image_size, decode, cache, skip_bad=skip_bad, on_progress=on_progress
+    )
     for label, name in enumerate(names):
         if not len(images["train"].of_class(label)):
             raise DataError(f"no image of class {name!r} can be read", f"look into {root}")

@@ -14,10 +14,10 @@ from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lowshot_cli.data.dataset import Images, compute_digest
+from lowshot_cli.data.decoding import ByteArray
 from lowshot_cli.data.image_files import Photo
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -36,9 +36,6 @@ _CHUNK = 64
 _MOST_NAMED = 10
 
 
-ByteArray = npt.NDArray[np.uint8]
-
-
 ClassFiles = Sequence[Sequence[Photo]]
 
 
@@ -50,7 +47,7 @@ Decode = Callable[[IO[bytes], int], ByteArray]
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What is known of a split's array: digest per class, and why which file is not in it."""
+    """About a split's array: the digest of each class, and the reason for each file not in it."""
 
     digests: list[str]
     bad: dict[str, str]
@@ -62,14 +59,15 @@ def load_or_decode(
     size: int,
     decode: Decode,
     cache: DiskCache | None,
+    *,
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
 ) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of each split, from the cache where these very files were decoded before.
 
-    The files are told apart by a manifest of their names, sizes and times, so nothing is read from
-    them to find what was decoded. The arrays are mapped copy on write: what is not looked at takes
-    no memory.
+    The files are identified by a manifest of their names, sizes and times, so none of them is read
+    to find out whether it was decoded before. The arrays are mapped copy on write, so images take
+    memory only once they are read.
 
     Args:
         root: folder of the dataset.
@@ -78,7 +76,7 @@ def load_or_decode(
         decode: maps a file and a side S to its pixels `(3, S, S)` uint8; may raise `DataError`.
         cache: where arrays are kept; None, or one that cannot be written to, keeps them in memory.
         skip_bad: leave out files that cannot be decoded.
-        on_progress: told while files are decoded.
+        on_progress: gets reports while files are decoded.
 
     Returns:
         The images of each split, and a line about each file that was left out.
@@ -87,7 +85,9 @@ def load_or_decode(
         DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
     """
     report = _counting(sum(_shape(files, size)[0] for files in splits.values()), on_progress)
-    opened = _from_cache(root, splits, size, decode, cache, report) if cache is not None else None
+    opened = (
+        _from_cache(root, splits, size, decode, cache, report=report) if cache is not None else None
+    )
     if opened is None:
         arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
         opened = {
@@ -107,23 +107,23 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
 
     Args:
         lines: about each of them.
-        among: which files they are among, in words.
+        among: what they are among, such as `20 images in photos/`.
     """
     more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     return DataError(
         f"{len(lines)} of {among} cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
-        "repair or delete them, or leave them out with --skip-bad",
+        "repair or delete them, or leave them out with `skip_bad=True`",
     )
 
 
 def _counting(total: int, on_progress: OnProgress) -> Report:
-    """What is to be told after so many more images."""
+    """A function that reports how many images are done, given how many more are."""
     done = 0
 
     def report(count: int) -> None:
         nonlocal done
         done += count
-        on_progress(Progress("decoding", done, total, milestone=done == total))
+        on_progress(Progress("decoding", done, total))
 
     return report
 
@@ -134,6 +134,7 @@ def _from_cache(
     size: int,
     decode: Decode,
     cache: DiskCache,
+    *,
     report: Report,
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
     home = cache.folder / _manifest_key(root, splits, size)
@@ -226,7 +227,7 @@ def _decode_into(
         for count in pool.map(fill, range(0, len(files), _CHUNK)):
             report(count)
     finally:
-        # Who interrupts does not wait for the rest.
+        # Ctrl-C does not wait for the rest.
         pool.shutdown(cancel_futures=True)
     if bad:
         kept = [place for place in range(len(files)) if place not in bad]

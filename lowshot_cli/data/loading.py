@@ -17,7 +17,7 @@ def load_dataset(
     Args:
         config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
         image_size: side in pixels that a checkpoint asks for; wins over the config's.
-        on_progress: told about a download, and about image files that are decoded.
+        on_progress: gets reports of a download, and of image files that are decoded.
 
     Raises:
         DataError: absent or broken data.
@@ -36,9 +36,11 @@ def load_dataset(
     if name == "none":
         raise DataError(
             "a model adopted without data has no dataset",
-            "use `imprint --images`, `predict` and `evaluate --images`",
+            "imprint, predict and evaluate it with `images`",
         )
     if config.data_dir is None:
-        raise DataError("--dataset folder needs --data-dir", "name the folder that holds train/")
+        raise DataError("`dataset=folder` needs `data_dir`", "name the folder that holds train/")
     side = size or folder.IMAGE_SIZE
-    return folder.load(config.data_dir, side, image_cache(), config.skip_bad, on_progress)
+    return folder.load(
+        config.data_dir, side, image_cache(), skip_bad=config.skip_bad, on_progress=on_progress
+    )

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot_cli.data.decoding import decode
+from lowshot_cli.data.dataset import BATCH
+from lowshot_cli.data.decoding import ByteArray, decode
 from lowshot_cli.data.image_files import is_image
-from lowshot_cli.data.image_store import ByteArray, cannot_read
+from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.errors import DataError
-
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,16 @@ def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
             try:
                 files = sorted(path for path in root.glob(pattern) if is_image(path.name))
             except ValueError as error:  # such as ** beside other characters
-                raise DataError(f"{source} is no pattern: {error}", "put ** between / /") from None
+                raise DataError(
+                    f"{source} is not a pattern: {error}", "put ** between / /"
+                ) from None
             if not files:
-                raise DataError(f"no image at {source}", "check the path")
+                raise DataError(f"there is no image at {source}", "check the path")
         found |= dict.fromkeys(files)
     return list(found)
 
 
-def read_photos(files: Sequence[Path], image_size: int, batch: int = _BATCH) -> Iterator[Photos]:
+def read_photos(files: Sequence[Path], image_size: int, batch: int = BATCH) -> Iterator[Photos]:
     """Decode image files in parallel, batch by batch; the next one is decoded meanwhile.
 
     Args:

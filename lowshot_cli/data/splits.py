@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.errors import UsageError, did_you_mean
-from lowshot_cli.seeding import HOLDOUT_STREAM, smallest_keys
+from lowshot_cli.seeding import Stream, smallest_keys
 
 
 def class_order(dataset: Dataset, split: str, seed: int) -> list[str]:
@@ -44,7 +44,7 @@ def base_classes(
     if isinstance(wanted, int):
         if not 2 <= wanted <= total:
             raise UsageError(
-                f"--classes {wanted}: the {dataset.name} dataset has {total} classes",
+                f"`classes` is {wanted}, the {dataset.name} dataset has {total} classes",
                 f"give a number from 2 to {total}",
             )
         return tuple(class_order(dataset, split, seed)[:wanted])
@@ -55,7 +55,7 @@ def base_classes(
                 did_you_mean(name, dataset.class_names),
             )
     if len(wanted) < 2:
-        raise UsageError("a base model needs at least two classes", "name more in --classes")
+        raise UsageError("a base model needs at least two classes", "name more in `classes`")
     return tuple(wanted)
 
 
@@ -78,9 +78,9 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
         if len(indices) <= per_class:
             raise UsageError(
                 f"a base class has {len(indices)} training images, the hold-out takes {per_class}",
-                "give a smaller --holdout",
+                "give a smaller `holdout`",
             )
-        drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), HOLDOUT_STREAM, label))
+        drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), Stream.HOLDOUT, label))
         holdout.append(indices[drawn[:per_class].sort().values])
         fit.append(indices[drawn[per_class:].sort().values])
     return torch.cat(fit), torch.cat(holdout)

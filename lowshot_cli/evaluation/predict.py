@@ -10,13 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.data.photos import read_photos
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
 from lowshot_cli.progress import OnProgress, Progress, silent
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def predict(
             yield from describe(checkpoint, embeddings, images, most, threshold)
         yield from (Unreadable(file, reason) for file, reason in part.unreadable)
         done += len(part.files) + len(part.unreadable)
-        on_progress(Progress("predicting", done, len(files), milestone=done == len(files)))
+        on_progress(Progress("predicting", done, len(files)))
 
 
 def readable(found: Iterable[Prediction | Unreadable]) -> tuple[list[Prediction], list[Unreadable]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,23 @@ from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import ExportFormat
-from lowshot_cli.errors import CheckpointError, LowshotError
-from lowshot_cli.export.export import LABELS_FILE, MODEL_FILES, TORCH_FILE, _require, _Run, _silence
-from lowshot_cli.models.embedder import BATCH, embed, fused
+from lowshot_cli.data.dataset import BATCH
+from lowshot_cli.errors import CheckpointError, LowshotError, one_line
+from lowshot_cli.export.formats import (
+    LABELS_FILE,
+    MODEL_FILES,
+    TORCH_FILE,
+    import_packages,
+    silenced,
+)
+from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.progress import OnProgress, Progress, silent
 
 TOLERANCE = 1e-4
+
+
+# Images `(B, 3, S, S)` uint8 to probabilities `(B, C)` and embeddings `(B, D)`.
+ExportedModel = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,12 @@ def exported_models(folder: Path, form: ExportFormat) -> list[str]:
     """Names of the models of an export that are there.
 
     Raises:
-        LowshotError: none of the asked kind.
+        LowshotError: there is none of that format.
     """
     found = [name for name in MODEL_FILES[form] if (folder / name).is_file()]
     if not found:
         wanted = " or ".join(MODEL_FILES[form])
-        raise LowshotError(f"{folder} has no {wanted}", "export again with --overwrite")
+        raise LowshotError(f"{folder} has no {wanted}", "export again with `overwrite=True`")
     return found
 
 
@@ -58,14 +69,14 @@ def compare_with_checkpoint(
     pixels: Tensor,
     on_progress: OnProgress = silent,
 ) -> Check:
-    """Run exported models beside the checkpoint, all in fp32 on the processor.
+    """Run exported models beside the checkpoint, all in fp32 on the CPU.
 
     Args:
         checkpoint: what they are to agree with.
         folder: holds them and their labels.
         models: names of the model files.
         pixels: `(N, 3, S, S)` uint8, N > 0.
-        on_progress: told after each batch.
+        on_progress: gets a report after each batch.
 
     Raises:
         LowshotError: an unreadable file, other classes, or a model that does not agree:
@@ -82,12 +93,12 @@ def compare_with_checkpoint(
         cosines, probabilities = head.cosines(embeddings), head.probabilities(embeddings)
         for name, run in runs.items():
             with _readable(folder / name):
-                found, found_embeddings = run(batch)
+                found, found_embeddings = run(batch)  # (B, C), (B, D)
             if found.shape != probabilities.shape or found_embeddings.shape != embeddings.shape:
                 raise _disagreement(folder / name, "its outputs have other shapes")
             apart = _distance(found, probabilities)
             same = found.argmax(1) == cosines.argmax(1)
-            # Written so that a number that is none does not pass either.
+            # Written so that NaN does not pass either.
             if not max(apart, _distance(found_embeddings, embeddings)) <= TOLERANCE:
                 raise _disagreement(
                     folder / name,
@@ -98,12 +109,12 @@ def compare_with_checkpoint(
                 raise _disagreement(folder / name, "some decisions")
             largest, equal = max(largest, apart), equal and bool(same.all())
         done = start + len(batch)
-        on_progress(Progress("checking", done, len(pixels), milestone=done == len(pixels)))
+        on_progress(Progress("checking", done, len(pixels)))
     return Check(len(pixels), largest, equal)
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference, infinite where a number is none."""
+    """Largest absolute difference; infinite where a number is NaN."""
     distance = (found - expected).abs().max().item()
     return math.inf if math.isnan(distance) else distance
 
@@ -118,7 +129,7 @@ def _lead(cosines: Tensor) -> Tensor:
 
 def _disagreement(path: Path, how: str) -> LowshotError:
     return CheckpointError(
-        f"{path} does not agree with the checkpoint: {how}", "export again with --overwrite"
+        f"{path} does not agree with the checkpoint: {how}", "export again with `overwrite=True`"
     )
 
 
@@ -126,17 +137,16 @@ def _check_labels(checkpoint: Checkpoint, path: Path) -> None:
     with _readable(path):
         labels = json.loads(path.read_text(encoding="utf-8"))
     if labels != list(checkpoint.meta.classes):
-        raise _disagreement(path, "the classes are others")
+        raise _disagreement(path, "its classes differ")
 
 
-def _load(path: Path) -> _Run:
-    """An exported model as a function of images `(B, 3, S, S)` uint8."""
+def _load(path: Path) -> ExportedModel:
     if path.name == TORCH_FILE:
-        with _readable(path), _silence():
+        with _readable(path), silenced():
             program = torch.export.load(path)
-        module: _Run = program.module()
+        module: ExportedModel = program.module()
         return module
-    (runtime,) = _require("onnxruntime")
+    (runtime,) = import_packages("onnxruntime")
     options = runtime.SessionOptions()
     # Left alone it takes every core of the machine, and complains where it may not have them.
     options.intra_op_num_threads = torch.get_num_threads()
@@ -161,8 +171,6 @@ def _readable(path: Path) -> Iterator[None]:
     except LowshotError:
         raise
     except Exception as error:
-        text = getattr(error, "strerror", None) or str(error)
-        reason = " ".join(text.split())[:200] or type(error).__name__
         raise LowshotError(
-            f"{path} cannot be used: {reason}", "export again with --overwrite"
+            f"{path} cannot be used: {one_line(error, 200)}", "export again with `overwrite=True`"
         ) from None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +13,15 @@ from torch import Tensor, nn
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import ExportFormat
-from lowshot_cli.errors import LowshotError
+from lowshot_cli.export.formats import (
+    CARD_FILE,
+    LABELS_FILE,
+    MODEL_FILES,
+    ONNX_FILE,
+    TORCH_FILE,
+    ensure_installed,
+    silenced,
+)
 from lowshot_cli.export.model_card import model_card
 from lowshot_cli.models.embedder import fused
 from lowshot_cli.storage.files import write_atomically
@@ -25,30 +29,12 @@ from lowshot_cli.storage.files import write_atomically
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-# The version that PyTorch's exporter writes by itself, without converting.
+# The ONNX version that PyTorch's exporter writes without a conversion.
 OPSET = 18
 
 
-ONNX_FILE, TORCH_FILE, LABELS_FILE, CARD_FILE = (
-    "model.onnx",
-    "model.pt2",
-    "labels.json",
-    "README.md",
-)
-
-
-MODEL_FILES: dict[ExportFormat, tuple[str, ...]] = {
-    "onnx": (ONNX_FILE,),
-    "torch": (TORCH_FILE,),
-    "all": (ONNX_FILE, TORCH_FILE),
-}
-
-
-_Run = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
 class Classifier(nn.Module):
-    """All that a checkpoint does to an image, in one module without state beside its tensors."""
+    """From uint8 images to probabilities, in one module without state besides its tensors."""
 
     mean: Tensor
     std: Tensor
@@ -74,20 +60,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities `(B, C)` and unit embeddings `(B, D)` of images `(B, 3, S, S)` uint8."""
-        embeddings = self.network((images.float() - self.mean) / self.std)
-        # As `Head.probabilities`, whose sums in place an exported program would not take.
-        cosines = embeddings @ self.proxies.T + self.offsets
+        embeddings = self.network((images.float() - self.mean) / self.std)  # (B, D)
+        # As `Head.probabilities`, but without its additions in place, which cannot be exported.
+        cosines = embeddings @ self.proxies.T + self.offsets  # (B, C)
         return (self.scale * cosines).softmax(1), embeddings
-
-
-def ensure_installed(form: ExportFormat, making: bool, checking: bool) -> None:
-    """Ask for the packages that making or checking an export needs, before any work starts.
-
-    Raises:
-        LowshotError: ONNX is wanted and they are not installed.
-    """
-    if ONNX_FILE in MODEL_FILES[form]:
-        _require(*(["onnx", "onnxscript"] * making), *(["onnxruntime"] * checking))
 
 
 def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
@@ -99,7 +75,7 @@ def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
     ensure_installed(form, making=True, checking=False)
     models = MODEL_FILES[form]
     made: dict[str, bytes] = {}
-    with _silence():
+    with silenced():
         program = _program(checkpoint)
         if ONNX_FILE in models:
             made[ONNX_FILE] = _onnx(program)
@@ -135,7 +111,7 @@ def _program(checkpoint: Checkpoint) -> ExportedProgram:
     )
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
-            # Where in whose folders each operation was written concerns nobody else.
+            # It names the folders of the machine that exports.
             node.meta.pop("stack_trace", None)
     return program
 
@@ -164,30 +140,3 @@ def _torch(program: ExportedProgram) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
-
-
-def _require(*names: str) -> list[Any]:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return [importlib.import_module(name) for name in names]
-    except ImportError:
-        raise LowshotError(
-            f"ONNX needs the packages {', '.join(names)}, and not all are installed",
-            "`pip install 'lowshot-cli[onnx]'` brings them; --format torch does without",
-        ) from None
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the chatter of exporters from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(before)

@@ -1,4 +1,9 @@
-"""Fine-tuning of rows after imprinting: the novel ones alone, or all."""
+"""Fine-tuning of proxies after imprinting: the novel ones alone, or all (section 3.2).
+
+The backbone stays as it is, so embeddings are computed once and a step is a matrix product. Shapes
+in the comments: T trials, W novel classes a trial, n supports of a trial, N base samples, C base
+classes, D numbers of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,9 @@ from lowshot_cli.models.head import chunk_size
 def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
     """Loss weight of a sample of each class.
 
-    `adaptive` weighs a class by the inverse of how many of its samples the batches really hold, so
-    every class has the same say, whether its samples are repeated or not. `novel_weight` replaces
-    that with a fixed ratio, novel to base; `plain` weighs all samples alike.
+    `adaptive` weighs a class by the inverse of how many of its samples one pass holds, so that all
+    classes count alike, whether their samples are repeated or not. `novel_weight` replaces that
+    with a fixed ratio, novel to base; `plain` weighs all samples alike.
 
     Args:
         counts: `(C,)` samples of each class that one pass over the batches holds.
@@ -49,12 +54,12 @@ def sample_weights(labels: Tensor, n_base: int, ways: int, config: FinetuneConfi
 
 @dataclass(frozen=True)
 class BaseSamples:
-    """Base embeddings that hold novel rows off.
+    """Base embeddings that keep novel proxies away from the base classes.
 
     Attributes:
-        embeddings: `(N, D)` unit embeddings that set no bias afterwards.
-        labels: `(N,)` int64 base rows.
-        proxies: `(C, D)` base rows.
+        embeddings: `(N, D)` unit embeddings, none of which sets the bias afterwards.
+        labels: `(N,)` int64 base classes.
+        proxies: `(C, D)` of the base classes.
         scale: factor on the cosines.
     """
 
@@ -70,55 +75,70 @@ class BaseSamples:
         return torch.cat(sums).view(embeddings.shape[:-1])
 
 
-def finetune_rows(
-    rows: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
+def finetune_proxies(
+    proxies: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
 ) -> Tensor:
-    """Train the novel rows of many trials at once, base rows frozen.
+    """Train the novel proxies of many trials at once, with the base proxies frozen.
 
-    Frozen base rows enter the softmax only through their log-sum-exp, which never changes. A bias
-    is trained along, so that the row's direction need not make up for calibration, and dropped.
-    Adam (Kingma and Ba, ICLR 2015) on rows and bias; rows are normalised after every step.
+    The loss of a sample x with label y is the cross-entropy over all classes (Qi et al. 2018,
+    eq. 3), in which frozen base proxies appear only as L(x), the log-sum-exp of their logits. L(x)
+    never changes, so it is computed once, and T trials of W novel classes are one batch of matrix
+    products. For a novel class w with proxy p_w and bias b:
+
+        P(w | x) = exp(s (x p_w + b)) / (exp(L(x)) + sum over v of exp(s (x p_v + b)))
+        gradient with respect to p_w = sum over x of weight(x) s (P(w | x) - [y = w]) x
+
+    The bias is trained along and dropped at the end. Without it proxies would have to turn away
+    from the base classes to lower all novel logits alike, which is the operating point's business.
+    Adam (Kingma and Ba, ICLR 2015) on proxies and bias; proxies are normalised after every step.
 
     Args:
-        rows: `(T, W, D)` unit rows to start from.
+        proxies: `(T, W, D)` unit proxies to start from.
         support: `(T, n, D)` unit support embeddings of all novel classes of a trial.
         targets: `(n,)` int64 novel class 0..W-1 of each, the same for every trial.
-        base: samples and rows of the base classes, the same for every trial.
+        base: samples and proxies of the base classes, the same for every trial.
         config: `steps`, `head_lr`, `prior_shots`, `loss` and `novel_weight` are read.
 
     Returns:
-        `(T, W, D)` unit rows, pulled back to where they started.
+        `(T, W, D)` unit proxies, shrunk towards where they started.
     """
-    trials, ways, size = rows.shape
-    start, shots = rows, torch.bincount(targets, minlength=ways)
-    labels = torch.cat([base.labels, targets + len(base.proxies)])
+    trials, ways, size = proxies.shape
+    start, shots = proxies, torch.bincount(targets, minlength=ways)  # (T, W, D), (W,)
+    # One pass holds N base samples and n supports; the loss is the weighted mean over both.
+    labels = torch.cat([base.labels, targets + len(base.proxies)])  # (N + n,)
     weights = sample_weights(labels, len(base.proxies), ways, config) / len(labels)
-    base_weight, support_weight = weights.split([len(base.labels), len(targets)])
-    onehot = F.one_hot(targets, ways).float().T
-    base_lse, support_lse = base.log_sum_exp(base.embeddings), base.log_sum_exp(support)
+    base_weight, support_weight = weights.split([len(base.labels), len(targets)])  # (N,), (n,)
+    onehot = F.one_hot(targets, ways).float().T  # (W, n), [y = w]
+    base_lse = base.log_sum_exp(base.embeddings)  # (N,), L(x) of base samples
+    support_lse = base.log_sum_exp(support)  # (T, n), L(x) of supports
 
-    rows, bias = rows.clone(), rows.new_zeros(trials, 1)
-    take_step = adam_steps([rows, bias], config.head_lr)
+    proxies, bias = proxies.clone(), proxies.new_zeros(trials, 1)  # (T, W, D), (T, 1)
+    take_step = adam_steps([proxies, bias], config.head_lr)
     for _ in range(config.steps):
-        # Gradients of the cross-entropy: (probability - target) x weight x scale x embedding.
-        cosines = (rows.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)
-        on_base = _novel_softmax(base.scale * (cosines + bias[:, :, None]), base_lse) * base_weight
-        logits = base.scale * (rows @ support.mT + bias[:, :, None])
-        on_support = (_novel_softmax(logits, support_lse[:, None]) - onehot) * support_weight
-        gradient = (on_base.view(trials * ways, -1) @ base.embeddings).view_as(rows)
-        gradient = base.scale * (gradient + on_support @ support)
-        push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))
-        # Only the part along the sphere turns a row.
-        take_step([gradient - (gradient * rows).sum(-1, keepdim=True) * rows, push[:, None]])
-        rows.copy_(F.normalize(rows, dim=-1))
-    return shrink_towards_start(rows, start, shots, config.prior_shots)
+        # Base samples, the same for all trials: one product for all T x W proxies.
+        cosines = (proxies.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)  # (T, W, N)
+        logits = base.scale * (cosines + bias[:, :, None])  # (T, W, N)
+        on_base = _novel_softmax(logits, base_lse) * base_weight  # (T, W, N); no target is novel
+        # Supports, each trial's own.
+        logits = base.scale * (proxies @ support.mT + bias[:, :, None])  # (T, W, n)
+        error = _novel_softmax(logits, support_lse[:, None]) - onehot  # (T, W, n)
+        on_support = error * support_weight  # (T, W, n)
+
+        gradient = (on_base.view(trials * ways, -1) @ base.embeddings).view_as(proxies)
+        gradient = base.scale * (gradient + on_support @ support)  # (T, W, D)
+        push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))  # (T,), of the bias
+        # The part of a gradient along its proxy would change the length alone, so it is left out.
+        radial = (gradient * proxies).sum(-1, keepdim=True)  # (T, W, 1)
+        take_step([gradient - radial * proxies, push[:, None]])
+        proxies.copy_(F.normalize(proxies, dim=-1))
+    return shrink_towards_start(proxies, start, shots, config.prior_shots)
 
 
 def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
     """Adam: a function that takes gradients and moves the parameters, in place.
 
-    The same as `torch.optim.Adam`, which takes longer to be set up for the first time, as much of
-    PyTorch is loaded for it, than to fine-tune.
+    The same as `torch.optim.Adam`, which loads so much of PyTorch when it is first made that this
+    takes longer than the fine-tuning.
     """
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     counts = [torch.tensor(0.0) for _ in parameters]
@@ -144,84 +164,97 @@ def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tens
     return take_step
 
 
-def shrink_towards_start(rows: Tensor, start: Tensor, counts: Tensor, prior_shots: float) -> Tensor:
-    """Rows between where they started and where their samples drew them.
+def shrink_towards_start(
+    proxies: Tensor, start: Tensor, counts: Tensor, prior_shots: float
+) -> Tensor:
+    """Proxies between where they started and where training moved them.
 
-    What few samples teach is mostly noise, so a row moves by n / (n + prior) of the way, the
+    What few samples teach is mostly noise, so a proxy moves by n / (n + prior) of the way, the
     shrinkage of a posterior mean whose prior is worth `prior_shots` samples.
 
     Args:
-        rows: `(..., W, D)` trained unit rows.
-        start: `(..., W, D)` unit rows before training.
-        counts: `(W,)` samples of each row's class, n.
-        prior_shots: samples that the start is worth; 0 keeps the trained rows.
+        proxies: `(..., W, D)` trained unit proxies.
+        start: `(..., W, D)` unit proxies before training.
+        counts: `(W,)` samples of each class, n.
+        prior_shots: samples that the start is worth; 0 keeps the trained proxies.
 
     Returns:
-        `(..., W, D)` unit rows.
+        `(..., W, D)` unit proxies.
     """
-    share = counts / (counts + prior_shots)
-    pulled = F.normalize(torch.lerp(start, rows, share[:, None]), dim=-1)
-    # A row that stood still stays so bit for bit.
-    return torch.where((rows == start).all(-1, keepdim=True), start, pulled)
+    share = counts / (counts + prior_shots)  # (W,)
+    shrunk = F.normalize(torch.lerp(start, proxies, share[:, None]), dim=-1)  # (..., W, D)
+    # A proxy that was not trained stays the same bit for bit; normalising it again would round it.
+    return torch.where((proxies == start).all(-1, keepdim=True), start, shrunk)
 
 
 def _novel_softmax(logits: Tensor, base_lse: Tensor) -> Tensor:
-    """Novel probabilities of logits `(T, W, n)`, the base log-sum-exp being broadcast to them."""
-    if logits.shape[1] == 1:
+    """Probabilities of the novel classes among all classes.
+
+    Args:
+        logits: `(T, W, n)` of the novel classes.
+        base_lse: log-sum-exp of the base logits, `(n,)` or `(T, 1, n)`.
+
+    Returns:
+        `(T, W, n)`.
+    """
+    if logits.shape[1] == 1:  # exp(z) / (exp(z) + exp(L)), in one operation
         return torch.sigmoid(logits - base_lse)
-    total = torch.logaddexp(logits.logsumexp(1, keepdim=True), base_lse)
+    total = torch.logaddexp(logits.logsumexp(1, keepdim=True), base_lse)  # (T, 1, n)
     return (logits - total).exp()
 
 
-def finetune_all_rows(
-    rows: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
+def finetune_all_proxies(
+    proxies: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Train novel rows with the base rows released, on every second step or on all.
+    """Train novel proxies together with the base proxies, on every second step or on all.
 
     Args:
-        rows: `(W, D)` unit novel rows to start from.
+        proxies: `(W, D)` unit novel proxies to start from.
         support: `(n, D)` unit support embeddings.
         targets: `(n,)` int64 novel class 0..W-1 of each.
-        base: samples and rows of the base classes.
-        config: as for `finetune_rows`; `freeze_base` is `alternate` or `never`.
+        base: samples and proxies of the base classes.
+        config: as for `finetune_proxies`; `freeze_base` is `alternate` or `never`.
 
     Returns:
-        Base rows `(C, D)` and novel rows `(W, D)`, all unit and pulled back to where they started.
+        Base proxies `(C, D)` and novel proxies `(W, D)`, all unit and shrunk towards where they
+        started.
     """
-    start, shots = rows, torch.bincount(targets, minlength=len(rows))
-    held = torch.bincount(base.labels, minlength=len(base.proxies))
-    embeddings = torch.cat([base.embeddings, support])
-    labels = torch.cat([base.labels, targets + len(base.proxies)])
-    weights = sample_weights(labels, len(base.proxies), len(rows), config)
-    base_rows, rows, bias = base.proxies.clone(), rows.clone(), rows.new_zeros(1)
-    parameters = [rows, bias, base_rows]
+    start, n_base = proxies, len(base.proxies)
+    shots = torch.bincount(targets, minlength=len(proxies))  # (W,)
+    held = torch.bincount(base.labels, minlength=n_base)  # (C,)
+    embeddings = torch.cat([base.embeddings, support])  # (N + n, D)
+    labels = torch.cat([base.labels, targets + n_base])  # (N + n,)
+    weights = sample_weights(labels, n_base, len(proxies), config)  # (N + n,)
+    base_proxies, proxies, bias = base.proxies.clone(), proxies.clone(), proxies.new_zeros(1)
+    parameters = [proxies, bias, base_proxies]
+    # Two optimisers, so that a step in which base proxies are frozen leaves their momentum alone.
     move_novel = adam_steps(parameters[:2], config.head_lr)
     move_base = adam_steps(parameters[2:], config.head_lr)
     for parameter in parameters:
         parameter.requires_grad_()
     for step in range(config.steps):
-        cosines = torch.cat([embeddings @ base_rows.T, embeddings @ rows.T + bias], 1)
-        losses = F.cross_entropy(base.scale * cosines, labels, reduction="none")
+        cosines = torch.cat([embeddings @ base_proxies.T, embeddings @ proxies.T + bias], 1)
+        losses = F.cross_entropy(base.scale * cosines, labels, reduction="none")  # (N + n,)
         *of_novel, of_base = torch.autograd.grad((losses * weights).mean(), parameters)
         move_novel(of_novel)
-        moved = [rows]
+        moved = [proxies]
         if not base_is_frozen(config, step):
             move_base([of_base])
-            moved.append(base_rows)
+            moved.append(base_proxies)
         normalise(moved)
     return (
-        shrink_towards_start(base_rows.detach(), base.proxies, held, config.prior_shots),
-        shrink_towards_start(rows.detach(), start, shots, config.prior_shots),
+        shrink_towards_start(base_proxies.detach(), base.proxies, held, config.prior_shots),
+        shrink_towards_start(proxies.detach(), start, shots, config.prior_shots),
     )
 
 
 @torch.no_grad()
 def normalise(parameters: list[Tensor]) -> None:
-    """Scale the rows of each `(n, D)` to length 1, in place."""
-    for rows in parameters:
-        rows.copy_(F.normalize(rows, dim=1))
+    """Scale each proxy of each `(n, D)` to length 1, in place."""
+    for proxies in parameters:
+        proxies.copy_(F.normalize(proxies, dim=1))
 
 
 def base_is_frozen(config: FinetuneConfig, step: int) -> bool:
-    """Whether the base rows stay as they are in a step: always, on even steps, or never."""
+    """Whether base proxies stay as they are in a step: always, on even steps, or never."""
     return config.freezing == "always" or (config.freezing == "alternate" and step % 2 == 0)

@@ -1,4 +1,9 @@
-"""The operating point: how far novel classes may push, and what that costs base classes."""
+"""The operating point: how far novel classes may push, and what that costs base classes.
+
+A query goes to a novel class where its novel cosine plus the novel bias beats its best base cosine.
+The margin of a base query is the bias at which that happens: best base cosine minus best novel one.
+So sorted margins tell for every bias how many base queries are lost, and the other way round.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +15,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.models.head import nearest_proxies
 
 DEFAULT_MAX_FORGETTING = 2.0
 
 
-# A bias this far below a turning point stays below it when the cosines are summed in another order.
+# A bias this far below a critical shift stays below it when cosines are summed in another order.
 _CLEARANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class BaseQueries:
-    """Base queries, as far as they bear on what novel rows cost.
+    """Base queries, reduced to what decides how much novel proxies cost.
+
+    A query that the base model gets wrong before and after cannot be lost, so it is left out.
 
     Attributes:
-        embeddings: `(n, D)` of the queries that the base model gets, or got, right.
+        embeddings: `(n, D)` of the queries that are right now or were right before.
         best: `(n,)` largest base cosine of each.
         right_before: `(n,)` bool, right under the pristine base model.
-        right_now: `(n,)` bool, right under today's base rows and backbone, novel classes aside.
+        right_now: `(n,)` bool, right under the present base proxies and backbone, among base
+            classes alone.
         total: number of base queries, right or wrong.
     """
 
@@ -49,52 +57,56 @@ class BaseQueries:
         """Classify base queries once for all trials.
 
         Args:
-            proxies: `(C, D)` base rows.
+            proxies: `(C, D)` of the base classes.
             embeddings: `(N, D)` unit embeddings of base queries.
-            labels: `(N,)` int64 rows they belong to.
+            labels: `(N,)` int64 base classes.
             right_before: `(N,)` bool under the pristine model, where it differs from this one.
-            nearest: what `nearest_rows` says of them, where that is known.
+            nearest: the result of `nearest_proxies`, where that is known.
         """
-        best, predicted = nearest or nearest_rows(embeddings, proxies)
+        best, predicted = nearest or nearest_proxies(embeddings, proxies)
         right_now = predicted == labels
         before = right_now if right_before is None else right_before
-        keep = before | right_now
+        keep = before | right_now  # (N,), of which n are true
         return cls(embeddings[keep], best[keep], before[keep], right_now[keep], len(labels))
 
-    def margins(self, rows: Tensor) -> Tensor:
-        """Margins `(T, n)` against the nearest of each trial's novel rows `(T, W, D)`."""
-        trials, ways, size = rows.shape
+    def margins(self, proxies: Tensor) -> Tensor:
+        """Margins `(T, n)` against the nearest of each trial's novel proxies `(T, W, D)`."""
+        trials, ways, size = proxies.shape
         if ways == 1:
-            return compute_margins(self.embeddings, self.best, rows[:, 0])
-        cosines = (rows.reshape(-1, size) @ self.embeddings.T).view(trials, ways, -1)
-        return self.best - cosines.amax(1)
+            return compute_margins(self.embeddings, self.best, proxies[:, 0])
+        cosines = (proxies.reshape(-1, size) @ self.embeddings.T).view(trials, ways, -1)
+        return self.best - cosines.amax(1)  # (n,) - (T, n)
 
     def critical_shifts(self, margins: Tensor, points: tuple[float, ...]) -> Tensor:
-        """Shifts `(T, len(points))` below which at most that many points of base accuracy go."""
+        """Shifts `(T, len(points))` below which at most that many points of base accuracy are lost.
+
+        Only queries that were right before count as lost. Those among them that changed base
+        proxies or a changed backbone turned wrong are lost at any shift.
+        """
         if not bool(self.right_now.all() & self.right_before.all()):
             margins = margins.masked_fill(~self.right_now, -torch.inf)[:, self.right_before]
         return critical_shifts(margins, [allowed_losses(share, self.total) for share in points])
 
     def accuracy(self, margins: Tensor, bias: Tensor) -> Tensor:
         """Base accuracy `(T,)` in percent with the novel bias `(T,)`."""
-        kept = margins > bias[:, None]
+        kept = margins > bias[:, None]  # (T, n); a tie is lost
         if not bool(self.right_now.all()):
             kept &= self.right_now
         return 100 * kept.sum(1, dtype=torch.float64) / self.total
 
 
-def operating_bias(rows: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
+def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
     """The largest novel bias that costs at most `max_forgetting` points on the base hold-out.
 
     Args:
-        rows: `(T, W, D)` novel rows of each trial, sharing one bias.
-        holdout: base hold-out queries, used for nothing else that shaped the rows.
+        proxies: `(T, W, D)` novel proxies of each trial, sharing one bias.
+        holdout: base hold-out queries, none of which shaped the proxies.
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
-        `(T,)`. 0 where no bias could cost as much.
+        `(T,)`; 0 where no bias costs more than that.
     """
-    shifts = holdout.critical_shifts(holdout.margins(rows), (max_forgetting,))[:, 0]
+    shifts = holdout.critical_shifts(holdout.margins(proxies), (max_forgetting,))[:, 0]
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
 
 
@@ -120,8 +132,8 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
     """The shifts at which more queries are lost than each budget allows.
 
     Args:
-        margins: `(T, n)` fp32, margins of the base queries that the base model gets right; minus
-            infinity for one that changed base weights have already turned wrong.
+        margins: `(T, n)` fp32, of the base queries that the base model gets right; minus infinity
+            for one that changed base proxies have already turned wrong.
         budgets: how many may be lost, ascending.
 
     Returns:
@@ -129,7 +141,7 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
         most b queries. Infinity where no shift loses too many.
     """
     n_queries = margins.shape[1]
-    within = [budget for budget in budgets if budget < n_queries]
+    within = [budget for budget in budgets if budget < n_queries]  # the others allow any shift
     result = margins.new_full((len(margins), len(budgets)), torch.inf)
     if within:
         result[:, : len(within)] = _smallest(margins, within)
@@ -137,18 +149,19 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
 
 
 def _smallest(values: Tensor, places: list[int]) -> Tensor:
-    """What stands at these places, ascending, in each row of `(T, n)` once it is sorted."""
+    """The values at these places, ascending, of each sorted `(n,)` of `(T, n)`."""
     if values.device.type == "cpu":  # where NumPy's selection is the faster one
         return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places])
     return values.topk(places[-1] + 1, largest=False).values[:, torch.tensor(places)]
 
 
-def compute_margins(queries: Tensor, best_base: Tensor, rows: Tensor) -> Tensor:
-    """Margins `(T, n)` of queries `(n, D)` against one novel row per trial, `(T, D)`.
+def compute_margins(queries: Tensor, best_base: Tensor, proxies: Tensor) -> Tensor:
+    """Margins `(T, n)` of queries `(n, D)` against one novel proxy per trial, `(T, D)`.
 
     Args:
         queries: `(n, D)` unit embeddings.
         best_base: `(n,)` largest base cosine of each query.
-        rows: `(T, D)` unit rows.
+        proxies: `(T, D)` unit proxies.
     """
-    return torch.addmm(best_base, rows, queries.T, alpha=-1)
+    # best_base - proxies @ queries.T, in one pass over the result.
+    return torch.addmm(best_base, proxies, queries.T, alpha=-1)

@@ -1,8 +1,8 @@
 """Names to networks.
 
-Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised, and the package's own to
-what their last two stages saw, averaged over pixels: `(B, M1)` and `(B, M2)`, not negative. Its
-`embedding_size` is E, its `stage_sizes` are M1 and M2.
+Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised. The package's own return
+besides the activations of their last two stages, averaged over pixels: `(B, M1)` and `(B, M2)`,
+none of them negative. `embedding_size` is E, `stage_sizes` are M1 and M2.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_backbone(
     elif name in _OWN:
         backbone = _OWN[name](width, size, side)
     else:
-        raise UsageError(f"there is no backbone {name!r}", did_you_mean(name, BACKBONES))
+        raise UsageError(f"unknown backbone {name!r}", did_you_mean(name, BACKBONES))
     return Resized(backbone, side, shrinks=side < image_size) if input_size else backbone
 
 
@@ -61,6 +61,11 @@ def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     # Modules that changed their layout, as MNASNet did, ask which one a state dict has.
     state._metadata = backbone.state_dict()._metadata  # type: ignore[attr-defined]
     backbone.load_state_dict(state)
+
+
+def detached_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict on the CPU, apart from the graph; on the CPU it shares memory."""
+    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
 class Resized(nn.Module):

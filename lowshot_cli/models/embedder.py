@@ -1,4 +1,4 @@
-"""Embeddings of images, made once: the backbone is frozen, so they never change."""
+"""Embeddings of images, computed once: the backbone is frozen, so they never change."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
 
 from lowshot_cli.data.augment import shift_and_mirror
-from lowshot_cli.data.dataset import Images, Pixels
+from lowshot_cli.data.dataset import BATCH, Images, Pixels
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 
-BATCH = 256
+# What a model raises that is traced although its flow depends on its input: some of timm's do.
+_UNTRACEABLE = (TraceError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of each image are averaged: the image itself, or `count` crops and mirrorings."""
+    """Which augmented views of each image are averaged: `count` shifts, every second one mirrored.
+
+    Attributes:
+        count: of views.
+        flip: whether to mirror.
+        seed: decides the shifts.
+    """
 
     count: int
     flip: bool
@@ -42,12 +51,12 @@ def embed(
 
     Args:
         network: is not changed, nor the mode it is in.
-        pixels: `(N, 3, H, W)` uint8; of picked ones a batch at a time is copied.
+        pixels: `(N, 3, H, W)` uint8; of an `ImageSubset` one batch at a time is copied.
         dtype: fp32, or bf16 for autocast.
         views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
 
     Returns:
-        `(N, D)` fp32; unit rows, or means of unit rows where `views` is given.
+        `(N, D)` fp32 unit embeddings, or means of unit embeddings where `views` is given.
     """
     return _embed_fused(fused(network), pixels, dtype, views)
 
@@ -55,7 +64,7 @@ def embed(
 def _embed_fused(
     network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
 ) -> Tensor:
-    if not len(pixels):
+    if not len(pixels):  # a batch of one tells D
         blank = torch.zeros((1, *pixels[:0].shape[1:]), dtype=torch.uint8)
         return _forward(network, blank, dtype)[:0]
     chunks = []
@@ -74,20 +83,20 @@ def _embed_fused(
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    One that has been through this is returned as it is. A backbone that cannot be traced, because
-    its flow depends on its input, stays unfused.
+    A network that is fused already is returned as it is. A backbone that cannot be traced, because
+    its flow depends on its input, keeps its BatchNorms: its embeddings are the same, but slower.
     """
     if isinstance(network.backbone, GraphModule):
         return network
     backbone = copy.deepcopy(network.backbone).eval()
-    with suppress(Exception):
+    with suppress(*_UNTRACEABLE):
         backbone = fuse(backbone)
     return EmbeddingNetwork(backbone, network.normalisation, network.centre, network.mirror).eval()
 
 
 @torch.inference_mode()
 def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
-    """Mean `(M,)` of what the network's stages hold of images `(N, 3, H, W)` uint8."""
+    """Mean `(M,)` over images `(N, 3, H, W)` uint8 of the network's stages."""
     network = fused(network)
     images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
     total = torch.stack([network.stages(batch).double().sum(0) for batch in images]).sum(0)
@@ -95,7 +104,10 @@ def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
 
 
 def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:
-    """The same shift and mirroring for every image, so that an embedding is the image's alone."""
+    """Augmented views `(B, 3, H, W)` of a batch, one after the other.
+
+    A view shifts and mirrors every image alike, so an embedding depends on its image alone.
+    """
     generator = torch.Generator().manual_seed(views.seed)
     reach = max(1, pixels.shape[-1] // 8)
     shifts = torch.randint(-reach, reach + 1, (views.count, 1, 2), generator=generator)
@@ -138,8 +150,8 @@ class Embedder:
     Attributes:
         network: whose weights must not change while this embedder is used.
         dtype: fp32 or bf16.
-        cache: None to embed everything anew.
-        on_progress: told after each class.
+        cache: of embeddings; None embeds everything again.
+        on_progress: gets a report after each class.
     """
 
     network: EmbeddingNetwork
@@ -156,26 +168,36 @@ class Embedder:
     def each(
         self, images: Images, labels: Sequence[int], views: Views | None = None
     ) -> Iterator[Tensor]:
-        """The same one class after the other, for who need not keep them all in memory."""
+        """The same, one class after the other, so that they need not all be in memory."""
         keys = self._keys(images, labels, views)
         total, done = self._missing(images, labels, keys), 0
-        network: EmbeddingNetwork | None = None
         for label, key in zip(labels, keys, strict=True):
             kept = self.cache.read(key) if self.cache else None
             made = (kept or {}).get("embeddings")
             if made is None:
-                network = network or fused(self.network)
                 members = images.picked(images.of_class(label))
+                network = self._fused
                 with torch.inference_mode():
                     made = _embed_fused(network, members, self.dtype, views)
                 if self.cache:
                     self.cache.write(key, {"embeddings": made.contiguous()})
                 done += len(made)
                 total = max(total, done)
-                self.on_progress(Progress("embedding", done, total, milestone=done == total))
+                self.on_progress(Progress("embedding", done, total))
             yield made
         if self.cache and done:
             self.cache.trim()
+
+    @cached_property
+    def _fused(self) -> EmbeddingNetwork:
+        network = fused(self.network)
+        norms = nn.BatchNorm1d | nn.BatchNorm2d
+        if not isinstance(network.backbone, GraphModule) and any(
+            isinstance(module, norms) for module in network.backbone.modules()
+        ):
+            note = "this backbone cannot be optimised, so embedding takes longer than it might"
+            self.on_progress(Progress("embedding", 0, 1, note=note))
+        return network
 
     def missing(self, images: Images, labels: Sequence[int], views: Views | None = None) -> int:
         """How many of these images are not in the cache."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 STAGE_WEIGHTS = (2.0, 1.0)
 
 
-# Length of an embedding before it is scaled to 1, with its stages.
-_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
+# Length of an embedding with its stages before it is scaled to 1.
+JOINT_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
 
 
-# The root of a mean activation has no slope at 0 without it.
+# Keeps the slope of a root finite where an activation is 0.
 _FLOOR = 1e-6
 
 
@@ -31,13 +31,16 @@ class Normalisation:
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> Normalisation:
-        """Measure it on batches of images `(B, 3, H, W)` uint8, of which it counts the values."""
+        """Measure it on batches of images `(B, 3, H, W)` uint8.
+
+        A histogram per channel makes the result exact, whatever the order and size of batches.
+        """
         counts = torch.zeros(3, 256, dtype=torch.int64)
         for pixels in batches:
             for channel in range(3):
                 values = pixels[:, channel].flatten()
                 counts[channel] += torch.bincount(values, minlength=256)
-        value, n = torch.arange(256).double(), counts.sum(1)
+        value, n = torch.arange(256).double(), counts.sum(1)  # (256,), (3,)
         mean = (counts @ value.long()).double() / n
         variance = (counts * (value - mean[:, None]).square()).sum(1) / (n - 1)
         means = [round(channel, 4) for channel in mean.tolist()]
@@ -56,17 +59,18 @@ class EmbeddingNetwork(nn.Module):
     """A backbone, and what is made of its features: embeddings on the unit sphere.
 
     The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
-    section 3.1), and base classes are told apart by it alone. The longer a backbone is trained, the
-    less is left in it of what base classes do not need. Earlier stages keep that (hypercolumns,
-    Hariharan et al., CVPR 2015), so beside the trained part an embedding holds the roots of their
-    mean activations, centred, normalised and weighted, for the rows of novel classes to use.
+    section 3.1), and base classes are classified by it alone. The longer a backbone is trained, the
+    less of what base classes do not need is left in it. Earlier stages keep that (hypercolumns,
+    Hariharan et al., CVPR 2015). So beside the trained part an embedding holds the square roots of
+    their mean activations, centred, normalised and weighted, which the proxies of novel classes
+    use.
 
     Attributes:
         backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`, or
             to features alone.
         normalisation: applied to uint8 pixels before the backbone.
-        centre: `(M,)` mean over images of what `stages` returns; None, as in
-            training, leaves the stages out.
+        centre: `(M,)` mean over images of what `stages` returns; None, as in training, leaves the
+            stages out.
         mirror: whether an image and its mirror image are embedded together.
     """
 
@@ -80,7 +84,7 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.normalisation, self.mirror = normalisation, mirror
-        # A tensor of no numbers cannot be exported.
+        # An empty tensor cannot be exported.
         self.register_buffer("centre", centre if centre is not None and len(centre) else None)
         self.centre: Tensor | None
 
@@ -90,11 +94,11 @@ class EmbeddingNetwork(nn.Module):
         return next(self.parameters()).device
 
     def trained(self, images: Tensor) -> Tensor:
-        """The trained part alone, `(B, E)` unit, of normalised images as they are."""
+        """The trained part alone, unit `(B, E)`, of normalised images `(B, 3, H, W)`."""
         return F.normalize(self.backbone(images)[0].float(), dim=1)
 
     def stages(self, images: Tensor) -> Tensor:
-        """What the stages hold of images and their mirror images, `(B, M)`, not yet centred."""
+        """The stages of images and their mirror images, `(B, M)`, not yet centred."""
         trained, *stages = self._parts(images)
         return torch.cat([trained[:, :0], *stages], 1)
 
@@ -103,10 +107,11 @@ class EmbeddingNetwork(nn.Module):
         return self._join(self._parts(images))
 
     def one_view(self, images: Tensor) -> Tensor:
-        """Unit embeddings `(B, D)` of images as they are, never of their mirror images."""
+        """Unit embeddings `(B, D)` of images alone, without their mirror images."""
         return self._join(self._view(images))
 
     def _join(self, parts: list[Tensor]) -> Tensor:
+        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)` to unit embeddings `(B, E + M)`."""
         trained, *stages = parts
         if self.centre is None:
             return trained
@@ -115,10 +120,10 @@ class EmbeddingNetwork(nn.Module):
             weight * F.normalize(stage - centre, dim=1)
             for weight, stage, centre in zip(STAGE_WEIGHTS, stages, centres, strict=True)
         ]
-        return torch.cat(parts, 1) / _LENGTH
+        return torch.cat(parts, 1) / JOINT_LENGTH
 
     def _parts(self, images: Tensor) -> list[Tensor]:
-        """Trained part and stages, unit, over an image and its mirror image."""
+        """Trained part and stages, unit, of an image and its mirror image together."""
         parts = self._view(images)
         if self.mirror:
             both = zip(parts, self._view(images.flip(3)), strict=True)
@@ -126,11 +131,13 @@ class EmbeddingNetwork(nn.Module):
         return parts
 
     def _view(self, images: Tensor) -> list[Tensor]:
+        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)` of images alone, unit."""
         trained, *stages = self.backbone(images)
+        # Roots, as a few activations would outweigh all others.
         roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
         return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number in them is infinite or none."""
+    """Whether they hold no infinity and no NaN."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

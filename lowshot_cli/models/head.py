@@ -1,4 +1,4 @@
-"""The cosine classifier: proxies, scale and bias."""
+"""The cosine classifier: proxies, scale and bias (Qi et al. 2018, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowshot_cli.models.embedding import _LENGTH, EmbeddingNetwork
+from lowshot_cli.models.embedding import JOINT_LENGTH, EmbeddingNetwork
 
+# Cosines lie within -1 and 1, where a softmax over many classes is nearly flat; so they are scaled.
 INITIAL_SCALE = 10.0
 
 
+# 128 MiB of fp32.
 _MOST_COSINES = 2**25
 
 
 class CosineClassifier(nn.Module):
     """Embedding network, proxies and scale, trained together."""
 
-    def __init__(self, network: EmbeddingNetwork, n_rows: int, embedding_size: int) -> None:
+    def __init__(self, network: EmbeddingNetwork, n_proxies: int, embedding_size: int) -> None:
         super().__init__()
         self.network = network
-        self.proxies = nn.Parameter(F.normalize(torch.randn(n_rows, embedding_size), dim=1))
+        self.proxies = nn.Parameter(F.normalize(torch.randn(n_proxies, embedding_size), dim=1))
         self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, C)` of normalised images `(B, 3, H, W)` (Qi et al. 2018, eq. 2)."""
-        result: Tensor = (
-            self.scale * self.network.trained(images) @ F.normalize(self.proxies.float(), dim=1).T
-        )
+        proxies = F.normalize(self.proxies.float(), dim=1)  # (C, E)
+        result: Tensor = self.scale * self.network.trained(images) @ proxies.T
         return result
 
-    def rows(self, count: int) -> Tensor:
-        """The first `count` proxies, `(count, D)` unit; rows after them only served training."""
+    def unit_proxies(self, count: int) -> Tensor:
+        """The first `count` proxies, `(count, E)` unit; any after them only served training."""
         return F.normalize(self.proxies.detach().cpu()[:count], dim=1)
 
 
@@ -42,10 +43,10 @@ class Head:
     """The cosine classifier (Qi et al. 2018, eq. 2 and 3) with an offset for novel classes.
 
     Attributes:
-        proxies: `(C, D)` fp32, one unit row a class, base classes first. Base rows are zero
-            wherever embeddings hold more than their trained part.
+        proxies: `(C, D)` fp32, one of length 1 for each class, base classes first. Those of base
+            classes are zero wherever embeddings hold more than their trained part.
         scale: the learned factor on the cosines.
-        n_base: how many of the rows are base classes.
+        n_base: how many of the classes are base classes.
         bias: added to the cosine of every novel class.
     """
 
@@ -56,7 +57,7 @@ class Head:
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """Cosines plus bias `(B, C)` of unit embeddings `(B, D)`; the largest one decides."""
-        cosines = embeddings @ self.proxies.T
+        cosines = embeddings @ self.proxies.T  # (B, C)
         cosines[:, self.n_base :] += self.bias
         return cosines
 
@@ -66,7 +67,9 @@ class Head:
 
     def best(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Largest cosine plus bias `(B,)` of each embedding, and the class `(B,)` that has it."""
-        parts = embeddings.split(chunk_size(len(self.proxies)))
+        parts = embeddings.split(
+            chunk_size(len(self.proxies))
+        )  # so that (B, C) need not fit memory
         values, classes = zip(*(self.cosines(part).max(1) for part in parts), strict=True)
         return torch.cat(values), torch.cat(classes)
 
@@ -74,21 +77,22 @@ class Head:
         """Class of each embedding, `(B,)` int64."""
         return self.best(embeddings)[1]
 
-    def with_rows(self, rows: Tensor) -> Head:
-        """Append novel rows `(k, D)`."""
-        return replace(self, proxies=torch.cat([self.proxies, rows]))
+    def with_novel(self, proxies: Tensor) -> Head:
+        """The same head with the proxies `(k, D)` of more novel classes."""
+        return replace(self, proxies=torch.cat([self.proxies, proxies]))
 
     @classmethod
-    def of_base(cls, rows: Tensor, scale: float, size: int) -> Head:
+    def of_base(cls, proxies: Tensor, scale: float, size: int) -> Head:
         """The head of a base model for embeddings `(B, D)`; its logits are those of training.
 
         Args:
-            rows: `(C, E)` unit rows, as trained.
+            proxies: `(C, E)` unit proxies, as trained.
             scale: the learned factor on the cosines of trained parts.
-            size: D, which is E where the backbone shows no stages.
+            size: D, which is E where the backbone returns no stages.
         """
-        length = _LENGTH if size > rows.shape[1] else 1.0
-        return cls(pad_to(rows, size), scale * length, len(rows))
+        # Beside stages the trained part of an embedding is that much shorter than 1.
+        length = JOINT_LENGTH if size > proxies.shape[1] else 1.0
+        return cls(pad_to(proxies, size), scale * length, len(proxies))
 
     @property
     def size(self) -> int:
@@ -101,16 +105,16 @@ class Head:
         return replace(self, proxies=self.proxies[: self.n_base], bias=0.0)
 
 
-def chunk_size(n_rows: int) -> int:
-    """How many queries are compared with `n_rows` rows at once, for 128 MiB of fp32 cosines."""
-    return max(1, _MOST_COSINES // max(1, n_rows))
+def chunk_size(n_proxies: int) -> int:
+    """How many queries are compared with `n_proxies` proxies at once, in 128 MiB of cosines."""
+    return max(1, _MOST_COSINES // max(1, n_proxies))
 
 
-def nearest_rows(embeddings: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest cosine `(B,)` of embeddings `(B, D)` with rows `(C, D)`, and the row that has it."""
-    return Head(rows, 1.0, len(rows)).best(embeddings)
+def nearest_proxies(embeddings: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest cosine `(B,)` of embeddings `(B, D)` with proxies `(C, D)`, and whose it is."""
+    return Head(proxies, 1.0, len(proxies)).best(embeddings)
 
 
-def pad_to(rows: Tensor, size: int) -> Tensor:
-    """Rows `(..., E)` for embeddings of a larger size D, of which they read the trained part."""
-    return F.pad(rows, (0, size - rows.shape[-1]))
+def pad_to(proxies: Tensor, size: int) -> Tensor:
+    """Pad proxies `(..., E)` with zeros for embeddings of size D, to read their trained part."""
+    return F.pad(proxies, (0, size - proxies.shape[-1]))

@@ -22,7 +22,7 @@ class PretrainedBackbone(nn.Module):
         classifier: name of the layers in it that are left out, as state dicts call them.
         project: to another number of features, where one is asked for.
         embedding_size: E.
-        stage_sizes: none, as it shows no earlier stages.
+        stage_sizes: empty, as it returns no earlier stages.
     """
 
     def __init__(self, name: str, embedding_size: int | None, side: int) -> None:
@@ -47,10 +47,9 @@ class PretrainedBackbone(nn.Module):
         except NotImplementedError:
             raise
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = one_line(error)
             raise UsageError(
-                f"{name} takes no images of {side} pixels: {reason}",
-                "--input-size resizes them, most models are made for 224",
+                f"{name} cannot take images of {side} pixels: {one_line(error, 120)}",
+                "`input_size` resizes them, most models are made for 224",
             ) from None
         wanted = size if embedding_size is None else embedding_size
         self.project = nn.Identity() if wanted == size else nn.Linear(size, wanted, bias=False)
@@ -63,10 +62,10 @@ class PretrainedBackbone(nn.Module):
 
 
 def ensure_known(backbone: str) -> None:
-    """See that a library has the model of a name.
+    """Check that a library has the model of a name.
 
     Raises:
-        UsageError: it has none, or the library is absent.
+        UsageError: it has not, or the library is absent.
     """
     library, _, name = backbone.partition(":")
     if library == "torchvision":
@@ -77,7 +76,7 @@ def ensure_known(backbone: str) -> None:
         # A name that is not in the list, such as `hf-hub:...`, would make it reach for the network.
         known = import_timm().list_models()
     else:
-        raise UsageError(f"there is no backbone {backbone!r}", "torchvision:NAME or timm:NAME")
+        raise UsageError(f"unknown backbone {backbone!r}", "torchvision:NAME or timm:NAME")
     if name not in known:
         raise UsageError(
             f"{library} has no classification model {name!r}",
@@ -116,7 +115,7 @@ def _of_torchvision(name: str, side: int) -> _Built:
     elif name.startswith("maxvit"):
         options = {"input_size": (side, side)}
     model: nn.Module = models.get_model(name, weights=None, **options)
-    # In all its classifiers the last layer with weights is the one that tells classes apart.
+    # In all of torchvision's classifiers the last layer with weights is the one that classifies.
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     parent, _, child = layers[-1].rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
@@ -129,7 +128,7 @@ def _of_timm(name: str, side: int) -> _Built:
 
 
 def timm_classifier(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that a model of timm leaves out without classes."""
+    """Names of the layers that a model of timm lacks when it is built without classes."""
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names = config.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)

@@ -26,7 +26,7 @@ from lowshot_cli.storage.tensors import read_tensors
 _MEAN, _STD, _SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 
 
-# What programs put before the names of a state dict, lowshot's own checkpoints among them.
+# Prefixes that programs put before the names of a state dict, as lowshot's checkpoints do.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
@@ -46,18 +46,18 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """How a state dict met a model.
+    """How a state dict fitted a model.
 
     Attributes:
-        missing: the model's names that it lacks; they keep their random start.
-        unexpected: its names that the model has no place for, the classifier's aside.
+        missing: names of the model that the state dict lacks; their weights stay random.
+        unexpected: names of the state dict that the model lacks, except the classifier's.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def notes(self) -> list[str]:
-        """A line for people on each of the two, if there is any."""
+        """A line for people on each of the two that is not empty."""
         found = {"missing": self.missing, "not used": self.unexpected}
         return [f"weights: {len(n)} {what}: {_few(n)}" for what, n in found.items() if n]
 
@@ -71,7 +71,7 @@ class Preprocessing:
 
 
 def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
-    """What a library's model expects that starts from weights; None for any other backbone."""
+    """What a library's model with weights expects; None for any other backbone."""
     library, _, name = options.backbone.partition(":")
     if not options.weights or not name:
         return None
@@ -87,9 +87,9 @@ def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
 
 
 def photo_side(config: Config) -> int | None:
-    """Side in pixels to read the photos of a folder at, which are mostly larger than the default.
+    """Side in pixels at which to read the photos of a folder, mostly larger than the default.
 
-    None where the config says it, or the network asks for none.
+    None where the config says it, or the network does not ask for a size.
     """
     if config.dataset != "folder" or config.image_size is not None:
         return None
@@ -118,7 +118,7 @@ def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[
         show_progress: of a download, on stderr.
 
     Raises:
-        UsageError: published weights of a backbone that has none.
+        UsageError: a backbone without published weights.
         CheckpointError: a failed download, or a file that is absent, unsafe or damaged.
     """
     source = options.weights or DEFAULT_WEIGHTS
@@ -131,14 +131,14 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
     library, _, name = backbone.partition(":")
     if not name:
         raise UsageError(
-            f"{backbone} has no published weights", "try --backbone torchvision:resnet18"
+            f"{backbone} has no published weights", "try `backbone=torchvision:resnet18`"
         )
     ensure_known(backbone)
     published = None if library == "timm" else _of_torchvision(name)
     # The libraries announce a download on stdout, which is for results.
-    told = sys.stderr if show_progress else io.StringIO()
+    announced = sys.stderr if show_progress else io.StringIO()
     try:
-        with redirect_stdout(told), redirect_stderr(told):
+        with redirect_stdout(announced), redirect_stderr(announced):
             if published is None:
                 model = import_timm().create_model(name, pretrained=True, num_classes=0)
                 return dict(model.state_dict())
@@ -148,8 +148,8 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
     except Exception as error:  # whatever the network and the libraries over it come up with
         what = published.url if published else "them"
         raise CheckpointError(
-            f"cannot download the weights of {backbone}: {one_line(error)}",
-            f"download {what} elsewhere and give the file to --weights",
+            f"cannot download the weights of {backbone}: {one_line(error, 200)}",
+            f"download {what} elsewhere and give the file to `weights`",
         ) from None
 
 
@@ -166,17 +166,17 @@ def _read(source: str) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # what matters becomes the error below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"no weights at {path}", "check the path after --weights") from None
+        raise CheckpointError(f"no weights at {path}", "check the path in `weights`") from None
     except Exception as error:  # a damaged file can make a reader fail in any way
         raise CheckpointError(
-            f"cannot read the weights {path}: {one_line(error)}",
-            "save the model's state_dict() there, by safetensors or torch.save",
+            f"cannot read the weights {path}: {one_line(error, 200)}",
+            "save the model's state_dict() there with safetensors or torch.save",
         ) from None
     while isinstance(content, Mapping) and isinstance(inner := _nested(content), Mapping):
         content = inner
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path} holds no state dict but {type(content).__name__}",
+            f"{path} holds a {type(content).__name__}, not a state dict",
             "save the model's state_dict() there",
         )
     return {str(name): t for name, t in content.items() if isinstance(t, Tensor)}
@@ -211,7 +211,7 @@ def load_weights(
         raise CheckpointError(
             f"{source} holds no weight of this backbone: it has {_few(list(tensors))}, "
             f"not {_few(list(own))}",
-            "name the backbone that they are of with --backbone",
+            "name the `backbone` that they belong to",
         )
     misfits = [
         f"{name} is {list(tensor.shape)}, not {list(own[name].shape)}"
@@ -221,7 +221,7 @@ def load_weights(
     if misfits:
         raise CheckpointError(
             f"{source} does not fit the backbone: {_few(misfits)}",
-            "name the backbone that they are of with --backbone",
+            "name the `backbone` that they belong to",
         )
     for name, tensor in shared.items():
         if not bool(tensor.isfinite().all()):
@@ -233,22 +233,22 @@ def load_weights(
     )
 
 
-def classifier_rows(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
+def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
     """Weights `(C, E)` of the classifier that a backbone leaves out of a state dict.
 
     Raises:
-        CheckpointError: the state dict has no such layer, or not one row a class.
+        CheckpointError: the state dict has no such layer, or one for other features.
     """
     inner = backbone.backbone if isinstance(backbone, Resized) else backbone
     assert isinstance(inner, PretrainedBackbone)
     given = _renamed(tensors, inner.model.state_dict())
-    rows = given.get(f"{inner.classifier[0]}.weight") if inner.classifier else None
-    if rows is None or rows.flatten(1).shape[1] != inner.embedding_size:
+    weight = given.get(f"{inner.classifier[0]}.weight") if inner.classifier else None
+    if weight is None or weight.flatten(1).shape[1] != inner.embedding_size:
         raise CheckpointError(
             "the weights hold no classifier of this backbone's features",
-            "adopt it with its images: --dataset folder --data-dir ...",
+            "adopt it with its images: `dataset=folder`, and their folder as `data_dir`",
         )
-    return rows.flatten(1).float()
+    return weight.flatten(1).float()  # some are 1x1 convolutions, (C, E, 1, 1)
 
 
 def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import platformdirs
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.storage.tensors import read_tensors, write_tensors
@@ -19,7 +20,7 @@ _ABANDONED_SECONDS = 24 * 3600
 
 
 class Entry(NamedTuple):
-    """A file or folder of a cache: its size in bytes, and when it was last used, in seconds."""
+    """A file or folder of a cache: its size in bytes, and when it was last used (Unix seconds)."""
 
     path: Path
     size: int
@@ -28,9 +29,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class DiskCache:
-    """Entries named by a hash of everything they depend on: what is stale is never found again.
+    """Entries are named by a hash of everything they depend on, so a stale one is never found.
 
-    Hidden entries are being written; one that is a day old was left behind by a killed process.
+    Hidden entries are being written. One that is a day old was left behind by a killed process.
 
     Attributes:
         folder: where the entries lie.
@@ -54,13 +55,17 @@ class DiskCache:
         return self.folder / f"{key}.safetensors"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors under a key, memory-mapped; None if absent or damaged."""
+        """The tensors under a key, memory-mapped; None if absent, unreadable or damaged.
+
+        A damaged entry is deleted. One that cannot be read just now, for lack of memory, of file
+        descriptors or of a permission, stays.
+        """
         path = self.path(key)
         try:
             tensors, _ = read_tensors(path)
-        except FileNotFoundError:
+        except (OSError, MemoryError, RuntimeError):  # PyTorch has no error of its own for memory
             return None
-        except Exception:  # a damaged file is made again, whatever the damage
+        except (SafetensorError, ValueError):
             path.unlink(missing_ok=True)
             return None
         self.touch(path)

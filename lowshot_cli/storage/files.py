@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ _NAME_PART = 100
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a temporary file in the same folder, then put it in `path`'s place.
 
-    The temporary file is locked until then, so that what a killed process left behind is told
-    apart, and cleared away by whoever writes to `path` next.
+    The temporary file is locked until then. So one that a killed process left behind is recognised
+    by its missing lock, and whoever writes to `path` next deletes it.
 
     Args:
         path: of the file.
@@ -34,30 +35,36 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
         OSError: the folder cannot be written to or is full; `path` is as it was.
     """
     remove_abandoned(path.parent, glob.escape(path.name[:_NAME_PART]))
-    descriptor, temporary = _locked_temporary(path)
+    descriptor, temporary = create_temporary(path)
+    file = os.fdopen(descriptor, "wb")
     try:
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        file.write(content)
+        file.flush()
         if durable:
             os.fsync(descriptor)
+        if os.name == "nt":  # untested; there an open file is neither renamed nor deleted
+            file.close()
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
-        os.close(descriptor)
+        file.close()
 
 
-def _locked_temporary(path: Path) -> tuple[int, Path]:
+def create_temporary(path: Path) -> tuple[int, Path]:
+    """Create a locked temporary file beside `path`: its descriptor, and where it is."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        prefix = f".{path.name[:_NAME_PART]}."
-        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
-        # Between its making and its locking it may have been taken for abandoned.
+        temporary = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(4)}.tmp")
+        # Not by `tempfile`, whose files are their owner's alone: this one gets the usual mode.
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            continue
+        # Between its making and its locking it may have been taken for abandoned and deleted.
         if try_lock(descriptor) and os.fstat(descriptor).st_nlink:
-            return descriptor, Path(name)
+            return descriptor, temporary
         os.close(descriptor)
 
 
@@ -74,7 +81,8 @@ def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.me
     """Map a new `.npy` file of zeros for writing, its space taken at once.
 
     Raises:
-        OSError: there is not enough of it. Found out later, it would end the process by a signal.
+        OSError: there is not enough space. Found out only when written to, this would end the
+            process by a signal.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
@@ -102,7 +110,7 @@ def ensure_writable(folder: Path) -> None:
         Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise LowshotError(
-            f"cannot write to the folder {folder}: {error.strerror}", "name another with --workdir"
+            f"cannot write to the folder {folder}: {error.strerror}", "use another `workdir`"
         ) from None
 
 
@@ -113,8 +121,6 @@ def ensure_free(path: Path, overwrite: bool) -> None:
         UsageError: `path` exists and `overwrite` is not set, or it is a folder.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, a file is to be written there", "name a file")
+        raise UsageError(f"{path} is a folder, and a file is to be written there", "name a file")
     if path.exists() and not overwrite:
-        raise UsageError(
-            f"{path} exists", "add --overwrite to replace it, or name another --workdir"
-        )
+        raise UsageError(f"{path} exists", "`overwrite=True` replaces it, or use another `workdir`")

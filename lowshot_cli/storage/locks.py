@@ -1,39 +1,34 @@
-"""Locks that end with the process that holds them, however it ends."""
+"""Locks that end with the process that holds them, however it ends.
+
+On Windows they are untested.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowshot_cli.errors import LowshotError
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this platform, so nothing is ever found locked
-    fcntl = None  # type: ignore[assignment]
-
 
 LOCK = ".lowshot.lock"
 
 
 def try_lock(descriptor: int) -> bool:
     """Lock an open file until it is closed; False if another process has it locked."""
-    if fcntl is None:
-        return True
+    # Imported here, as many commands lock nothing.
+    from filelock import lock_descriptor
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError:  # a file system without locks, on which nothing is ever found locked
         return True
-    return True
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of a file; a file that has vanished is held by none."""
+    """Whether a process holds the lock of a file; False for a file that has vanished."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -51,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Be the only process that writes results into a folder, and clear away what a dead one left.
 
     Raises:
-        LowshotError: another process is at it; says which.
+        LowshotError: another process is writing there; the message says which.
         OSError: the folder cannot be written to.
     """
     path = folder / LOCK
@@ -62,7 +57,9 @@ def locked(folder: Path) -> Iterator[None]:
         remove_abandoned(folder)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # While it is still locked, so that nobody locks a file that is about to vanish.
+        with suppress(PermissionError):  # Windows, which deletes no open file, keeps it
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -70,15 +67,23 @@ def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if not try_lock(descriptor):
-            owner = os.read(descriptor, 200).decode("utf-8", "replace")
-            os.close(descriptor)
             raise LowshotError(
-                f"{path.parent} is in use by {owner or 'another process'}",
-                "wait until it has finished, or name another --workdir",
+                f"{path.parent} is in use by {_read_owner(descriptor) or 'another process'}",
+                "wait until it has finished, or use another `workdir`",
             )
         # Its last owner may have deleted it between the opening and the locking.
         if os.fstat(descriptor).st_nlink:
             return descriptor
+        os.close(descriptor)
+
+
+def _read_owner(descriptor: int) -> str:
+    """What the holder wrote into a lock file, which is closed."""
+    try:
+        return os.read(descriptor, 200).decode("utf-8", "replace")
+    except OSError:  # Windows does not let others read what is locked
+        return ""
+    finally:
         os.close(descriptor)
 
 

@@ -54,13 +54,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if checksum is not None:
         given = bytes(checksum.to(torch.uint8).flatten().tolist())
         if given != content_digest(tensors, metadata):
-            raise ValueError("it is damaged: its checksum is another")
+            raise ValueError("it is damaged: its checksum does not match")
     return tensors, metadata
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait for the library's reader, which would take it for damage of the file."""
+    """Hold Ctrl-C back while the library reads; it would report it as a damaged file."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,10 +92,10 @@ def checked_tensor(
     shape: tuple[int | None, ...],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A tensor of a file, of the shape that is wanted; None stands for any size.
+    """A tensor of a file, of the given shape; None stands for any size.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no tensor of that name.
         ValueError: another shape or type, or a number that is not finite.
     """
     tensor = tensors[name]

@@ -19,7 +19,7 @@ from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.methods.finetuning import BaseSamples
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.embedder import Embedder
-from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.models.head import nearest_proxies
 from lowshot_cli.sweep.plan import IntArray, Plan
 from lowshot_cli.sweep.scoring import NovelQueries
 
@@ -117,7 +117,7 @@ def embed_for_sweep(
         dataset=dataset,
         base=BaseQueries.of(proxies, queries, truth),
         base_truth=truth,
-        base_right=nearest_rows(queries, proxies)[1] == truth,
+        base_right=nearest_proxies(queries, proxies)[1] == truth,
         calibration=checkpoint.holdout.calibration_half(checkpoint.head),
         shaping=checkpoint.holdout.fit_half(checkpoint.head),
         novel={

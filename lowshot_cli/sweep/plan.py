@@ -15,7 +15,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import class_order
 from lowshot_cli.data.supports import sample_classes
 from lowshot_cli.errors import UsageError
-from lowshot_cli.seeding import GROUP_STREAM, hash_keys
+from lowshot_cli.seeding import Stream, hash_keys
 from lowshot_cli.sweep.results import CLASS_SEPARATOR
 
 TILE = 256
@@ -185,7 +185,7 @@ def _group(
             f"give a number up to {len(labels)}",
         )
     if ways > 1:
-        keys = hash_keys(seed, GROUP_STREAM, np.array(labels))
+        keys = hash_keys(seed, Stream.GROUP, np.array(labels))
         labels = [labels[i] for i in np.argsort(keys, kind="stable")]
     full = len(labels) - len(labels) % ways
     groups = tuple(tuple(labels[i : i + ways]) for i in range(0, full, ways))

@@ -27,6 +27,7 @@ from lowshot_cli.progress import OnProgress, ShouldStop, silent
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import Plan, TrialBatch
 from lowshot_cli.sweep.trials import BatchResult, Executor, Outcomes, Work, run_piece
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.train import train_base
 
@@ -343,4 +344,5 @@ def _train(number: int, config: Config, dataset: Dataset, threads: int) -> tuple
     """A base model, in a worker, which may lie on another machine than the work folder."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        return number, train_base(config, dataset, Path(folder) / "state")
+        context = RunContext(device=pick_device(config.device))
+        return number, train_base(config, dataset, Path(folder) / "state", context=context)

@@ -130,8 +130,7 @@ def sweep(
                 _keep(models, firsts[number], outcome)
             _write(buffer.push(number, outcome.rows), file, totals)
             done += sizes[number]
-            milestone = done == plan.n_rows
-            on_progress(Progress("trials", done, plan.n_rows, "trials", milestone=milestone))
+            on_progress(Progress("trials", done, plan.n_rows, "trials"))
     except OSError as error:
         reason = error.strerror or str(error)
         raise LowshotError(
@@ -194,7 +193,7 @@ def _with_supports(entry: dict[str, Any], plan: Plan, embedded: SweepEmbeddings)
     trials = [entry["best_trial"], entry["worst_trial"]]
     for label, index in zip(labels, members, strict=True):
         avoided = embedded.avoided[label]
-        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided)
+        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided=avoided)
         for found, chosen in zip(supports.values(), drawn, strict=True):
             found.append(index[torch.from_numpy(chosen)].tolist())
     return {**entry, **supports}

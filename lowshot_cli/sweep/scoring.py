@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowshot_cli.evaluation.statistics import FloatArray, harmonic_mean
 from lowshot_cli.methods.operating_point import BaseQueries
-from lowshot_cli.models.head import nearest_rows
+from lowshot_cli.models.head import nearest_proxies
 
 NCR_POINTS = (2.0, 5.0)
 
@@ -47,7 +47,7 @@ class NovelQueries:
     @classmethod
     def of(cls, proxies: Tensor, embeddings: Tensor) -> NovelQueries:
         """Find the best base class of each query once for all trials."""
-        best, nearest = nearest_rows(embeddings, proxies)
+        best, nearest = nearest_proxies(embeddings, proxies)
         return cls(embeddings, best, F.one_hot(nearest, len(proxies)).float())
 
 

@@ -73,7 +73,7 @@ def draw_tile(
         place = units == label
         own = np.broadcast_to(trials[:, None], units.shape)[place]
         drawn[place] = draw_supports(
-            plan.seed, int(label), own, shots, available[int(label)], avoided[int(label)]
+            plan.seed, int(label), own, shots, available[int(label)], avoided=avoided[int(label)]
         )
     return Tile(method, shots, len(trials), units, trials, drawn)
 

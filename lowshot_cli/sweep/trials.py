@@ -31,7 +31,8 @@ from lowshot_cli.sweep.plan import TILE, Plan, TrialBatch
 from lowshot_cli.sweep.results import Rows
 from lowshot_cli.sweep.scoring import NovelQueries, Scores, score_trials
 from lowshot_cli.sweep.tiles import Tile, gather, make_tile
-from lowshot_cli.training.finetune_network import finetune_full
+from lowshot_cli.training.context import RunContext
+from lowshot_cli.training.finetune_network import finetune_network
 
 
 def score_full_trial(
@@ -63,14 +64,13 @@ def score_full_trial(
     ]
     network = checkpoint.network(pick_device(config.device))
     start = make_start(gather(embedded.train, tile), checkpoint)[0]
-    proxies = finetune_full(
+    proxies = finetune_network(
         network,
-        checkpoint.head.with_rows(start).proxies,
-        checkpoint.head.scale,
+        checkpoint.head.with_novel(start),
         full_data(checkpoint, dataset, supports),
         config.finetune.model_copy(update={"scope": "full"}),
-        _seed(tile, config),
-        on_progress,
+        seed=_seed(tile, config),
+        context=RunContext(on_progress=on_progress),
     )
     n_base = checkpoint.meta.n_base
     base_rows, rows = proxies[:n_base], proxies[n_base:][None]

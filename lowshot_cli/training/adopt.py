@@ -14,12 +14,14 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
 from lowshot_cli.methods.imprinting import imprint
+from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import INITIAL_SCALE, Head
-from lowshot_cli.models.weights import LoadedWeights, classifier_rows, preprocessing, read_weights
-from lowshot_cli.progress import OnProgress, Progress, ShouldStop
-from lowshot_cli.training.result import TrainResult, describe, make_checkpoint
+from lowshot_cli.models.weights import classifier_proxies, preprocessing, read_weights
+from lowshot_cli.progress import Progress
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
+from lowshot_cli.training.result import TrainResult, describe_base, make_checkpoint
 from lowshot_cli.training.task import BaseTask, build_network, input_side
 
 
@@ -28,33 +30,38 @@ def adopt(
     dataset: Dataset,
     task: BaseTask,
     network: EmbeddingNetwork,
-    loaded: LoadedWeights | None,
-    on_progress: OnProgress,
-    should_stop: ShouldStop,
+    *,
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> TrainResult:
     """Imprint the base classes from all their fit images (Qi et al. 2018, section 3.2).
 
-    The scale, which training would have learnt, is the likeliest on half of the hold-out.
+    The scale, which training would have learnt, is the likeliest one on half of the hold-out.
+
+    Args:
+        config: common part and `train_base`.
+        dataset: where images come from.
+        task: its images.
+        network: its backbone is taken as it is.
+        context: gets a report after each class, and is asked whether to stop.
 
     Raises:
         Interrupted: `should_stop` said so.
-        TrainingError: the backbone tells nothing about a class.
+        TrainingError: a class whose features are zero or not finite.
     """
     started = time.perf_counter()
-    as_used = EmbeddingNetwork(network.backbone, task.normalisation, mirror=task.flip)
-    as_used, found, done = fused(as_used), [], 0
+    as_used = fused(EmbeddingNetwork(network.backbone, task.normalisation, mirror=task.flip))
+    prototypes, done = [], 0
     for index in task.fit.index.split(torch.bincount(task.fit_labels).tolist()):
-        found.append(imprint(embed(as_used, ImageSubset(task.fit.pixels, index))))
+        prototypes.append(imprint(embed(as_used, ImageSubset(task.fit.pixels, index))))  # (E,)
         done += len(index)
-        is_last = done == len(task.fit)
-        on_progress(Progress("imprinting", done, len(task.fit), milestone=is_last))
-        if should_stop():
-            raise Interrupted("stopped while imprinting", "the same command starts anew")
-    rows = torch.stack(found)
-    _ensure_unit(rows, task)
+        context.on_progress(Progress("imprinting", done, len(task.fit)))
+        if context.should_stop():
+            raise Interrupted("stopped while imprinting", "the same command starts again")
+    proxies = torch.stack(prototypes)  # (C, E)
+    _ensure_unit(proxies, task)
     seconds = time.perf_counter() - started
     checkpoint, holdout_accuracy = make_checkpoint(
-        config, dataset, task, network, rows, None, on_progress
+        config, dataset, task, network, proxies, context=context
     )
     return TrainResult(
         checkpoint=checkpoint,
@@ -63,21 +70,20 @@ def adopt(
         epochs=0,
         train_seconds=seconds,
         images_per_second=len(task.fit) / max(seconds, 1e-9),
-        weights=loaded,
     )
 
 
-def _ensure_unit(rows: Tensor, task: BaseTask) -> None:
-    for name, length in zip(task.names, rows.norm(dim=1).tolist(), strict=True):
+def _ensure_unit(proxies: Tensor, task: BaseTask) -> None:
+    for name, length in zip(task.names, proxies.norm(dim=1).tolist(), strict=True):
         if not 0.5 < length < 2:
             raise TrainingError(
                 f"the backbone's features of {name!r} are zero or not finite",
-                "give weights with --weights, or train with --epochs",
+                "give `weights`, or train for some `epochs`",
             )
 
 
 def adopt_without_data(config: Config) -> TrainResult:
-    """A base model from a weights file alone, whose rows are those of its classifier, normalised.
+    """A base model from a weights file alone: its proxies are the classifier's rows, normalised.
 
     It has no hold-out, so nothing can be calibrated on it.
 
@@ -93,8 +99,9 @@ def adopt_without_data(config: Config) -> TrainResult:
     expected = preprocessing(options)
     if expected is None or options.epochs or not isinstance(names, tuple):
         raise UsageError(
-            "--dataset none adopts a classifier from its weights",
-            "give --backbone torchvision:NAME --weights FILE --epochs 0 and all --classes by name",
+            "`dataset=none` adopts a classifier from its weights",
+            "give `backbone=torchvision:NAME`, `weights=FILE`, `epochs=0` and the names of all "
+            "`classes`",
         )
     side = config.image_size or expected.side
     pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
@@ -103,17 +110,17 @@ def adopt_without_data(config: Config) -> TrainResult:
     resized = input_side(options, side)
     task = BaseTask(names, [], none, labels, none, labels, expected.normalisation, flip, resized)
     network, size, loaded = build_network(options, task, with_weights=True)
-    rows = classifier_rows(network.backbone, read_weights(options))
-    if len(rows) != len(names):
+    weights = classifier_proxies(network.backbone, read_weights(options))  # (C, E)
+    if len(weights) != len(names):
         raise UsageError(
-            f"--classes names {len(names)} classes, the classifier has {len(rows)}",
+            f"`classes` names {len(names)} classes, the classifier has {len(weights)}",
             "name them all, in the order of its outputs",
         )
     dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
     checkpoint = Checkpoint(
-        describe(config, dataset, task, size, ((0, 0),) * len(names)),
-        Head.of_base(F.normalize(rows, dim=1), INITIAL_SCALE, size),
-        {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
+        describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
+        Head.of_base(F.normalize(weights, dim=1), INITIAL_SCALE, size),
+        detached_state(network.backbone),
         holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),
     )

@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 
 
 class NotLeader(Exception):
-    """Ends the work of a rank that does not lead; what is left is for the leader alone."""
+    """Ends the work of a rank that does not lead, once only the leader has something left to do."""
 
 
 @dataclass(frozen=True)
 class ProcessGroupView:
     """One of the processes that train together; by default it is alone.
 
-    What is collective has to be called by all of them, in the same order.
+    All ranks have to call a collective method, in the same order.
 
     Attributes:
         number: of this process, from 0. Rank 0 leads: it alone writes.
         count: of processes.
         local: number of this process among those of its machine.
-        patience: group of all ranks in which one may wait long for another; None alone.
+        patient_group: group of all ranks in which one may wait long for another; None if there
+            is one process.
     """
 
     number: int = 0
     count: int = 1
     local: int = 0
-    patience: ProcessGroup | None = None
+    patient_group: ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -45,7 +46,7 @@ class ProcessGroupView:
 
     @property
     def part(self) -> slice:
-        """Which of any number of things are this rank's: every `count`-th."""
+        """The share of any sequence that is this rank's: every `count`-th element."""
         return slice(self.number, None, self.count)
 
     def total(self, value: float) -> float:
@@ -68,7 +69,7 @@ class ProcessGroupView:
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module, with gradients that are means over all ranks. Collective, as is its use.
 
-        It starts from rank 0's parameters and buffers; buffers are not kept alike after that.
+        It starts from rank 0's parameters and buffers. Buffers are not synchronised after that.
         """
         if self.count == 1:
             return module
@@ -80,18 +81,21 @@ class ProcessGroupView:
 
     @contextmanager
     def first_here(self) -> Iterator[None]:
-        """Do something on one rank of each machine, and then on the others there. Collective."""
+        """Let the first rank of each machine do something before the others there. Collective."""
         if self.local > 0:
-            dist.barrier(self.patience)
+            dist.barrier(self.patient_group)
         yield
         if self.local == 0 and self.count > 1:
-            dist.barrier(self.patience)
+            dist.barrier(self.patient_group)
 
-    def dismiss(self) -> None:
-        """Go on alone, as the leader.
+    def require_leader(self) -> None:
+        """Go on as the leader alone.
+
+        An exception rather than a result that every caller would have to look at: it leaves the
+        command through its contexts, as Ctrl-C does, and `cli/torchrun.py` turns it into exit 0.
 
         Raises:
-            Dismissed: this is another rank.
+            NotLeader: this is another rank.
         """
         if not self.leads:
             raise NotLeader

@@ -17,21 +17,26 @@ from lowshot_cli.data.dataset import Pixels
 from lowshot_cli.errors import TrainingError
 from lowshot_cli.methods.finetuning import base_is_frozen, normalise, sample_weights
 from lowshot_cli.models.embedding import EmbeddingNetwork, are_finite
-from lowshot_cli.progress import OnProgress, Progress, silent
-from lowshot_cli.seeding import _generator
-from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.models.head import Head
+from lowshot_cli.progress import Progress
+from lowshot_cli.seeding import Stream, generator
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
+from lowshot_cli.training.distributed import ProcessGroupView
 from lowshot_cli.training.precision import pick_dtype
+
+# Pixels by which an image is shifted at most.
+_CROP = 3
 
 
 @dataclass(frozen=True)
-class FullData:
+class NetworkData:
     """Images for fine-tuning the whole network.
 
     Attributes:
         base_pixels: N fit images `(3, H, W)` uint8, gathered a batch at a time.
-        base_labels: `(N,)` int64 base rows.
+        base_labels: `(N,)` int64 base classes.
         support_pixels: `(n, 3, H, W)` uint8 support images of all novel classes.
-        support_labels: `(n,)` int64 rows, counted on after the base rows.
+        support_labels: `(n,)` int64 novel classes, numbered on from the base classes.
         flip: whether images may be mirrored.
     """
 
@@ -42,94 +47,52 @@ class FullData:
     flip: bool
 
 
-def finetune_full(
+def finetune_network(
     network: EmbeddingNetwork,
-    proxies: Tensor,
-    scale: float,
-    data: FullData,
+    head: Head,
+    data: NetworkData,
     config: FinetuneConfig,
+    *,
     seed: int,
-    on_progress: OnProgress = silent,
-    ranks: ProcessGroupView = ALONE,
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> Tensor:
-    """Train backbone and rows on the fit images and the shots, in place for the backbone.
+    """Train backbone and proxies on the fit images and the shots, the backbone in place.
 
     The shots are repeated until a novel class has as many samples as an average base class, and
-    the class weights count the repeated samples. BatchNorm keeps its statistics: batches full of
-    a few repeated images would bend them. With `distil` the loss has that much of the divergence
-    from what the network said of base classes before (Li and Hoiem, "Learning without Forgetting",
-    ECCV 2016, at temperature 1).
+    the class weights count the repeated samples. BatchNorm keeps its statistics, which batches full
+    of a few repeated images would distort. With `distil` the loss has that much of the divergence
+    from what the network predicted for base classes before (Li and Hoiem, "Learning without
+    Forgetting", ECCV 2016, at temperature 1).
 
     Args:
         network: trained in place, in evaluation mode throughout.
-        proxies: `(C, D)` unit rows, base first.
-        scale: factor on the cosines.
+        head: proxies to start from, and the scale.
         data: images of both kinds.
         config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss`, `novel_weight`, `precision` and
             `distil` are read.
         seed: decides order and augmentation.
-        on_progress: told after each step.
-        ranks: the processes that share the work; all of them end with the same network and rows.
+        context: gets a report after each step; all its ranks end with the same network and proxies.
 
     Returns:
-        `(C, D)` unit rows.
+        `(C, D)` unit proxies.
 
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    n_base = int(data.base_labels.max()) + 1
-    order, labels = _with_repeated_support(data)
-    weights = sample_weights(labels, n_base, len(proxies) - n_base, config)
-    dtype = pick_dtype(config.precision, network.device, ranks)
-    tuned = _Tuned(network, proxies.to(network.device), n_base, scale, dtype)
-    base_rows, novel_rows = tuned.base_rows, tuned.novel_rows
-    old_rows = proxies[:n_base].to(network.device)
-    teacher = copy.deepcopy(network).requires_grad_(False) if config.distil else None
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(
-        [*parameters, novel_rows], lr=config.lr, momentum=0.9, nesterov=True
-    )
-    base_optimiser = torch.optim.SGD([base_rows], lr=config.lr, momentum=0.9, nesterov=True)
-    pixels = (data.base_pixels, data.support_pixels)
-    total = config.epochs * math.ceil(len(order) / config.batch_size)
-    network.eval()
-    model = ranks.parallel(tuned)
-    for step, batch, generator in _batches(len(order), config, seed):
-        shifts, mirrored = draw_crops(len(batch), 3, data.flip, generator)
-        # The last batch of an epoch may be shared unevenly, so losses are not averaged here.
-        own, each = batch[ranks.part], len(batch) / ranks.count
-        images = shift_and_mirror(
-            _gather(pixels, order[own]), shifts[ranks.part], mirrored[ranks.part]
-        )
-        inputs = network.normalisation.apply(images, network.device)
-        logits = model(inputs)
-        losses = F.cross_entropy(logits, labels[own].to(network.device), reduction="none")
-        loss = (losses * weights[own].to(network.device)).sum() / each
-        if teacher is not None:
-            said = (scale * _embedded(teacher, inputs, dtype) @ old_rows.T).softmax(1)
-            now = logits[:, :n_base].log_softmax(1)
-            loss = loss + config.distil * (F.kl_div(now, said, reduction="sum") / each)
-        optimiser.zero_grad()
-        base_optimiser.zero_grad()
-        loss.backward()
-        value = ranks.total(loss.item()) / ranks.count
-        if not math.isfinite(value):
+    steps = _Steps(network, head, data, config, context.ranks)
+    total = config.epochs * math.ceil(len(steps.labels) / config.batch_size)
+    for step, chosen, draws in _batches(len(steps.labels), config, seed):
+        loss = steps.take(step, chosen, draws)
+        if not math.isfinite(loss):
             raise _diverged(step, total, config)
-        optimiser.step()
-        moved: list[Tensor] = [novel_rows]
-        if not base_is_frozen(config, step):
-            base_optimiser.step()
-            moved.append(base_rows)
-        normalise(moved)
-        facts = {"loss": value}
-        on_progress(Progress("fine-tuning", step + 1, total, "steps", facts, step + 1 == total))
-    trained = torch.cat([base_rows, novel_rows]).detach().cpu()
-    if not are_finite([trained, *network.state_dict().values()]):
+        context.on_progress(Progress("fine-tuning", step + 1, total, "steps", {"loss": loss}))
+    proxies = steps.trained.proxies.detach().cpu()
+    if not are_finite([proxies, *network.state_dict().values()]):
         raise _diverged(total - 1, total, config)
-    return trained
+    return proxies
 
 
-class _Tuned(nn.Module):
+class _Trained(nn.Module):
     """Images `(B, 3, H, W)`, normalised, to logits `(B, C)`; everything that is trained."""
 
     def __init__(
@@ -142,56 +105,140 @@ class _Tuned(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.scale, self.dtype = network, scale, dtype
-        self.base_rows = nn.Parameter(proxies[:n_base].clone())
-        self.novel_rows = nn.Parameter(proxies[n_base:].clone())
+        self.base_proxies = nn.Parameter(proxies[:n_base].clone())
+        self.novel_proxies = nn.Parameter(proxies[n_base:].clone())
+
+    @property
+    def proxies(self) -> Tensor:
+        """All proxies `(C, D)`, base classes first."""
+        return torch.cat([self.base_proxies, self.novel_proxies])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = torch.cat([self.base_rows, self.novel_rows])
-        return self.scale * _embedded(self.network, inputs, self.dtype) @ rows.T
+        proxies = self.proxies
+        return self.scale * _embed(self.network, inputs, self.dtype) @ proxies.T
+
+
+class _Steps:
+    """Makes the steps of fine-tuning; the arguments are those of `finetune_network`."""
+
+    def __init__(
+        self,
+        network: EmbeddingNetwork,
+        head: Head,
+        data: NetworkData,
+        config: FinetuneConfig,
+        ranks: ProcessGroupView,
+    ) -> None:
+        self.data, self.config, self.ranks, n_base = data, config, ranks, head.n_base
+        self.samples, self.labels = _repeat_support(data)  # (M,), (M,)
+        ways = len(head.proxies) - n_base
+        self.weights = sample_weights(self.labels, n_base, ways, config)  # (M,)
+        dtype = pick_dtype(config.precision, network.device, ranks)
+        network.eval()
+        proxies = head.proxies.to(network.device)
+        self.trained = _Trained(network, proxies, n_base, head.scale, dtype)
+        self.teacher = copy.deepcopy(self.trained).requires_grad_(False) if config.distil else None
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(
+            [*parameters, self.trained.novel_proxies], lr=config.lr, momentum=0.9, nesterov=True
+        )
+        # On their own, so that steps without base proxies leave the momentum of these as it is.
+        self.base_optimiser = torch.optim.SGD(
+            [self.trained.base_proxies], lr=config.lr, momentum=0.9, nesterov=True
+        )
+        self.model = ranks.parallel(self.trained)
+
+    def take(self, step: int, chosen: Tensor, draws: torch.Generator) -> float:
+        """Make a step and return its loss; one that is not finite leaves everything as it is.
+
+        Args:
+            step: its number.
+            chosen: `(B,)` int64, which of an epoch's samples the whole batch holds.
+            draws: decides the augmentation.
+        """
+        part, device = self.ranks.part, self.trained.network.device
+        shifts, mirrored = draw_crops(len(chosen), _CROP, self.data.flip, draws)  # (B, 2), (B,)
+        # The last batch of an epoch may be shared unevenly, so losses are not averaged here.
+        own, share = chosen[part], len(chosen) / self.ranks.count  # (b,)
+        images = _gather(self.data, self.samples[own])  # (b, 3, H, W)
+        images = shift_and_mirror(images, shifts[part], mirrored[part])
+        inputs = self.trained.network.normalisation.apply(images, device)
+        logits = self.model(inputs)  # (b, C)
+        losses = F.cross_entropy(logits, self.labels[own].to(device), reduction="none")  # (b,)
+        loss = (losses * self.weights[own].to(device)).sum() / share
+        if self.teacher is not None:
+            loss = loss + self.config.distil * (self._distil(inputs, logits) / share)
+        self.optimiser.zero_grad()
+        self.base_optimiser.zero_grad()
+        loss.backward()
+        value = self.ranks.total(loss.item()) / self.ranks.count
+        if not math.isfinite(value):
+            return value
+        self.optimiser.step()
+        moved: list[Tensor] = [self.trained.novel_proxies]
+        if not base_is_frozen(self.config, step):
+            self.base_optimiser.step()
+            moved.append(self.trained.base_proxies)
+        normalise(moved)
+        return value
+
+    def _distil(self, inputs: Tensor, logits: Tensor) -> Tensor:
+        """Divergence, summed over images, from what the network predicted before it was tuned."""
+        teacher = self.teacher
+        assert teacher is not None
+        scaled = teacher.scale * _embed(teacher.network, inputs, teacher.dtype)  # (b, D)
+        expected = (scaled @ teacher.base_proxies.T).softmax(1)  # (b, C_base)
+        predicted = logits[:, : expected.shape[1]].log_softmax(1)
+        return F.kl_div(predicted, expected, reduction="sum")
 
 
 def _diverged(step: int, total: int, config: FinetuneConfig) -> TrainingError:
     epoch = step * config.epochs // total + 1
     return TrainingError(
         f"fine-tuning is no longer finite in epoch {epoch}, step {step + 1}; nothing was written",
-        f"give a smaller --lr than {config.lr:g}",
+        f"give a smaller `lr` than {config.lr:g}",
     )
 
 
-def _embedded(network: EmbeddingNetwork, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+def _embed(network: EmbeddingNetwork, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     with torch.autocast(network.device.type, dtype, enabled=dtype != torch.float32):
         return network.one_view(inputs)
 
 
-def _with_repeated_support(data: FullData) -> tuple[Tensor, Tensor]:
-    """Sample numbers and labels of one epoch; numbers from len(base) on are support images."""
+def _repeat_support(data: NetworkData) -> tuple[Tensor, Tensor]:
+    """Image numbers and labels, both `(M,)` int64, of one epoch's samples.
+
+    Numbers from the count of fit images on are support images.
+    """
     n_fit = len(data.base_labels)
     per_class = n_fit // len(data.base_labels.unique())
     numbers, labels = [torch.arange(n_fit)], [data.base_labels]
     for label in data.support_labels.unique():
-        members = (data.support_labels == label).nonzero().squeeze(1)
+        members = (data.support_labels == label).nonzero().squeeze(1)  # (k,)
         repeated = members.repeat(max(1, round(per_class / len(members))))
         numbers.append(n_fit + repeated)
         labels.append(data.support_labels[repeated])
     return torch.cat(numbers), torch.cat(labels)
 
 
-def _gather(pixels: tuple[Pixels, Tensor], numbers: Tensor) -> Tensor:
-    base, support = pixels
-    result = torch.empty((len(numbers), *support.shape[1:]), dtype=torch.uint8)
+def _gather(data: NetworkData, numbers: Tensor) -> Tensor:
+    """Images `(b, 3, H, W)` uint8 by their numbers `(b,)`, from fit and support images."""
+    base, support = data.base_pixels, data.support_pixels
+    images = torch.empty((len(numbers), *support.shape[1:]), dtype=torch.uint8)
     is_base = numbers < len(base)
-    result[is_base] = base[numbers[is_base]]
-    result[~is_base] = support[numbers[~is_base] - len(base)]
-    return result
+    images[is_base] = base[numbers[is_base]]
+    images[~is_base] = support[numbers[~is_base] - len(base)]
+    return images
 
 
 def _batches(
     count: int, config: FinetuneConfig, seed: int
 ) -> Iterator[tuple[int, Tensor, torch.Generator]]:
-    """Step number, sample positions and a generator of the step's own, over all epochs."""
+    """Step, its samples `(B,)` and a generator of the step's own, over all epochs."""
     step = 0
     for epoch in range(config.epochs):
-        shuffle = _generator(seed, epoch, -1)
-        for batch in torch.randperm(count, generator=shuffle).split(config.batch_size):
-            yield step, batch, _generator(seed, epoch, step)
+        # Within an epoch, 0 is the key of its order and s + 1 that of step s.
+        shuffle = generator(seed, Stream.FINETUNE_STEP, epoch, 0)
+        for chosen in torch.randperm(count, generator=shuffle).split(config.batch_size):
+            yield step, chosen, generator(seed, Stream.FINETUNE_STEP, epoch, step + 1)
             step += 1

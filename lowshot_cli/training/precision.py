@@ -15,9 +15,9 @@ _PROBE_SECONDS = 0.5
 def pick_dtype(
     precision: str, device: torch.device, ranks: ProcessGroupView = ALONE
 ) -> torch.dtype:
-    """The autocast type; `auto` is bf16 on a GPU, and on a processor that multiplies it faster.
+    """The autocast type; `auto` is bf16 on a GPU, and on a CPU that multiplies it faster.
 
-    Of several ranks all have to find it faster. Collective.
+    Of several ranks all have to find bf16 faster. Collective.
     """
     if precision == "auto":
         fast = device.type == "cuda" or matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
@@ -27,10 +27,10 @@ def pick_dtype(
 
 @cache
 def matrix_rate(dtype: torch.dtype, side: int = 768, repeats: int = 7) -> float:
-    """Floating-point operations a second of a square matrix product on the processor, at best.
+    """Floating-point operations a second of a square matrix product on the CPU, at best.
 
-    Whether bf16 pays cannot be read off the instruction set: with AVX-512 BF16, one maker's
-    processors run it at half the rate of fp32 and another's at four times that rate.
+    Whether bf16 pays cannot be read off the instruction set: with AVX-512 BF16, one maker's CPUs
+    run it at half the rate of fp32 and another's at four times that rate.
     """
     left, right = torch.ones(2, side, side, dtype=dtype)
     seconds = []

@@ -12,12 +12,14 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
-from lowshot_cli.data.dataset import Dataset, ImageSubset
-from lowshot_cli.models.embedder import BATCH, centre_of_stages, embed, fused
+from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
+from lowshot_cli.models.backbones import detached_state
+from lowshot_cli.models.embedder import centre_of_stages, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import Head, chunk_size
 from lowshot_cli.models.weights import LoadedWeights
 from lowshot_cli.progress import OnProgress, Progress
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.version import __version__
 
@@ -35,7 +37,7 @@ class TrainResult:
         epochs: passes over the fit images.
         train_seconds: the training loop with its hold-out evaluations, over all resumptions.
         images_per_second: fit images through the loop per second.
-        weights: how the weights that it started from met the backbone; None without.
+        weights: how the weights that it started from fitted the backbone; None without any.
     """
 
     checkpoint: Checkpoint
@@ -50,13 +52,14 @@ class TrainResult:
 def fitted_scale(cosines: Tensor, labels: Tensor) -> float:
     """The scale under which labels `(N,)` are likeliest, given cosines `(N, C)`.
 
-    The cross-entropy is convex in it. The images must not have shaped the rows.
+    The cross-entropy is convex in it. The images must not be those that shaped the proxies, whose
+    cosines are larger than those of images the model has not seen.
     """
 
     def cross_entropy(scale: float) -> float:
         return F.cross_entropy(scale * cosines, labels).item()
 
-    # Every command imports this module, few need it, and it takes a fifth of a second.
+    # Few trainings need it, and importing it takes a fifth of a second.
     from scipy.optimize import minimize_scalar
 
     return float(minimize_scalar(cross_entropy, bounds=_SCALES, method="bounded").x)
@@ -67,20 +70,21 @@ def make_checkpoint(
     dataset: Dataset,
     task: BaseTask,
     trained: EmbeddingNetwork,
-    rows: Tensor,
-    scale: float | None,
-    on_progress: OnProgress,
+    proxies: Tensor,
+    *,
+    scale: float | None = None,
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> tuple[Checkpoint, float]:
-    """Turn a network and its rows into a checkpoint, measured on the test images.
+    """Turn a network and its proxies into a checkpoint, measured on the test images.
 
     Args:
         config: common part and `train_base`.
         dataset: where images come from.
         task: its images.
         trained: its backbone is taken.
-        rows: `(C, E)` unit base rows.
-        scale: the learned factor on the cosines; None fits it on the fit half of the hold-out.
-        on_progress: told while images are embedded.
+        proxies: `(C, E)` of the base classes, unit.
+        scale: the learned factor on the cosines; None fits it on the hold-out's fit half.
+        context: gets reports while images are embedded.
 
     Returns:
         The checkpoint, and its hold-out accuracy in percent.
@@ -95,31 +99,31 @@ def make_checkpoint(
     total = len(task.holdout) + len(queries)
     used = fused(network)
     holdout = embed(used, task.holdout)
-    on_progress(Progress("embedding", len(holdout), total))
+    context.on_progress(Progress("embedding", len(holdout), total))
     if scale is None:
         labels = fit_half(task.holdout_labels)
-        # One number needs no more images than so many.
-        some = slice(None, None, 1 + len(labels) // chunk_size(len(rows)))
-        held = F.normalize(fit_half(holdout)[:, : rows.shape[1]], dim=1)[some]
-        scale = fitted_scale(held @ rows.T, labels[some])
-    head = Head.of_base(rows, scale, rows.shape[1] + len(centre))
-    right = _predicted(used, head, queries, total, on_progress).split([len(n) for n in test])
+        # Many classes need no image more: a sample fits one number as well, in bounded memory.
+        some = slice(None, None, 1 + len(labels) // chunk_size(len(proxies)))
+        held = F.normalize(fit_half(holdout)[:, : proxies.shape[1]], dim=1)[some]  # (n, E)
+        scale = fitted_scale(held @ proxies.T, labels[some])
+    head = Head.of_base(proxies, scale, proxies.shape[1] + len(centre))
+    predicted = _predict(used, head, queries, total, context.on_progress)
     counts = tuple(
-        (int((predicted == position).sum()), len(predicted))
-        for position, predicted in enumerate(right)
+        (int((of_class == label).sum()), len(of_class))
+        for label, of_class in enumerate(predicted.split([len(index) for index in test]))
     )
-    found = head.predict(holdout) == task.holdout_labels
+    right = head.predict(holdout) == task.holdout_labels  # (N,)
     checkpoint = Checkpoint(
-        describe(config, dataset, task, rows.shape[1], counts),
+        describe_base(config, dataset, task, proxies.shape[1], counts),
         head,
-        {n: t.detach().cpu() for n, t in network.backbone.state_dict().items()},
-        Holdout(holdout.half(), task.holdout_labels, found).with_nearest_cached(head),
+        detached_state(network.backbone),
+        Holdout(holdout.half(), task.holdout_labels, right).with_nearest_cached(head),
         centre,
     )
-    return checkpoint, 100 * found.double().mean().item()
+    return checkpoint, 100 * right.double().mean().item()
 
 
-def _predicted(
+def _predict(
     network: EmbeddingNetwork, head: Head, queries: ImageSubset, total: int, on_progress: OnProgress
 ) -> Tensor:
     """Class `(N,)` of each image; images, embeddings and cosines are never all there at once."""
@@ -128,14 +132,22 @@ def _predicted(
     for start in range(0, len(queries), step):
         found.append(head.predict(embed(network, queries.part(slice(start, start + step)))))
         done = total - max(0, len(queries) - start - step)
-        on_progress(Progress("embedding", done, total, milestone=done == total))
+        on_progress(Progress("embedding", done, total))
     return torch.cat(found)
 
 
-def describe(
+def describe_base(
     config: Config, dataset: Dataset, task: BaseTask, size: int, counts: tuple[tuple[int, int], ...]
 ) -> Meta:
-    """What a checkpoint says of a base model whose embeddings' trained part has `size` numbers."""
+    """The metadata of a base model.
+
+    Args:
+        config: it was trained with.
+        dataset: its images.
+        task: what it was trained on.
+        size: E, of the trained part of an embedding.
+        counts: per class, how many test images it gets right and how many there are.
+    """
     options, portable = config.train_base, {**config.portable(), "dataset": dataset.name}
     step = {"command": "train_base", "seed": config.seed, "options": portable["train_base"]}
     return Meta(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,36 @@ from lowshot_cli.storage.tensors import read_tensors, write_tensors
 _KEY = "lowshot_state"
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """How far a training has come.
+
+    Attributes:
+        step: steps made.
+        seconds: that they took, with the hold-out evaluations, over all resumptions.
+        holdout_accuracy: after the last whole epoch, in percent; 0 before that.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    holdout_accuracy: float = 0.0
+
+
 def save_state(
     path: Path,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    about: Mapping[str, Any],
+    state: TrainingState,
+    config: Mapping[str, Any],
 ) -> None:
-    """Write weights, momentum and `about` atomically; the state that was there is kept beside it.
+    """Write it with weights and momentum, atomically; what was there is kept beside it.
+
+    Args:
+        path: of the file.
+        model: whose weights are written.
+        optimiser: over the model's parameters.
+        state: how far it has come.
+        config: what the config must be when training goes on.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -39,11 +63,12 @@ def save_state(
     try:
         if path.exists():
             path.replace(previous(path))
+        about = {**asdict(state), "config": config}
         write_tensors(path, tensors, {_KEY: json.dumps(about)})
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}",
-            "free some space; train-base --resume, or the same sweep, goes on from the last epoch",
+            "free some space; `resume=True`, or the same sweep, goes on from the last epoch",
         ) from None
 
 
@@ -68,7 +93,7 @@ def restore_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     config: Mapping[str, Any],
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[TrainingState, str | None]:
     """Load weights and momentum of the newest state that is whole.
 
     Args:
@@ -78,7 +103,7 @@ def restore_state(
         config: what the saved config must be.
 
     Returns:
-        What was saved about them, and what is wrong with a newer state, if there is one.
+        How far training had come, and what is wrong with a newer state, if there is one.
 
     Raises:
         CheckpointError: no state, damaged ones only, or one of another config.
@@ -94,12 +119,14 @@ def restore_state(
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             problem = problem or f"{candidate} is damaged: {error}"
     else:
-        raise CheckpointError(problem or f"no training to resume at {path}", "leave out --resume")
+        raise CheckpointError(
+            problem or f"no training to resume at {path}", "leave out `resume=True`"
+        )
     changed = difference(about["config"], config)
     if changed:
         raise CheckpointError(
             f"{path} was made with another config: {'; '.join(changed)}",
-            "go on with the same flags, or delete it to start anew",
+            "use the same settings, or delete it to start again",
         )
     prefix = "model."
     load_state(
@@ -111,7 +138,7 @@ def restore_state(
             # Kernels may round differently in another memory layout, so it is the parameter's.
             buffer = torch.empty_like(parameter).copy_(momentum)
             optimiser.state[parameter]["momentum_buffer"] = buffer
-    return about, problem
+    return TrainingState(**{f.name: about[f.name] for f in fields(TrainingState)}), problem
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

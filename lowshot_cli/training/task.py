@@ -7,19 +7,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowshot_cli.config.schema import TrainBaseConfig
-from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
 from lowshot_cli.models.backbones import build_backbone
-from lowshot_cli.models.embedder import BATCH
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
 
 
 @dataclass(frozen=True)
 class BaseTask:
-    """The images of one base model, picked from its dataset, with labels in head order.
+    """The images of one base model, and how they are normalised and sized.
 
-    `input_size` is the side in pixels that the backbone resizes them to, None for their own.
+    Attributes:
+        names: of the base classes, in head order.
+        labels_in_dataset: of these classes, in the same order.
+        fit: training images that the weights see.
+        fit_labels: `(N,)` int64, in head order.
+        holdout: training images that are held out.
+        holdout_labels: `(M,)` int64, in head order.
+        normalisation: of pixels.
+        flip: whether an image keeps its class when it is mirrored.
+        input_size: side in pixels to which the backbone resizes them; None leaves them as they are.
     """
 
     names: tuple[str, ...]
@@ -33,8 +41,8 @@ class BaseTask:
     input_size: int | None
 
 
-def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
-    """Split the images of the base classes, and see how they are to be normalised and sized."""
+def make_task(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
+    """Split the images of the base classes, and find how they are normalised and sized."""
     names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
     labels = [dataset.label(name) for name in names]
     fit, holdout = split_holdout(dataset.train, labels, options.holdout)
@@ -54,9 +62,9 @@ def prepare(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
 
 
 def input_side(options: TrainBaseConfig, side: int) -> int | None:
-    """To which side in pixels the network resizes images of `side`; None leaves them as they are.
+    """Side in pixels to which the network resizes images of `side`; None leaves them as they are.
 
-    A library's network gets images no smaller than those that its weights were trained on.
+    A library's network gets images at least as large as those that its weights were trained on.
     """
     expected = preprocessing(options)
     if options.input_size is None and expected is not None and side < expected.side:
@@ -67,7 +75,7 @@ def input_side(options: TrainBaseConfig, side: int) -> int | None:
 def build_network(
     options: TrainBaseConfig, task: BaseTask, with_weights: bool
 ) -> tuple[EmbeddingNetwork, int, LoadedWeights | None]:
-    """The network to train, the size E of what it makes, and how its weights met it.
+    """The network to train, the size E of its features, and how given weights fitted it.
 
     Args:
         options: of the base model.

@@ -21,7 +21,7 @@ from lowshot_cli.checkpoint.format import load
 from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.evaluation.statistics import t_interval
-from lowshot_cli.methods.finetuning import finetune_all_rows, finetune_rows
+from lowshot_cli.methods.finetuning import finetune_all_proxies, finetune_proxies
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.storage.cache import embedding_cache
@@ -66,11 +66,11 @@ def main() -> None:
                 options = FinetuneConfig(freeze_base=way)
                 base_rows = checkpoint.head.base.proxies
                 if way == "always":
-                    one = finetune_rows(
+                    one = finetune_proxies(
                         start[None], support[None], targets, embedded.shaping, options
                     )[0]
                 else:
-                    base_rows, one = finetune_all_rows(
+                    base_rows, one = finetune_all_proxies(
                         start, support, targets, embedded.shaping, options
                     )
                 held = checkpoint.holdout.calibration_half_under(base_rows, calibration)

@@ -161,7 +161,7 @@ def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
 
     def work(watch: Any) -> None:
         for done in range(1, 100):
-            watch(Progress("steps", done, 1000, "steps", milestone=done == 6))
+            watch(Progress("steps", done, 1000, "steps", important=done == 6))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forecast.time, "perf_counter", lambda: next(clock))

@@ -191,7 +191,7 @@ def test_at_most_ten_unreadable_images_are_named(photos: Path) -> None:
         folder.load(photos, 16)
     assert caught.value.message.count("bad") == 10
     assert caught.value.message.endswith("and 4 more")
-    assert "--skip-bad" in str(caught.value.hint)
+    assert "`skip_bad=True`" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -42,7 +42,7 @@ def test_near_test_images_are_found_by_position(glyphs: Dataset) -> None:
 
 def test_avoided_images_are_drawn_last_and_move_no_other_draw() -> None:
     plain = draw_supports(0, 3, range(200), 5, 30)
-    avoiding = draw_supports(0, 3, range(200), 5, 30, [7, 9])
+    avoiding = draw_supports(0, 3, range(200), 5, 30, avoided=[7, 9])
     assert not np.isin(avoiding, [7, 9]).any()
     untouched = ~np.isin(plain, [7, 9]).any(1)
     assert 20 < untouched.sum() < 200
@@ -50,7 +50,7 @@ def test_avoided_images_are_drawn_last_and_move_no_other_draw() -> None:
     for before, after in zip(plain, avoiding, strict=True):
         kept = [place for place in before if place not in (7, 9)]
         assert after[: len(kept)].tolist() == kept
-    assert sorted(draw_supports(0, 3, [0], 30, 30, [7])[0].tolist()) == list(range(30))
+    assert sorted(draw_supports(0, 3, [0], 30, 30, avoided=[7])[0].tolist()) == list(range(30))
 
 
 def test_a_support_that_is_a_test_image_is_drawn_anew(base: Checkpoint, glyphs: Dataset) -> None:

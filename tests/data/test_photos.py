@@ -36,7 +36,7 @@ def test_photos_are_named_by_file_folder_or_glob(
     assert find_photos([mugs / "3.png", mugs]) == [everything[3], *everything[:3], *everything[4:]]
     monkeypatch.chdir(mugs)
     assert find_photos([Path("[0-2].png")]) == [Path(f"{number}.png") for number in range(3)]
-    with pytest.raises(DataError, match="is no pattern"):
+    with pytest.raises(DataError, match="is not a pattern"):
         find_photos([Path("photos**/*.jpg")])
     for absent in ("absent", "*.jpg"):
         with pytest.raises(DataError, match="no image at"):

@@ -253,7 +253,7 @@ def test_a_sweep_goes_on_with_its_training_from_the_state_before(
     server: Server, tmp_path: Path, trained: Path
 ) -> None:
     """A disk may fill up, or a kill come, between moving a state aside and writing the next."""
-    sweep = {"trials": 1, "shots": [1], "novel": 1, "methods": ["imprint"]}
+    sweep = {"trials": 1, "shots": [1], "novel": 1, "methods": ["imprint"], "train_base": True}
     config = write_config(tmp_path, sweep=sweep)
     state = tmp_path / "runs" / "base.state.safetensors"
     running = server.start("train-base", "--config", config, cwd=tmp_path)
@@ -355,8 +355,8 @@ def test_what_a_killed_writer_left_is_cleared_away_but_not_what_is_being_written
     abandoned = tmp_path / ".model.safetensors.abcdefgh.tmp"
     abandoned.write_bytes(b"half")
     code = (
-        "import os, sys, time; from pathlib import Path; from lowshot_cli.files import "
-        "_locked_temporary; print(_locked_temporary(Path(sys.argv[1]))[1], flush=True); "
+        "import os, sys, time; from pathlib import Path; from lowshot_cli.storage.files import "
+        "create_temporary; print(create_temporary(Path(sys.argv[1]))[1], flush=True); "
         "time.sleep(60)"
     )
     with subprocess.Popen(
@@ -384,7 +384,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(
     path.write_bytes(content)
     result = lowshot("evaluate", path)
     assert result.exit_code == BAD_INPUT
-    assert "it is damaged: its checksum is another" in result.stderr
+    assert "it is damaged: its checksum does not match" in result.stderr
 
 
 def test_a_damaged_cache_entry_is_made_again(runs: Path, server: Server, tmp_path: Path) -> None:

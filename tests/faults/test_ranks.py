@@ -22,11 +22,12 @@ from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config, FinetuneConfig, TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
-from lowshot_cli.models.head import CosineClassifier
+from lowshot_cli.models.head import CosineClassifier, Head
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
-from lowshot_cli.training.finetune_network import FullData, finetune_full
-from lowshot_cli.training.task import build_network, prepare
-from lowshot_cli.training.train import _Run
+from lowshot_cli.training.finetune_network import NetworkData, finetune_network
+from lowshot_cli.training.steps import TrainingSteps
+from lowshot_cli.training.task import build_network, make_task
 from tests.faults.conftest import ROOT, SMALL, Running, Server, wait_until, write_config
 
 TRAINING = {**SMALL, "width": 6, "epochs": 5, "cutout": 0, "lr": 0.1, "mixup": 0.1}
@@ -42,12 +43,12 @@ def _one_step(ranks: ProcessGroupView, dataset: Dataset, training: bool) -> Cosi
         classes=4, width=8, embedding_size=16, batch_size=24, rotation=0.5, precision="fp32"
     )
     config = Config(dataset="glyphs", train_base=options)
-    task = prepare(options, dataset)
+    task = make_task(options, dataset)
     torch.manual_seed(0)
     network, size, _ = build_network(options, task, with_weights=False)
     trainee = CosineClassifier(network, 4 * len(task.names), size)
-    run = _Run(config, "", task, trainee.train(training), Path(), ranks)
-    run._train_step(run._order(0)[: run.batch_size], 0)
+    steps = TrainingSteps(config, task, trainee.train(training), ranks)
+    steps.take(0, steps.draw_order(0)[: steps.batch_size])
     return trainee
 
 
@@ -65,16 +66,19 @@ def first_means(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
 def finetune_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Of one step of fine-tuning on an odd number of images, and the rows after it."""
     options = TrainBaseConfig(classes=3, width=8, embedding_size=16)
-    task = prepare(options, dataset)
+    task = make_task(options, dataset)
     torch.manual_seed(0)
     network, size, _ = build_network(options, task, with_weights=False)
     network.eval()
     proxies = torch.nn.functional.normalize(torch.randn(4, size), dim=1)
-    data = FullData(task.fit[::10], task.fit_labels[::10], task.fit[:3], torch.full((3,), 3), False)
+    data = NetworkData(
+        task.fit[::10], task.fit_labels[::10], task.fit[:3], torch.full((3,), 3), False
+    )
     config = FinetuneConfig(
         scope="full", epochs=1, batch_size=999, distil=1.0, freeze_base="never", precision="fp32"
     )
-    rows = finetune_full(network, proxies, 10.0, data, config, seed=0, ranks=ranks)
+    head, context = Head(proxies, 10.0, 3), RunContext(ranks=ranks)
+    rows = finetune_network(network, head, data, config, seed=0, context=context)
     assert (len(data.base_labels) + 9) % 2
     return {"rows": rows, **_gradients(network)}
 
@@ -90,7 +94,7 @@ def save_step(kind: str, path: str) -> None:
     """Called in each of the processes."""
     with process_group("cpu") as ranks:
         found = STEPS[kind](ranks, load_dataset(Config(dataset="glyphs")))
-        ranks.dismiss()
+        ranks.require_leader()
         save_file(found, path)
 
 

@@ -15,14 +15,14 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.methods.finetuning import (
     BaseSamples,
     class_weights,
-    finetune_all_rows,
-    finetune_rows,
+    finetune_all_proxies,
+    finetune_proxies,
     shrink_towards_start,
 )
 from lowshot_cli.methods.operating_point import operating_bias
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
-from lowshot_cli.training.finetune_network import finetune_full
+from lowshot_cli.training.finetune_network import finetune_network
 
 SIZE, N_BASE = 16, 5
 
@@ -58,7 +58,7 @@ def test_the_batched_step_equals_autograd_on_all_logits(samples: BaseSamples, wa
     support = _unit(6, ways * shots, SIZE, seed=3)
     targets = torch.arange(ways).repeat_interleave(shots)
     start = _unit(6, ways, SIZE, seed=4)
-    moved = finetune_rows(start, support, targets, samples, config)
+    moved = finetune_proxies(start, support, targets, samples, config)
     for trial in range(6):
         rows = start[trial].clone().requires_grad_()
         (gradient,) = torch.autograd.grad(_loss(rows, support[trial], targets, samples), [rows])
@@ -73,7 +73,7 @@ def test_the_batched_step_equals_autograd_on_all_logits(samples: BaseSamples, wa
 def test_fine_tuning_lowers_the_loss_and_keeps_unit_rows(samples: BaseSamples) -> None:
     support, targets = _unit(2, 5, SIZE, seed=5), torch.zeros(5, dtype=torch.int64)
     start = F.normalize(support.mean(1, keepdim=True), dim=-1)
-    tuned = finetune_rows(start, support, targets, samples, FinetuneConfig())
+    tuned = finetune_proxies(start, support, targets, samples, FinetuneConfig())
     assert torch.allclose(tuned.norm(dim=-1), torch.ones(2, 1), atol=1e-5)
 
     def best_loss(rows: Tensor, trial: int) -> Tensor:
@@ -101,8 +101,8 @@ def test_few_shots_move_a_row_less_than_many() -> None:
 def test_a_trial_is_the_same_alone_and_in_a_batch(samples: BaseSamples) -> None:
     support, targets = _unit(8, 5, SIZE, seed=6), torch.zeros(5, dtype=torch.int64)
     start = F.normalize(support.mean(1, keepdim=True), dim=-1)
-    together = finetune_rows(start, support, targets, samples, FinetuneConfig())
-    alone = finetune_rows(start[3:4], support[3:4], targets, samples, FinetuneConfig())
+    together = finetune_proxies(start, support, targets, samples, FinetuneConfig())
+    alone = finetune_proxies(start[3:4], support[3:4], targets, samples, FinetuneConfig())
     assert torch.allclose(together[3], alone[0], atol=1e-4)
 
 
@@ -129,7 +129,9 @@ def test_a_fixed_ratio_is_the_references_and_averages_one() -> None:
 def test_frozen_base_rows_stay_bit_identical(samples: BaseSamples, freeze: str, steps: int) -> None:
     config = FinetuneConfig(freeze_base=freeze, steps=steps)  # type: ignore[arg-type]
     support, targets = _unit(5, SIZE, seed=7), torch.zeros(5, dtype=torch.int64)
-    base_rows, rows = finetune_all_rows(_unit(1, SIZE, seed=8), support, targets, samples, config)
+    base_rows, rows = finetune_all_proxies(
+        _unit(1, SIZE, seed=8), support, targets, samples, config
+    )
     assert torch.equal(base_rows, samples.proxies)
     assert not torch.equal(rows, _unit(1, SIZE, seed=8))
 
@@ -140,7 +142,7 @@ def test_released_base_rows_move_on_odd_steps_only(samples: BaseSamples) -> None
 
     def after(steps: int) -> Tensor:
         config = FinetuneConfig(freeze_base="alternate", steps=steps)
-        return finetune_all_rows(rows, support, targets, samples, config)[0]
+        return finetune_all_proxies(rows, support, targets, samples, config)[0]
 
     assert not torch.equal(after(2), after(1))
     # Step 2 is frozen again: neither momentum nor normalisation may touch the rows.
@@ -167,7 +169,7 @@ def test_alternate_freezing_holds_in_the_whole_network(taught: Checkpoint, glyph
         config = FinetuneConfig(scope="full", freeze_base=freeze, epochs=1, batch_size=4096)  # type: ignore[arg-type]
         network = taught.network()
         before = next(network.parameters()).detach().clone()
-        rows = finetune_full(network, head.proxies, head.scale, data, config, seed=0)
+        rows = finetune_network(network, head, data, config, seed=0)
         assert not torch.equal(before, next(network.parameters()))
         return rows[:n_base], rows[n_base:]
 
@@ -193,7 +195,7 @@ def test_distilling_keeps_what_was_said_of_base_classes(
     before, drifts = said(taught.network()), []
     for distil in (0.0, 3.0):
         network, config = taught.network(), FinetuneConfig(epochs=1, lr=0.003, distil=distil)
-        finetune_full(network, head.proxies, head.scale, data, config, seed=0)
+        finetune_network(network, head, data, config, seed=0)
         now = said(network)
         drifts.append(F.kl_div(now, before, log_target=True, reduction="batchmean").item())
     assert 0 < drifts[1] < drifts[0]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.models.embedder import Embedder, Views, embed, fingerprint
+from lowshot_cli.models import embedder as embedder_module
+from lowshot_cli.models.embedder import Embedder, Views, embed, fingerprint, fused
+from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
 from tests.far_device import far_device
@@ -135,3 +138,41 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     (tmp_path / "file").write_text("in the way")
     embedder = Embedder(base.network(), cache=DiskCache(tmp_path / "file" / "cache", 10**9))
     assert embedder.classes(glyphs.test, [0])[0].shape == (50, base.head.size)
+
+
+class Untraceable(nn.Module):
+    """Its flow depends on its input, which cannot be traced."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        features = self.body(images).mean((2, 3))
+        return (features if features.sum() > 0 else -features,)
+
+
+@pytest.mark.parametrize(("norm", "slow"), [(nn.BatchNorm2d(4), True), (nn.Identity(), False)])
+def test_a_backbone_that_cannot_be_fused_embeds_all_the_same_and_says_so_once(
+    base: Checkpoint, glyphs: Dataset, norm: nn.Module, slow: bool
+) -> None:
+    normalisation = base.network().normalisation
+    network = EmbeddingNetwork(Untraceable(norm), normalisation).eval()
+    reports: list[Progress] = []
+    embedder = Embedder(network, on_progress=reports.append)
+    for _ in range(2):
+        (found,) = embedder.classes(glyphs.test, [0])
+    images = glyphs.test.pixels[glyphs.test.of_class(0)]
+    with torch.inference_mode():
+        expected = network(normalisation.apply(images, network.device))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert sum("cannot be optimised" in report.note for report in reports) == slow
+
+
+def test_a_bug_in_fusing_is_not_hidden(base: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: nn.Module) -> nn.Module:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(embedder_module, "fuse", broken)
+    with pytest.raises(KeyError):
+        fused(base.network())

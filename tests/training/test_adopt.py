@@ -30,8 +30,9 @@ from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.backbones import build_backbone
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.weights import load_weights, photo_side
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import fitted_scale
-from lowshot_cli.training.task import prepare
+from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
 from tests.conftest import TINY
 
@@ -68,7 +69,10 @@ def test_without_epochs_each_base_class_is_imprinted_from_its_fit_images(
     config = tiny_config.model_copy(update={"train_base": options})
     stages = set()
     result = train_base(
-        config, glyphs, tmp_path / "state", on_progress=lambda r: stages.add(r.stage)
+        config,
+        glyphs,
+        tmp_path / "state",
+        context=RunContext(on_progress=lambda r: stages.add(r.stage)),
     )
     made = result.checkpoint
     labels = [glyphs.label(name) for name in made.base_classes]
@@ -99,7 +103,7 @@ def test_stopping_writes_nothing(tiny_config: Config, glyphs: Dataset, tmp_path:
     options = tiny_config.train_base.model_copy(update={"epochs": 0, "classes": 3})
     config = tiny_config.model_copy(update={"train_base": options})
     with pytest.raises(Interrupted):
-        train_base(config, glyphs, tmp_path / "state", should_stop=lambda: True)
+        train_base(config, glyphs, tmp_path / "state", context=RunContext(should_stop=lambda: True))
     assert not list(tmp_path.iterdir())
 
 
@@ -181,7 +185,7 @@ def _spoil(published: dict[str, Tensor], how: str) -> object:
         ("other", "holds no weight of this backbone: it has a.weight, b.weight, not conv1"),
         ("shape", r"does not fit the backbone: conv1.0.weight is \[2, 2\], not \[24, 3, 3, 3\]"),
         ("nan", "conv1.0.weight holds numbers that are not finite"),
-        ("tensor", "holds no state dict but Tensor"),
+        ("tensor", "holds a Tensor, not a state dict"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
@@ -301,7 +305,7 @@ def test_a_backbone_of_the_package_has_no_published_weights(lowshot: RunCommand)
 def test_images_are_prepared_as_the_weights_expect(glyphs: Dataset) -> None:
     def prepared(**options: object) -> tuple[float, int | None]:
         values = {"classes": 2, "backbone": BACKBONE, **options}
-        task = prepare(TrainBaseConfig.model_validate(values), glyphs)
+        task = make_task(TrainBaseConfig.model_validate(values), glyphs)
         return task.normalisation.mean[0], task.input_size
 
     measured, side = prepared()

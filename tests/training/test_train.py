@@ -17,7 +17,9 @@ from lowshot_cli.errors import CheckpointError, Interrupted, TrainingError
 from lowshot_cli.models.backbones import ResNet9
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.progress import Progress
-from lowshot_cli.training.train import one_cycle, train_base
+from lowshot_cli.training.context import RunContext
+from lowshot_cli.training.steps import one_cycle
+from lowshot_cli.training.train import train_base
 
 
 def _with(config: Config, **changes: object) -> Config:
@@ -44,7 +46,7 @@ def test_a_resumed_run_ends_at_the_same_bytes(
         return steps == stop_after
 
     with pytest.raises(Interrupted, match="nothing is lost"):
-        train_base(short, glyphs, state, should_stop=should_stop)
+        train_base(short, glyphs, state, context=RunContext(should_stop=should_stop))
     assert state.is_file()
     resumed = train_base(short, glyphs, state, resume=True).checkpoint
     for name, checkpoint in {"whole": whole, "resumed": resumed}.items():
@@ -66,7 +68,7 @@ def test_resuming_with_another_config_shows_the_difference(
 ) -> None:
     state = tmp_path / "state.safetensors"
     with pytest.raises(Interrupted):
-        train_base(short, glyphs, state, should_stop=lambda: True)
+        train_base(short, glyphs, state, context=RunContext(should_stop=lambda: True))
     with pytest.raises(CheckpointError, match=r"train_base\.lr: 0\.1 -> 0\.3"):
         train_base(_with(short, lr=0.3), glyphs, state, resume=True)
     assert state.is_file()
@@ -108,7 +110,9 @@ def test_what_a_library_s_network_leaves_to_chance_hangs_on_the_seed_alone(
 def test_training_learns_and_reports(short: Config, glyphs: Dataset, tmp_path: Path) -> None:
     reports: list[Progress] = []
     config = _with(short, epochs=6)
-    result = train_base(config, glyphs, tmp_path / "s.safetensors", on_progress=reports.append)
+    result = train_base(
+        config, glyphs, tmp_path / "s.safetensors", context=RunContext(on_progress=reports.append)
+    )
     assert result.holdout_accuracy > 60
     assert reports[0].facts["loss"] > 1.2
     training = [report for report in reports if report.stage == "training"]

@@ -22,7 +22,7 @@ from lowshot_cli.report.write import sweep_files
 from lowshot_cli.storage.files import ensure_free
 from lowshot_cli.sweep.plan import make_plan
 from lowshot_cli.sweep.run_folder import MODELS, ensure_saveable
-from lowshot_cli.training.task import prepare
+from lowshot_cli.training.task import make_task
 
 
 def train_base(
@@ -36,7 +36,7 @@ def train_base(
     if config.dataset == "none":
         raise UsageError("--dataset none costs no time to plan for", "leave out --dry-run")
     dataset = load(config, output, weights.photo_side(config))
-    task = prepare(config.train_base, dataset)
+    task = make_task(config.train_base, dataset)
     stages = forecast.estimate_training(config, dataset, task)
     counts = {
         "base classes": len(task.names),
@@ -118,7 +118,7 @@ def _of_sweep(
     stages, written = [], []
     if trains_first(config, path):
         dataset = load(config, output, weights.photo_side(config))
-        stages += forecast.estimate_training(config, dataset, prepare(config.train_base, dataset))
+        stages += forecast.estimate_training(config, dataset, make_task(config.train_base, dataset))
         base = forecast.untrained(config, dataset)
         written += [path, *_log(config, path)]
     else:

@@ -23,6 +23,7 @@ from lowshot_cli.config.schema import Config, ExportFormat
 from lowshot_cli.data import cifar100 as cifar
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.export import export as exporter
+from lowshot_cli.export import formats
 from lowshot_cli.export.check import compare_with_checkpoint, exported_models
 from lowshot_cli.storage.files import ensure_writable
 
@@ -56,7 +57,7 @@ def export(
     path, checkpoint = model_in_use(config, source)
     anew = overwrite or not there
     if anew:
-        exporter.ensure_installed(form, making=True, checking=check)
+        formats.ensure_installed(form, making=True, checking=check)
     which, pixels = _check_images(config, output, checkpoint, images) if check else ("", None)
     if anew:
         ensure_writable(folder)
@@ -81,7 +82,7 @@ def export(
         output.line(
             f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
         )
-    opset = exporter.OPSET if exporter.ONNX_FILE in files else None
+    opset = exporter.OPSET if formats.ONNX_FILE in files else None
     output.data({"folder": str(folder), "files": files, "opset": opset, "check": result})
     if anew:
         typed = ["--out", str(out)] if out else []

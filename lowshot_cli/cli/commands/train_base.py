@@ -13,10 +13,12 @@ from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_o
 from lowshot_cli.cli.contract import training_json
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import DEFAULT_DATASET, DEFAULT_WEIGHTS, Config
+from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import RankLost
 from lowshot_cli.models import weights
 from lowshot_cli.training import train as training
 from lowshot_cli.training.adopt import adopt_without_data
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.state import delete_states, is_resumable
@@ -71,9 +73,13 @@ def _make_base(
         dataset = load(config, output, weights.photo_side(config))
     state = state_path(path)
     with stop_on_ctrl_c(ranks) as should_stop, output.progress() as on_progress:
-        result = training.train_base(
-            config, dataset, state, resume, on_progress, should_stop, ranks
+        context = RunContext(
+            on_progress=on_progress,
+            should_stop=should_stop,
+            ranks=ranks,
+            device=pick_device(config.device),
         )
+        result = training.train_base(config, dataset, state, resume=resume, context=context)
     known = set(result.checkpoint.meta.classes)
     novel = next((name for name in dataset.class_names if name not in known), None)
     proposed = _PHOTOS

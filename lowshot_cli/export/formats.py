@@ -1,0 +1,70 @@
+"""The files of an export, and the packages that make and run them."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+from lowshot_cli.config.schema import ExportFormat
+from lowshot_cli.errors import LowshotError
+
+ONNX_FILE, TORCH_FILE, LABELS_FILE, CARD_FILE = (
+    "model.onnx",
+    "model.pt2",
+    "labels.json",
+    "README.md",
+)
+
+
+MODEL_FILES: dict[ExportFormat, tuple[str, ...]] = {
+    "onnx": (ONNX_FILE,),
+    "torch": (TORCH_FILE,),
+    "all": (ONNX_FILE, TORCH_FILE),
+}
+
+
+def ensure_installed(form: ExportFormat, *, making: bool, checking: bool) -> None:
+    """Ask for the packages that making or checking an export needs, before any work starts.
+
+    Raises:
+        LowshotError: ONNX is wanted and they are not installed.
+    """
+    if ONNX_FILE in MODEL_FILES[form]:
+        import_packages(*(["onnx", "onnxscript"] * making), *(["onnxruntime"] * checking))
+
+
+def import_packages(*names: str) -> list[Any]:
+    """The modules of ONNX's packages.
+
+    Raises:
+        LowshotError: they are not all installed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return [importlib.import_module(name) for name in names]
+    except ImportError:
+        raise LowshotError(
+            f"ONNX needs the packages {', '.join(names)}, and not all are installed",
+            "install them with pip install 'lowshot-cli[onnx]'; `format=torch` needs none of them",
+        ) from None
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep warnings, logs and prints of exporters from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(before)

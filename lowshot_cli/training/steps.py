@@ -1,0 +1,207 @@
+"""The steps of base training: batches, augmentation, loss and optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.data.augment import (
+    draw_crops,
+    draw_holes,
+    mix_up,
+    quarter_turns,
+    shift_and_mirror,
+    turn,
+    with_partners,
+)
+from lowshot_cli.errors import UsageError
+from lowshot_cli.models.head import CosineClassifier
+from lowshot_cli.seeding import Stream, generator
+from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+from lowshot_cli.training.precision import pick_dtype
+from lowshot_cli.training.task import BaseTask
+
+_FINAL_LR_SHARE = 0.01
+
+
+def one_cycle(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018)."""
+    turn = max(1.0, warmup * total)
+    if step < turn:
+        return (step + 1) / (turn + 1)
+    return max((total - step) / (total - turn), _FINAL_LR_SHARE)
+
+
+def parameter_groups(trainee: CosineClassifier, options: TrainBaseConfig) -> list[dict[str, Any]]:
+    """What is trained, for the optimiser: `peak` is a group's learning rate at its peak.
+
+    Matrices decay and vectors do not. `backbone_lr` sets the backbone apart from its projection,
+    the proxies and the scale.
+    """
+    network = trainee.network
+    projection = list(network.backbone.get_submodule("project").parameters())
+    own = {id(parameter) for parameter in projection}
+    body = [p for p in network.parameters() if id(p) not in own]
+    parts = [(options.lr, [*body, *projection])]
+    if options.backbone_lr is not None:
+        parts = [(options.backbone_lr, body), (options.lr, projection)]
+    groups: list[dict[str, Any]] = []
+    for peak, parameters in parts:
+        trained = [p for p in parameters if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        groups.append({"params": matrices, "peak": peak, "weight_decay": options.weight_decay})
+        groups.append({"params": others, "peak": peak, "weight_decay": 0.0})
+    groups[-1]["params"] += [trainee.proxies, trainee.scale]
+    return groups
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a step.
+
+    Attributes:
+        images: `(b, 3, S, S)` fp32, augmented and normalised.
+        labels: `(b,)` int64.
+        partner_labels: `(b,)` int64, of the images that were mixed in.
+        weight: share of an image's own label in the loss; 1 where nothing was mixed in.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partner_labels: Tensor
+    weight: float
+
+
+class TrainingSteps:
+    """Makes the steps of base training, each of which depends on the seed and its number alone.
+
+    Args:
+        config: `seed` and `train_base`.
+        task: the images.
+        trainee: trained in place.
+        ranks: the processes that share each step.
+
+    Attributes:
+        batch_size: images of a step, over all ranks.
+        per_epoch: steps of an epoch.
+        total: steps of the whole training.
+        optimiser: over the trainee's parameters.
+
+    Raises:
+        UsageError: a batch cannot be shared evenly between the ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: BaseTask,
+        trainee: CosineClassifier,
+        ranks: ProcessGroupView = ALONE,
+    ) -> None:
+        self.seed, self.options = config.seed, config.train_base
+        self.task, self.trainee, self.ranks = task, trainee, ranks
+        self.batch_size = min(self.options.batch_size, len(task.fit))
+        if self.batch_size % ranks.count:
+            raise UsageError(
+                f"a step's {self.batch_size} images cannot be shared evenly by {ranks.count} ranks",
+                f"give a `batch_size` that is a multiple of {ranks.count}",
+            )
+        self.per_epoch = len(task.fit) // self.batch_size
+        self.total = self.per_epoch * self.options.epochs
+        self.dtype = pick_dtype(self.options.precision, trainee.network.device, ranks)
+        self.images = task.fit.to_device_if_it_fits(trainee.network.device)
+        groups = parameter_groups(trainee, self.options)
+        self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
+        self.model = ranks.parallel(trainee)
+
+    def draw_order(self, epoch: int) -> Tensor:
+        """The fit images `(N,)` int64 in the order in which an epoch goes through them."""
+        shuffle = generator(self.seed, Stream.TRAIN_EPOCH, epoch)
+        return torch.randperm(len(self.task.fit), generator=shuffle)
+
+    def make_batch(self, step: int, chosen: Tensor) -> Batch:
+        """Read and augment this rank's images of a step.
+
+        Random numbers are drawn for the whole batch, so they are the same for any number of ranks.
+
+        Args:
+            step: its number in the training.
+            chosen: `(B,)` int64, which fit images the whole batch holds.
+        """
+        options, task, size = self.options, self.task, len(chosen)
+        draws = generator(self.seed, Stream.TRAIN_STEP, step)
+        shifts, mirrored = draw_crops(size, options.crop, task.flip, draws)  # (B, 2), (B,)
+        holes = draw_holes(size, task.fit.side, options.cutout, draws)  # (B, 1, S, S)
+        weight, partners = 1.0, torch.arange(size)  # (B,)
+        if options.mixup:
+            beta = np.random.default_rng((self.seed, step))
+            weight = float(beta.beta(options.mixup, options.mixup))
+            partners = torch.randperm(size, generator=draws)
+        # A rank reads its own b images, and the partners of these that other ranks hold: n in all.
+        own = torch.arange(size)[self.ranks.part]  # (b,)
+        places, partners = with_partners(own, partners)  # (n,), (b,)
+        device = self.trainee.network.device
+        pixels = shift_and_mirror(self.images[chosen[places]], shifts[places], mirrored[places])
+        images = task.normalisation.apply(pixels, device)  # (n, 3, S, S)
+        # Normalised, 0 is the mean colour.
+        images = images.masked_fill(holes[places].to(device), 0.0)
+        labels = task.fit_labels[chosen[places]].to(device)  # (n,)
+        turns = quarter_turns(size, options.rotation)[places]  # (n,)
+        images, labels = turn(images, labels, turns, len(task.names))
+        partners = partners.to(device)
+        if options.mixup:
+            images = mix_up(images, partners, weight)  # (b, 3, S, S)
+        return Batch(images, labels[: len(own)], labels[partners], weight)
+
+    def take(self, step: int, chosen: Tensor) -> float:
+        """Make a step and return its loss; one that is not finite leaves everything as it is.
+
+        Args:
+            step: its number in the training.
+            chosen: `(B,)` int64, which fit images the whole batch holds.
+        """
+        batch, options = self.make_batch(step, chosen), self.options
+        device_type, is_bf16 = self.trainee.network.device.type, self.dtype == torch.bfloat16
+        autocast = torch.autocast(device_type, torch.bfloat16, enabled=is_bf16)
+        with self._seeded_dropout(step), autocast:
+            logits = self.model(batch.images).float()  # (b, C)
+        smoothing = options.label_smoothing
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        if batch.weight != 1:
+            other = F.cross_entropy(logits, batch.partner_labels, label_smoothing=smoothing)
+            loss = batch.weight * loss + (1 - batch.weight) * other
+        self.optimiser.zero_grad()
+        loss.backward()
+        value = self.ranks.total(loss.item()) / self.ranks.count
+        if not math.isfinite(value):
+            return value
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * one_cycle(step, self.total, options.warmup)
+        self.optimiser.step()
+        self._average_statistics()
+        return value
+
+    def _average_statistics(self) -> None:
+        """Average BatchNorm's running statistics, which each rank takes from its own images."""
+        if not self.options.freeze_backbone:
+            buffers = self.trainee.buffers()
+            self.ranks.average([buffer for buffer in buffers if buffer.is_floating_point()])
+
+    @contextmanager
+    def _seeded_dropout(self, step: int) -> Iterator[None]:
+        """Let dropout and the like in a library's network depend on seed, step and rank alone."""
+        device = self.trainee.network.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            drawn = generator(self.seed, Stream.DROPOUT, step, self.ranks.number)
+            torch.manual_seed(drawn.initial_seed())
+            yield
