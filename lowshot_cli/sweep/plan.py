@@ -26,7 +26,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrialBatch:
-    """One piece of work: trials `start` to `stop` of the plan with one method and shot count."""
+    """Trials `start` to `stop` of the plan with one method and number of shots."""
 
     method: str
     shots: int
@@ -69,8 +69,8 @@ class Plan:
         """Novel classes that a trial adds, or each session of a sequence."""
         return len(self.groups[0])
 
-    def pieces(self) -> Iterator[TrialBatch]:
-        """Pieces of work in the order in which their rows stand in `results.csv`."""
+    def batches(self) -> Iterator[TrialBatch]:
+        """All trials in batches, in the order in which their rows stand in `results.csv`."""
         total = len(self.groups) * self.trials
         # Sessions have different numbers of classes, so no tile holds two of them.
         span = self.trials if self.sequence else total
@@ -87,9 +87,9 @@ class Plan:
                     else:
                         yield TrialBatch(method, shots, start, stop)
 
-    def locate(self, piece: TrialBatch) -> tuple[IntArray, IntArray]:
-        """Group and trial number of each of a piece's trials."""
-        return np.divmod(np.arange(piece.start, piece.stop), self.trials)
+    def locate(self, batch: TrialBatch) -> tuple[IntArray, IntArray]:
+        """Group `(T,)` and number within the group `(T,)` of each trial of a batch."""
+        return np.divmod(np.arange(batch.start, batch.stop), self.trials)
 
 
 def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:

@@ -23,10 +23,11 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import Interrupted, LowshotError, UsageError
-from lowshot_cli.progress import OnProgress, ShouldStop, silent
+from lowshot_cli.progress import ShouldStop
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import Plan, TrialBatch
-from lowshot_cli.sweep.trials import BatchResult, Executor, Outcomes, Work, run_piece
+from lowshot_cli.sweep.trials import BatchResult, Executor, run_batch
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.train import train_base
 
@@ -59,7 +60,7 @@ def check_installed() -> None:
 
 @contextmanager
 def on_ray(address: str | None = None, gpus: float = 0.0) -> Iterator[Executor]:
-    """What works off trials on a Ray cluster, as long as the block lasts.
+    """An executor that runs trials on a Ray cluster, as long as the block lasts.
 
     Args:
         address: of the cluster, such as `10.0.0.1:6379`, or `auto` for the one on this machine.
@@ -126,29 +127,20 @@ class _Shared:
 
 
 def run(
-    work: Work,
+    work: Iterable[tuple[int, TrialBatch]],
     plan: Plan,
     embedded: SweepEmbeddings,
     config: Config,
+    *,
     threads: int,
-    on_progress: OnProgress,
-    should_stop: ShouldStop,
+    context: RunContext,
     gpus: float = 0.0,
-) -> Outcomes:
-    """Work off pieces on the cluster that this process is connected to, in whatever order.
+) -> Iterator[tuple[int, BatchResult]]:
+    """Run batches on the cluster that this process is connected to, as an `Executor`.
 
-    The materials go into the object store once. A chunk whose worker dies is done again elsewhere.
-    Asked to stop, what is under way is waited for.
-
-    Args:
-        work: pieces with their numbers in the plan.
-        plan: of the sweep.
-        embedded: from `prepare`.
-        config: `seed`, `device`, `finetune` and `sweep`.
-        threads: of PyTorch in each worker, and the processors that it takes.
-        on_progress: not told, as the steps of long pieces are done elsewhere.
-        should_stop: asked now and then; ends the iteration.
-        gpus: share of a GPU that a worker has to itself.
+    The embeddings go into the object store once. A chunk whose worker dies is done again elsewhere.
+    Each worker takes `threads` CPUs and a share `gpus` of a GPU, and picks the device that `config`
+    names. Nothing is reported, as the steps of long batches are made elsewhere.
 
     Raises:
         LowshotError: no node has room for a worker, the same chunk has cost several workers their
@@ -159,8 +151,8 @@ def run(
     needs = _Needs(threads, gpus)
     shared = _put(ray, _Shared(plan, _without_images(embedded, plan), config, threads))
     calls = (partial(needs.start, ray, _work, [shared], chunk) for chunk in _chunks(work))
-    for outcomes in _gather(ray, calls, needs, should_stop):
-        yield from outcomes
+    for results in _gather(ray, calls, needs, context.should_stop):
+        yield from results
 
 
 def train_bases(
@@ -278,14 +270,14 @@ def _gather(
 
 
 def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, TrialBatch]]]:
-    """Neighbouring pieces together, but a fine-tuning of the whole network alone."""
+    """Neighbouring batches together, but a fine-tuning of the whole network alone."""
     chunk: list[tuple[int, TrialBatch]] = []
-    for number, piece in work:
-        alone = METHODS[piece.method].alone
+    for number, batch in work:
+        alone = METHODS[batch.method].alone
         if chunk and (alone or len(chunk) == _CHUNK):
             yield chunk
             chunk = []
-        chunk.append((number, piece))
+        chunk.append((number, batch))
         if alone:
             yield chunk
             chunk = []
@@ -294,7 +286,7 @@ def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, 
 
 
 def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
-    """The materials without pixels, unless a method looks at them."""
+    """The embeddings without the dataset's pixels, unless a method looks at them."""
     if any(METHODS[method].alone for method in plan.methods):
         return embedded
     given = embedded.dataset
@@ -325,9 +317,10 @@ def _work(
     """A chunk of trials, in a worker."""
     shared = _open(reference[0])
     torch.set_num_threads(shared.threads)
+    context = RunContext(device=pick_device(shared.config.device))
     return [
-        (number, run_piece(piece, shared.plan, shared.embedded, shared.config, silent))
-        for number, piece in chunk
+        (number, run_batch(batch, shared.plan, shared.embedded, shared.config, context=context))
+        for number, batch in chunk
     ]
 
 

@@ -25,3 +25,7 @@ class RunContext:
     should_stop: ShouldStop = never
     ranks: ProcessGroupView = ALONE
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+DEFAULT_CONTEXT = RunContext()
+"""In one process on the CPU, silently and to the end."""

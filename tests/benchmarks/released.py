@@ -58,8 +58,8 @@ def main() -> None:
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
-            piece = TrialBatch("whitened", shots, place, place + 1)
-            tile = make_tile(piece, plan, embedded.available, embedded.avoided, 1)
+            batch = TrialBatch("whitened", shots, place, place + 1)
+            tile = make_tile(batch, plan, embedded.available, embedded.avoided, 1)
             support = gather(embedded.train, tile)[0, 0]
             start = make_start(support[None], checkpoint)
             targets = torch.zeros(shots, dtype=torch.int64)
@@ -68,11 +68,11 @@ def main() -> None:
                 base_rows = checkpoint.head.base.proxies
                 if way == "always":
                     one = finetune_rows(
-                        start[None], support[None], targets, embedded.shaping, options
+                        start[None], support[None], targets, checkpoint.shaping, options
                     )[0]
                 else:
                     base_rows, one = finetune_all_rows(
-                        start, support, targets, embedded.shaping, options
+                        start, support, targets, checkpoint.shaping, options
                     )
                 held = checkpoint.calibration_with(base_rows, calibration)
                 bias = operating_bias(one[None], held, BUDGET)
@@ -80,7 +80,10 @@ def main() -> None:
                 label = int(tile.units[0, 0])
                 novel = {label: NovelQueries.of(base_rows, embedded.novel[label].embeddings)}
                 units = torch.from_numpy(tile.units)
-                scores = score_trials(one[None], bias, units, base, novel, embedded.base_accuracy)
+                before = embedded.base_accuracy
+                scores = score_trials(
+                    one[None], bias, units, base, novel, base_accuracy_before=before
+                )
                 group, trial = divmod(place, chosen.trials)
                 found[way][group, trial] = [scores.metrics[name][0] for name in NAMES]
         for way in WAYS:

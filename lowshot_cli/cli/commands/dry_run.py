@@ -15,6 +15,7 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import is_logged, load, load_dataset_of, make_embedder, with_dataset_of
 from lowshot_cli.cli.run_log import LOG
 from lowshot_cli.config.schema import Config
+from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
 from lowshot_cli.estimate import Stage
 from lowshot_cli.models import weights
@@ -22,6 +23,7 @@ from lowshot_cli.report.write import sweep_files
 from lowshot_cli.storage.files import ensure_free
 from lowshot_cli.sweep.plan import make_plan
 from lowshot_cli.sweep.run_folder import MODELS, ensure_saveable
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import prepare
 
 
@@ -128,7 +130,8 @@ def _of_sweep(
     plan = make_plan(base, dataset, config)
     with output.progress() as on_progress:
         embedder = make_embedder(base, config, on_progress)
-        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, on_progress)
+        context = RunContext(on_progress=on_progress, device=pick_device(config.device))
+        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, context=context)
     novel = {label for group in plan.groups for label in group}
     counts = {
         "base classes": base.meta.n_base,

@@ -25,6 +25,7 @@ from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation import evaluate as evaluation
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
 from lowshot_cli.models.embedder import embed, fused
+from lowshot_cli.report.findings import collect_for_model
 from lowshot_cli.report.write import report_evaluation
 from lowshot_cli.storage.files import ensure_writable
 
@@ -74,7 +75,9 @@ def evaluate(
     tables.show_details(output, found[-1][1], found[-1][0].stem)
     if report is not None:
         shown = [(path.stem, one) for path, one in found]
-        report_evaluation(report, shown, *last, config, output.command)
+        checkpoint, dataset, embedder = last
+        data = collect_for_model(checkpoint, dataset, embedder)
+        report_evaluation(report, shown, data, checkpoint, config, command=output.command)
         output.finish([report])
 
 
