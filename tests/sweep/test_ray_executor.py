@@ -181,10 +181,10 @@ def test_rows_that_come_early_wait_for_their_turn_and_are_not_made_again(
     whole, early = tmp_path / "whole", tmp_path / "early"
     expected = bench.sweep(whole, changes, save_models=True).summary
     asked = iter([False, False, True])
-    settings = {"save_models": True, "executor": backwards}
+    context = RunContext(should_stop=lambda: next(asked))
+    settings = {"save_models": True, "executor": backwards, "context": context}
     with pytest.raises(Interrupted, match="36 of 72 trials"):
-        context = RunContext(should_stop=lambda: next(asked))
-        bench.sweep(early, changes, context=context, **settings)
+        bench.sweep(early, changes, **settings)
     assert sorted(path.name for path in early.glob("early-*")) == [
         f"early-{number}.csv" for number in (3, 4, 5)
     ]
