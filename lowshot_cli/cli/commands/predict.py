@@ -41,7 +41,14 @@ def predict(
     network = checkpoint.network(pick_device(config.device))
     with output.progress() as on_progress:
         found, unreadable = predicting.readable(
-            predicting.predict(checkpoint, network, files, most, threshold, on_progress=on_progress)
+            predicting.predict(
+                checkpoint,
+                network,
+                files,
+                most=most,
+                threshold=threshold,
+                on_progress=on_progress,
+            )
         )
     if as_csv:
         print(predictions_csv(found), end="", flush=True)
