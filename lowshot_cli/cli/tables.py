@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowshot_cli.cli.console import Output
-from lowshot_cli.estimate import Stage
+from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.open_set import OpenSet
 from lowshot_cli.evaluation.predict import Prediction
@@ -18,15 +18,17 @@ from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.training.result import TrainResult
 
 
-def show_plan(
-    output: Output, counts: Mapping[str, int], stages: Sequence[Stage], seconds: float, memory: int
-) -> None:
-    """What a command would work on, and what that should cost."""
-    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in counts.items()])
-    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in stages]
-    table.append(["in all", "", "", duration(seconds)])
-    caption = f"estimated from the first seconds of the work; memory {memory / 2**30:.1f} GiB"
+def show_plan(output: Output, plan: DryRun) -> None:
+    """What a command would work on, what that should cost, and what would be written."""
+    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in plan.counts.items()])
+    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in plan.stages]
+    table.append(["in all", "", "", duration(plan.seconds)])
+    memory = f"memory {plan.memory / 2**30:.1f} GiB"
+    caption = f"estimated from the first seconds of the work; {memory}"
     output.table(["step", "n", "of", "time"], table, caption=caption)
+    output.line("would write")
+    for path in plan.paths:
+        output.line(f"  {path}")
 
 
 def show_training(output: Output, result: TrainResult) -> None:

@@ -13,6 +13,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import model_in_use
+from lowshot_cli.cli.contract import changed_record
 from lowshot_cli.config.schema import Config, storable
 from lowshot_cli.errors import UsageError
 from lowshot_cli.storage.locks import locked
@@ -78,6 +79,6 @@ def _changed(
 def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:
     ckpt.save(checkpoint, path)
     n_base, total = checkpoint.meta.n_base, len(checkpoint.meta.classes)
-    output.data({"checkpoint": str(path), "classes": list(checkpoint.meta.classes)})
+    output.data(changed_record(path, checkpoint))
     output.line(f"{path}: {n_base} base and {total - n_base} novel classes")
     output.finish([path])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli import estimate as forecast
@@ -13,6 +13,7 @@ from lowshot_cli.cli import tables
 from lowshot_cli.cli.commands.sweep import load_base, trains_first
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import is_logged, load, load_dataset_of, make_embedder, with_dataset_of
+from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.cli.run_log import LOG
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
@@ -153,17 +154,6 @@ def _log(config: Config, path: Path) -> list[Path]:
 def _show(
     output: Output, counts: dict[str, int], stages: Sequence[Stage], written: Sequence[Path]
 ) -> None:
-    seconds, memory = sum(stage.seconds for stage in stages), forecast.peak_memory()
-    output.data(
-        {
-            "counts": counts,
-            "stages": [asdict(stage) for stage in stages],
-            "seconds": seconds,
-            "memory_bytes": memory,
-            "paths": [str(path) for path in written],
-        }
-    )
-    tables.show_plan(output, counts, stages, seconds, memory)
-    output.line("would write")
-    for path in written:
-        output.line(f"  {path}")
+    plan = DryRun(counts, stages, forecast.peak_memory(), written)
+    output.data(plan.to_json())
+    tables.show_plan(output, plan)

@@ -11,7 +11,7 @@ from lowshot_cli.checkpoint.checkpoint import check_dataset
 from lowshot_cli.cli.commands.imprint import _evaluating, _parent, _show_taught
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import load_dataset_of, make_embedder, output_file
-from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.cli.contract import finetune_record
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.evaluation import evaluate as evaluation
@@ -37,14 +37,13 @@ def finetune(
             after = evaluation.evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
         ckpt.save(tuned.as_child_of(ancestor, config.portable(), "finetune"), path)
     output.data(
-        {
-            "checkpoint": str(path),
-            "scope": config.finetune.scope,
-            "bias": tuned.head.bias,
-            "expected_forgetting": expected_forgetting(tuned),
-            "before": evaluation_json(parent_path, before),
-            "after": evaluation_json(path, after),
-        }
+        finetune_record(
+            config.finetune.scope,
+            tuned,
+            before=(parent_path, before),
+            after=(path, after),
+            expected_forgetting=expected_forgetting(tuned),
+        )
     )
     _show_taught(output, f"fine-tuned {config.finetune.scope}", tuned, before, after)
     output.finish([path], _evaluating(config, path))

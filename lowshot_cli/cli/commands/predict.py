@@ -9,7 +9,7 @@ from pathlib import Path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import model_in_use, report_skipped
-from lowshot_cli.cli.contract import predictions_csv, predictions_json
+from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.data.photos import find_photos
@@ -53,7 +53,7 @@ def predict(
     if as_csv:
         print(predictions_csv(found), end="", flush=True)
     else:
-        output.data(predictions_json(found))
+        output.data([one.to_json() for one in found])
         tables.show_predictions(output, found)
     lines = [f"{one.file} ({one.reason})" for one in unreadable]
     if unreadable and not config.skip_bad:
