@@ -135,7 +135,10 @@ def changes_since(run_dir: Path, config: Config) -> list[str]:
     Raises:
         ConfigError: the folder's cannot be read.
     """
-    return difference(load_config(run_dir / CONFIG).portable(), config.portable())
+    before, now = load_config(run_dir / CONFIG).portable(), config.portable()
+    for values in (before, now):
+        del values["sweep"]["train_base"]  # where the base model came from changes no trial
+    return difference(before, now)
 
 
 def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "w+"]) -> Models:
