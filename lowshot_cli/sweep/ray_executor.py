@@ -53,9 +53,7 @@ def check_installed() -> None:
         UsageError: it is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UsageError(
-            "--executor ray needs Ray, which is not installed", "pip install 'lowshot-cli[ray]'"
-        )
+        raise UsageError("Ray is not installed", "pip install 'lowshot-cli[ray]'")
 
 
 @contextmanager
@@ -216,7 +214,7 @@ class _Needs:
             said = [f"{n:g} {name}s of {_largest(ray, name)}" for name, n in wanted.items()]
             raise LowshotError(
                 f"no node of the cluster has room for a worker: {', '.join(said)}",
-                "give a smaller --threads or --gpus-per-worker",
+                "give smaller `threads` or `gpus_per_worker`",
             )
         return places
 
@@ -259,7 +257,7 @@ def _gather(
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
         raise LowshotError(
             f"the same work has cost {_RETRIES + 1} workers their life",
-            "have fewer workers at a time with more --threads each",
+            "have fewer workers at a time with more `threads` each",
         ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0]

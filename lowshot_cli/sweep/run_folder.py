@@ -62,14 +62,14 @@ def _new_run_dir(workdir: Path) -> Path:
 
 
 def ensure_saveable(options: SweepConfig) -> None:
-    """Raise UsageError where `--save-models` could not make models of the trials."""
+    """Raise UsageError where no models could be made of the trials."""
     if options.sessions:
-        raise UsageError("--save-models keeps no sessions", "leave one of the two out")
+        raise UsageError("`save_models` keeps no sessions", "leave one of the two out")
     for method in options.methods:
         if not METHODS[method].saves_models:
             raise UsageError(
-                f"--save-models keeps one row a class, which does not make a model of {method}",
-                f"leave {method} out of --method",
+                f"`save_models` keeps one proxy a class, which does not make a model of {method}",
+                f"leave {method} out of `methods`",
             )
 
 
@@ -155,7 +155,7 @@ def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "
         models = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
-            f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
+            f"{run_dir} holds no {MODELS}", "run the sweep with `save_models=True`"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None
