@@ -84,8 +84,8 @@ def describe(
     for part in embeddings.split(chunk_size(len(names))):
         cosines = head.cosines(part)  # (b, C)
         unknown = (cosines.amax(1) < threshold).tolist()
-        probabilities = (head.scale * cosines).softmax(1)
-        best = probabilities.topk(min(most, len(names)))  # (b, most) values and classes
+        # Probabilities `(b, C)` are not kept, as they take much memory where classes are many.
+        best = (head.scale * cosines).softmax(1).topk(min(most, len(names)))  # (b, most)
         pairs = zip(best.indices.tolist(), best.values.tolist(), unknown, strict=True)
         for classes, values, flag in pairs:
             top = tuple((names[c], p) for c, p in zip(classes, values, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -251,7 +251,9 @@ def embedding_map(shown: EmbeddingMap) -> Figure:
     return made
 
 
-def _dress(axes: Axes, title: str, label: str, grid: Any = "y") -> None:
+def _dress(
+    axes: Axes, title: str, label: str, grid: Literal["x", "y", "both"] | None = "y"
+) -> None:
     axes.set_title(title, color=INK, fontsize=11)
     axes.set_xlabel(label, color=INK)
     axes.tick_params(colors=INK)

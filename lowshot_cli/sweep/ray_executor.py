@@ -39,15 +39,15 @@ _CHUNK = 8
 _RETRIES = 3
 
 
-# Seconds after which the driver looks whether it is asked to stop.
-_PATIENCE = 0.2
+# Seconds between two looks at whether to stop.
+_POLL_SECONDS = 0.2
 
 
-_GOING_ON = "see that the cluster is up, then resume the sweep: its rows so far are whole"
+_RESUME_HINT = "see that the cluster is up, then resume the sweep: its rows so far are whole"
 
 
 def check_installed() -> None:
-    """See that there is Ray, without loading it.
+    """Check that Ray is installed, without importing it.
 
     Raises:
         UsageError: it is not installed.
@@ -102,11 +102,11 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _reach(address: str) -> None:
-    """See at once whether anybody answers, which takes Ray minutes.
+    """Check that something listens at an address; Ray would try for minutes.
 
     Raises:
-        OSError: nobody does.
-        ValueError: it is no host with a port.
+        OSError: nothing does.
+        ValueError: it is not a host with a port.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -136,13 +136,13 @@ def run(
 ) -> Iterator[tuple[int, BatchResult]]:
     """Run batches on the cluster that this process is connected to, as an `Executor`.
 
-    The embeddings go into the object store once. A chunk whose worker dies is done again elsewhere.
+    The embeddings go into the object store once. A chunk whose worker dies is run again elsewhere.
     Each worker takes `threads` CPUs and a share `gpus` of a GPU, and picks the device that `config`
     names. Nothing is reported, as the steps of long batches are made elsewhere.
 
     Raises:
-        LowshotError: no node has room for a worker, the same chunk has cost several workers their
-            life, or the cluster is gone.
+        LowshotError: no node has room for a worker, several workers died at the same chunk, or the
+            cluster is gone.
     """
     import ray
 
@@ -247,7 +247,7 @@ def _gather(
             running += [call() for call in itertools.islice(calls, max(0, room))]
             if not running or (stopping and at_once):
                 return
-            ready, running = ray.wait(running, timeout=_PATIENCE)
+            ready, running = ray.wait(running, timeout=_POLL_SECONDS)
             for task in ready:
                 yield ray.get(task)
     except ray.exceptions.RayTaskError as error:
@@ -256,12 +256,12 @@ def _gather(
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
         raise LowshotError(
-            f"the same work has cost {_RETRIES + 1} workers their life",
+            f"{_RETRIES + 1} workers in turn died at the same trials",
             "have fewer workers at a time with more `threads` each",
         ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0]
-        raise LowshotError(f"Ray: {reason}", _GOING_ON) from None
+        raise LowshotError(f"Ray: {reason}", _RESUME_HINT) from None
     finally:
         for task in running:
             ray.cancel(task, force=True)

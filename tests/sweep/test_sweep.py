@@ -27,7 +27,7 @@ from lowshot_cli.sweep.plan import TILE, make_plan
 from lowshot_cli.sweep.replay import rebuild
 from lowshot_cli.sweep.results import COLUMNS, ClassNames, Rows
 from lowshot_cli.sweep.run import RunOptions, sweep
-from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, run_folder
+from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, read_summary, run_folder
 from lowshot_cli.sweep.totals import RunningTotals
 from lowshot_cli.training.context import RunContext
 from tests.far_device import far_device
@@ -185,6 +185,49 @@ def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
     assert (torn / ROWS).read_bytes() == content
     for key in ("cells", "paired", "classes"):
         assert getattr(found, key) == getattr(expected, key)
+
+
+def _as_version_010(text: str) -> str:
+    """What version 0.1.0 called the class that takes most, and its share."""
+    return text.replace("confused_with", "swallowed_by").replace("confused_percent", "swallowed")
+
+
+def test_a_run_of_version_010_is_resumed_below_its_own_header(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("imprint", "teen"), trials=2)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    expected = sweep(base, glyphs, config, embedder, whole).summary
+    old = _as_version_010((whole / ROWS).read_text()).replace("teen,", "calibrated,")
+    lines = old.splitlines(keepends=True)
+    torn.mkdir()
+    (torn / ROWS).write_text("".join(lines[:30]))
+    (torn / ABOUT).write_bytes((whole / ABOUT).read_bytes())
+    found = sweep(base, glyphs, config, embedder, torn, options=RunOptions(resume=True)).summary
+    header, *rows = (torn / ROWS).read_text().replace("calibrated,", "teen,").splitlines()
+    assert header == lines[0].strip()
+    assert rows == (whole / ROWS).read_text().splitlines()[1:]
+    assert (found.cells, found.classes) == (expected.cells, expected.classes)
+
+
+@pytest.mark.parametrize("sessions", [None, 3])
+def test_a_summary_is_read_back_as_it_was(
+    base: Checkpoint,
+    glyphs: Dataset,
+    embedder: Embedder,
+    config: Config,
+    tmp_path: Path,
+    sessions: int | None,
+) -> None:
+    changes = {"methods": ("imprint", "teen"), "ways": 2, "sessions": sessions, "shots": (2,)}
+    summary = sweep(base, glyphs, _sweeping(config, **changes), embedder, tmp_path).summary
+    assert read_summary(tmp_path) == summary
+    old = _as_version_010((tmp_path / SUMMARY).read_text()).replace('"teen"', '"calibrated"')
+    (tmp_path / SUMMARY).write_text(old)
+    assert read_summary(tmp_path) == summary
+    (tmp_path / SUMMARY).write_text(old[: len(old) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_summary(tmp_path)
 
 
 def test_a_stopped_sweep_keeps_its_rows_and_models(
