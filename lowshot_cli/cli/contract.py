@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowshot_cli.adaptation.imprint import SupportDraw
     from lowshot_cli.checkpoint.checkpoint import Checkpoint
+    from lowshot_cli.checkpoint.metadata import Meta
     from lowshot_cli.estimate import Stage
     from lowshot_cli.evaluation.evaluate import Evaluation
     from lowshot_cli.evaluation.open_set import OpenSet
@@ -113,6 +114,39 @@ def evaluation_record(path: Path, found: Evaluation, open_set: OpenSet | None = 
 def photo_evaluation_record(path: Path, found: Evaluation, repeated: int) -> Record:
     """One model of `evaluate --images`."""
     return {**evaluation_record(path, found), "repeated": repeated}
+
+
+@dataclass(frozen=True)
+class KnownClass:
+    """One class of `classes list`.
+
+    Attributes:
+        name: of the class.
+        kind: `base` or `novel`.
+        shots: support images of a novel class; None for a base class.
+        method: the command that taught it.
+    """
+
+    name: str
+    kind: str
+    shots: int | None
+    method: str
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {"class": self.name, "kind": self.kind, "shots": self.shots, "method": self.method}
+
+
+def known_classes(meta: Meta) -> list[KnownClass]:
+    """The classes of a model in head order."""
+    base, novel = meta.classes[: meta.n_base], meta.classes[meta.n_base :]
+    return [
+        *(KnownClass(name, "base", None, "train-base") for name in base),
+        *(
+            KnownClass(name, "novel", len(one.pixel_hashes), f"imprint --method {one.method}")
+            for name, one in zip(novel, meta.supports, strict=True)
+        ),
+    ]
 
 
 def changed_record(path: Path, checkpoint: Checkpoint) -> Record:

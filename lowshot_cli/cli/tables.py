@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.contract import DryRun
@@ -100,15 +99,6 @@ _BAR, _HARDEST = 10, 5
 def _others(one: Prediction) -> str:
     others = one.top if one.unknown else one.top[1:]
     return ", ".join(f"{name} {100 * chance:.1f}" for name, chance in others)
-
-
-def show_classes(output: Output, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """One row per class of a model."""
-    cells = [
-        [row["class"], row["kind"], "–" if row["shots"] is None else row["shots"], row["method"]]
-        for row in rows
-    ]
-    output.table(["class", "kind", "shots", "learnt by"], cells, title=title)
 
 
 def show_open_set(output: Output, name: str, found: OpenSet) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from lowshot_cli.adaptation.bias import without_class
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import model_in_use
-from lowshot_cli.cli.contract import changed_record
+from lowshot_cli.cli.contract import changed_record, known_classes
 from lowshot_cli.config.schema import Config, storable
 from lowshot_cli.errors import UsageError
 from lowshot_cli.storage.locks import locked
@@ -22,20 +20,12 @@ from lowshot_cli.storage.locks import locked
 def list_classes(config: Config, output: Output, source: Path | None) -> None:
     """List the classes of a model."""
     path, checkpoint = model_in_use(config, source)
-    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
-    rows: list[dict[str, Any]] = []
-    for name in checkpoint.meta.classes:
-        record = records.get(name)
-        rows.append(
-            {
-                "class": name,
-                "kind": "novel" if record else "base",
-                "shots": len(record.pixel_hashes) if record else None,
-                "method": f"imprint --method {record.method}" if record else "train-base",
-            }
-        )
-    output.data(rows)
-    tables.show_classes(output, rows, str(path))
+    classes = known_classes(checkpoint.meta)
+    output.data([one.to_json() for one in classes])
+    cells = [
+        [one.name, one.kind, "–" if one.shots is None else one.shots, one.method] for one in classes
+    ]
+    output.table(["class", "kind", "shots", "learnt by"], cells, title=str(path))
 
 
 def remove_class(

@@ -1,14 +1,12 @@
-"""`lowshot data`."""
+"""`lowshot data`; what the caches hold is shown without torch."""
 
 from __future__ import annotations
 
 from dataclasses import astuple
 
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import load
 from lowshot_cli.cli.contract import CacheUse, ClassSize, LookalikePair, duplicates_record
 from lowshot_cli.config.schema import Config
-from lowshot_cli.data.duplicates import lookalikes
 from lowshot_cli.storage.cache import embedding_cache, image_cache
 
 _MOST_PAIRS = 10
@@ -16,6 +14,8 @@ _MOST_PAIRS = 10
 
 def data_classes(config: Config, output: Output) -> None:
     """List the classes of a dataset with their numbers of images."""
+    from lowshot_cli.cli.context import load
+
     dataset = load(config, output)
     sizes = [
         ClassSize(name, len(dataset.train.of_class(label)), len(dataset.test.of_class(label)))
@@ -28,6 +28,9 @@ def data_classes(config: Config, output: Output) -> None:
 
 def data_duplicates(config: Config, output: Output, at_least: float) -> None:
     """Find test images that show what a training image shows."""
+    from lowshot_cli.cli.context import load
+    from lowshot_cli.data.duplicates import lookalikes
+
     dataset = load(config, output)
     train, test = dataset.train, dataset.test
     with output.progress() as on_progress:
