@@ -1,4 +1,4 @@
-"""What work will cost, told from the first seconds of it. Nothing is written."""
+"""What work will cost, estimated from its first seconds. Nothing is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +26,11 @@ from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.environment import pick_device
 from lowshot_cli.models.embedder import Embedder, Views, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
-from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
-from lowshot_cli.sweep.plan import Plan, TrialBatch
-from lowshot_cli.sweep.trials import run_piece
-from lowshot_cli.training.context import RunContext
+from lowshot_cli.sweep.plan import Plan
+from lowshot_cli.sweep.trials import run_batch
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.training.train import train_base
 
@@ -47,6 +49,10 @@ class Stage:
     n: int
     unit: str
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return asdict(self)
 
 
 def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[Stage]:
@@ -77,7 +83,8 @@ def estimate_sweep(
     config: Config,
     plan: Plan,
     embedder: Embedder,
-    on_progress: OnProgress = silent,
+    *,
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> list[Stage]:
     """A sweep: of every method and number of shots the first tile is run, on random embeddings."""
     stand_in = _StandIn(embedder.network, cache=embedder.cache, size=checkpoint.head.size)
@@ -85,15 +92,19 @@ def estimate_sweep(
     n_images = stand_in.counts["images"]
     each = _seconds_an_image(embedder.network, dataset.test.pixels)
     stages = [Stage("embedding", n_images, "images", each * stand_in.counts["passes"])]
-    pieces = list(plan.pieces())
-    alike = Counter((piece.method, piece.shots) for piece in pieces)
-    firsts = {(piece.method, piece.shots): piece for piece in reversed(pieces)}
+    batches = list(plan.batches())
+    alike = Counter((batch.method, batch.shots) for batch in batches)
+    firsts = {(batch.method, batch.shots): batch for batch in reversed(batches)}
     seconds: dict[str, float] = {}
     for number, (kind, count) in enumerate(alike.items(), 1):
         method, is_warm = kind[0], kind[0] in seconds
-        cost = _seconds_a_piece(firsts[kind], plan, embedded, config, is_warm, each)
+        run = partial(run_batch, firsts[kind], plan, embedded, config)
+        if METHODS[kind[0]].alone:
+            cost = _seconds_a_network(run, embedded, context, each)
+        else:
+            cost = _seconds_a_tile(run, context, warm_up=not is_warm)
         seconds[method] = seconds.get(method, 0.0) + cost * count
-        on_progress(Progress("calibrating", number, len(alike), "tiles"))
+        context.on_progress(Progress("calibrating", number, len(alike), "tiles"))
     trials = plan.n_rows // len(plan.methods)
     return [*stages, *(Stage(method, trials, "trials", s) for method, s in seconds.items())]
 
@@ -132,7 +143,7 @@ def untrained(config: Config, dataset: Dataset) -> Checkpoint:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has taken at most so far, on the processor and on the GPU."""
+    """Bytes that this process has taken at most so far, on the CPU and on the GPU."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -177,24 +188,23 @@ def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
     return (time.perf_counter() - started) / (runs * len(some))
 
 
-def _seconds_a_piece(
-    piece: TrialBatch,
-    plan: Plan,
-    embedded: SweepEmbeddings,
-    config: Config,
-    is_warm: bool,
-    each: float,
-) -> float:
-    if METHODS[piece.method].alone:
-        steps = _rehearsed(
-            "fine-tuning", lambda watch: run_piece(piece, plan, embedded, config, watch)
-        )
-        n_test = len(embedded.base_truth) + len(embedded.checkpoint.holdout) // 2
-        return steps.seconds + each * n_test
-    for _ in range(1 if is_warm else 2):
+def _seconds_a_tile(run: Callable[..., object], context: RunContext, *, warm_up: bool) -> float:
+    """Seconds that a batch of trials takes, which is slower when it is the first of its method."""
+    for _ in range(2 if warm_up else 1):
         started = time.perf_counter()
-        run_piece(piece, plan, embedded, config, silent)
+        run(context=context)
     return time.perf_counter() - started
+
+
+def _seconds_a_network(
+    run: Callable[..., object], embedded: SweepEmbeddings, context: RunContext, each: float
+) -> float:
+    """Seconds that a trial with a network of its own takes, `each` of them for a test image."""
+    steps = _rehearsed(
+        "fine-tuning", lambda watch: run(context=replace(context, on_progress=watch))
+    )
+    n_test = len(embedded.base_truth) + len(embedded.checkpoint.holdout) // 2
+    return steps.seconds + each * n_test
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,34 @@
-"""Results as records for programs: the `--json` contract."""
+"""The `--json` contract: one record for each command, made here or by `to_json` of a result.
+
+`JSON_RECORDS.md` describes every key.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowshot_cli.evaluation.evaluate import Evaluation
-from lowshot_cli.evaluation.predict import Prediction
-from lowshot_cli.training.result import TrainResult
+if TYPE_CHECKING:
+    from lowshot_cli.adaptation.imprint import SupportDraw
+    from lowshot_cli.checkpoint.checkpoint import Checkpoint
+    from lowshot_cli.checkpoint.metadata import Meta
+    from lowshot_cli.estimate import Stage
+    from lowshot_cli.evaluation.evaluate import Evaluation
+    from lowshot_cli.evaluation.open_set import OpenSet
+    from lowshot_cli.evaluation.predict import Prediction
+    from lowshot_cli.export.check import Check
+    from lowshot_cli.training.result import TrainResult
+
+Record = dict[str, Any]
 
 
-def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
-    """A training as in the `--json` contract."""
-    loaded = result.weights
-    weights = {"weights": asdict(loaded)} if loaded else {}
+def training_record(path: Path, result: TrainResult) -> Record:
+    """Of `train-base`."""
+    weights = {"weights": asdict(result.weights)} if result.weights else {}
     return {
         "checkpoint": str(path),
         "base_accuracy": result.base_accuracy,
@@ -30,32 +41,241 @@ def training_json(path: Path, result: TrainResult) -> dict[str, Any]:
     }
 
 
-def evaluation_json(path: Path, found: Evaluation) -> dict[str, Any]:
-    """An evaluation as in the `--json` contract."""
-    values = asdict(found)
-    per_class = [
-        {"class": row.name, "accuracy": row.accuracy, "n": row.n} for row in found.per_class
-    ]
-    keys = ("n_base", "n_novel", "base_accuracy", "novel_accuracy", "global_accuracy")
+def imprint_record(
+    path: Path,
+    method: str,
+    taught: Checkpoint,
+    drawn: Sequence[SupportDraw],
+    *,
+    before: Evaluation,
+    after: Evaluation,
+    expected_forgetting: float,
+) -> Record:
+    """Of `imprint`."""
+    accuracies = {each.name: each.accuracy for each in after.per_class}
     return {
         "checkpoint": str(path),
-        **{key: values[key] for key in (*keys, "harmonic_mean", "forgetting")},
-        "per_class": per_class,
+        "method": method,
+        "bias": taught.head.bias,
+        "expected_forgetting": expected_forgetting,
+        "base_accuracy_before": before.base_accuracy,
+        "base_accuracy": after.base_accuracy,
+        "novel_accuracy": after.novel_accuracy,
+        "classes": [
+            {"class": one.name, "support": list(one.indices), "accuracy": accuracies[one.name]}
+            for one in drawn
+        ],
     }
 
 
-def predictions_json(found: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as in the `--json` contract."""
+def photo_imprint_record(
+    path: Path,
+    method: str,
+    taught: Checkpoint,
+    drawn: SupportDraw,
+    *,
+    expected_forgetting: float | None,
+) -> Record:
+    """Of `imprint --images`."""
+    return {
+        "checkpoint": str(path),
+        "method": method,
+        "bias": taught.head.bias,
+        "expected_forgetting": expected_forgetting,
+        "classes": [{"class": drawn.name, "support": list(drawn.described)}],
+    }
+
+
+def finetune_record(
+    scope: str,
+    tuned: Checkpoint,
+    *,
+    before: tuple[Path, Evaluation],
+    after: tuple[Path, Evaluation],
+    expected_forgetting: float,
+) -> Record:
+    """Of `finetune`."""
+    return {
+        "checkpoint": str(after[0]),
+        "scope": scope,
+        "bias": tuned.head.bias,
+        "expected_forgetting": expected_forgetting,
+        "before": evaluation_record(*before),
+        "after": evaluation_record(*after),
+    }
+
+
+def evaluation_record(path: Path, found: Evaluation, open_set: OpenSet | None = None) -> Record:
+    """One model of `evaluate`; of `imprint --from-run` the whole record."""
+    rejected = {"open_set": open_set.to_json()} if open_set else {}
+    return {"checkpoint": str(path), **found.to_json(), **rejected}
+
+
+def photo_evaluation_record(path: Path, found: Evaluation, repeated: int) -> Record:
+    """One model of `evaluate --images`."""
+    return {**evaluation_record(path, found), "repeated": repeated}
+
+
+@dataclass(frozen=True)
+class KnownClass:
+    """One class of `classes list`.
+
+    Attributes:
+        name: of the class.
+        kind: `base` or `novel`.
+        shots: support images of a novel class; None for a base class.
+        method: the command that taught it.
+    """
+
+    name: str
+    kind: str
+    shots: int | None
+    method: str
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {"class": self.name, "kind": self.kind, "shots": self.shots, "method": self.method}
+
+
+def known_classes(meta: Meta) -> list[KnownClass]:
+    """The classes of a model in head order."""
+    base, novel = meta.classes[: meta.n_base], meta.classes[meta.n_base :]
     return [
-        {
-            "image": one.image,
-            "class": one.name,
-            "probability": one.probability,
-            "top": [list(entry) for entry in one.top],
-            "unknown": one.unknown,
-        }
-        for one in found
+        *(KnownClass(name, "base", None, "train-base") for name in base),
+        *(
+            KnownClass(name, "novel", len(one.pixel_hashes), f"imprint --method {one.method}")
+            for name, one in zip(novel, meta.supports, strict=True)
+        ),
     ]
+
+
+def changed_record(path: Path, checkpoint: Checkpoint) -> Record:
+    """Of `classes remove` and `classes rename`."""
+    return {"checkpoint": str(path), "classes": list(checkpoint.meta.classes)}
+
+
+def export_record(
+    folder: Path, files: Sequence[str], opset: int | None, check: Check | None, images: str
+) -> Record:
+    """Of `export`.
+
+    Args:
+        folder: that holds the export.
+        files: their names.
+        opset: of ONNX; None without an ONNX file.
+        check: how the export compares with the checkpoint; None where nobody asked.
+        images: on which.
+    """
+    compared = {"images": images, **asdict(check)} if check else None
+    return {"folder": str(folder), "files": list(files), "opset": opset, "check": compared}
+
+
+@dataclass(frozen=True)
+class ClassSize:
+    """One class of `data classes` and its numbers of images."""
+
+    name: str
+    train: int
+    test: int
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {"class": self.name, "train": self.train, "test": self.test}
+
+
+@dataclass(frozen=True)
+class LookalikePair:
+    """A test image and the training image that it resembles, as `data duplicates` finds them.
+
+    Attributes:
+        test: the test image, by its file or its number.
+        test_class: its class.
+        train: the training image.
+        train_class: its class.
+        similarity: of the two, at most 1.
+    """
+
+    test: str
+    test_class: str
+    train: str
+    train_class: str
+    similarity: float
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {
+            "test": self.test,
+            "class": self.test_class,
+            "train": self.train,
+            "train_class": self.train_class,
+            "similarity": self.similarity,
+        }
+
+
+def duplicates_record(
+    at_least: float, n_test: int, n_same_class: int, pairs: Sequence[LookalikePair]
+) -> Record:
+    """Of `data duplicates`."""
+    return {
+        "at_least": at_least,
+        "test_images": n_test,
+        "found": len(pairs),
+        "same_class": n_same_class,
+        "pairs": [pair.to_json() for pair in pairs],
+    }
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What one of the caches of `data cache` holds."""
+
+    name: str
+    entries: int
+    size: int
+    limit: int
+    folder: str
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {
+            "cache": self.name,
+            "entries": self.entries,
+            "bytes": self.size,
+            "limit_bytes": self.limit,
+            "folder": self.folder,
+        }
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `--dry-run` finds.
+
+    Attributes:
+        counts: what the command would work on, by name.
+        stages: steps of the work.
+        memory: bytes that the rehearsal has taken at most.
+        paths: files that the command would write.
+    """
+
+    counts: Mapping[str, int]
+    stages: Sequence[Stage]
+    memory: int
+    paths: Sequence[Path]
+
+    @property
+    def seconds(self) -> float:
+        """That all steps should take."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def to_json(self) -> Record:
+        """As in the contract."""
+        return {
+            "counts": dict(self.counts),
+            "stages": [stage.to_json() for stage in self.stages],
+            "seconds": self.seconds,
+            "memory_bytes": self.memory,
+            "paths": [str(path) for path in self.paths],
+        }
 
 
 def predictions_csv(found: Sequence[Prediction]) -> str:

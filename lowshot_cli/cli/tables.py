@@ -1,30 +1,33 @@
-"""Results as tables for people and as JSON for programs."""
+"""Results as tables for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lowshot_cli.cli.console import Output
-from lowshot_cli.estimate import Stage
+from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.open_set import OpenSet
 from lowshot_cli.evaluation.predict import Prediction
 from lowshot_cli.report import tables as rows
 from lowshot_cli.report.plots import caption
 from lowshot_cli.report.tables import duration, percent
+from lowshot_cli.sweep.base_models import BasesSummary
+from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.training.result import TrainResult
 
 
-def show_plan(
-    output: Output, counts: Mapping[str, int], stages: Sequence[Stage], seconds: float, memory: int
-) -> None:
-    """What a command would work on, and what that should cost."""
-    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in counts.items()])
-    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in stages]
-    table.append(["in all", "", "", duration(seconds)])
-    caption = f"estimated from the first seconds of the work; memory {memory / 2**30:.1f} GiB"
+def show_plan(output: Output, plan: DryRun) -> None:
+    """What a command would work on, what that should cost, and what would be written."""
+    output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in plan.counts.items()])
+    table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in plan.stages]
+    table.append(["in all", "", "", duration(plan.seconds)])
+    memory = f"memory {plan.memory / 2**30:.1f} GiB"
+    caption = f"estimated from the first seconds of the work; {memory}"
     output.table(["step", "n", "of", "time"], table, caption=caption)
+    output.line("would write")
+    for path in plan.paths:
+        output.line(f"  {path}")
 
 
 def show_training(output: Output, result: TrainResult) -> None:
@@ -124,52 +127,52 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
         )
 
 
-def show_sessions(output: Output, summary: dict[str, Any]) -> None:
+def show_sessions(output: Output, summary: SweepSummary) -> None:
     """Accuracy over all classes after each session, and what it is made of after the last."""
-    cells = sorted(summary["cells"], key=lambda c: (rows.order(summary, c), c["shots"]))
+    cells = summary.sorted_cells()
     steps: dict[tuple[str, int], list[str]] = {}
-    for entry in summary["sessions"]:
-        found = steps.setdefault((entry["method"], entry["shots"]), [])
-        found.append(percent(entry["global_accuracy"]["mean"]))
-    before = percent(summary["base_accuracy_before"])
-    numbers = [str(number) for number in range(1, cells[0]["session"] + 1)]
-    after = [[c["method"], c["shots"], before, *steps[c["method"], c["shots"]]] for c in cells]
+    for cell in summary.sessions:
+        found = steps.setdefault((cell.method, cell.shots), [])
+        found.append(percent(cell.metrics["global_accuracy"].mean))
+    before = percent(summary.base_accuracy_before)
+    numbers = [str(number) for number in range(1, (cells[0].session or 0) + 1)]
+    after = [[c.method, c.shots, before, *steps[c.method, c.shots]] for c in cells]
     title = "accuracy over all classes after each session, %"
     output.table(["method", "shots", "base", *numbers], after, title=title)
     columns, *last = rows.session_rows(summary)
     output.table(columns, last, title="after the last session", caption=caption(summary))
 
 
-def show_sweep(output: Output, summary: dict[str, Any]) -> None:
+def show_sweep(output: Output, summary: SweepSummary) -> None:
     """One row per method and number of shots, what methods gain, and the hardest classes."""
     columns, *cells = rows.sweep_rows(summary)
     title = "accuracy on test images, mean over novel classes"
     output.table(columns, cells, title=title, caption=caption(summary))
     columns, *pairs = rows.paired_rows(summary)
     if pairs:
-        first = summary["cells"][0]["method"]
-        output.table(columns, pairs, title=f"points gained over {first} on the same draws")
-    last = summary["cells"][-1]
+        title = f"points gained over {summary.methods[0]} on the same draws"
+        output.table(columns, pairs, title=title)
+    last = summary.cells[-1]
     columns, *hardest = rows.hardest_rows(summary, _HARDEST)
-    title = f"hardest classes for {last['method']} with {last['shots']} shots"
+    title = f"hardest classes for {last.method} with {last.shots} shots"
     output.table(columns, hardest, title=title)
 
 
-def show_over_bases(output: Output, summary: dict[str, Any]) -> None:
+def show_over_bases(output: Output, summary: BasesSummary) -> None:
     """The base models that were swept, and per backbone what their sweeps add up to."""
     models = [
         [
-            one["name"],
-            one["backbone"],
-            one["class_order_seed"],
-            percent(one["base_accuracy_before"]),
+            one.model.name,
+            one.backbone,
+            one.class_order_seed,
+            percent(one.summary.base_accuracy_before),
         ]
-        for one in summary["base_models"]
+        for one in summary.base_models
     ]
     output.table(["base model", "backbone", "class order", "base %"], models, title="base models")
-    for backbone in dict.fromkeys(cell["backbone"] for cell in summary["cells"]):
-        cells = [cell for cell in summary["cells"] if cell["backbone"] == backbone]
+    for backbone in dict.fromkeys(cell.backbone for cell in summary.cells):
+        cells = [cell for cell in summary.cells if cell.backbone == backbone]
         columns, *found = rows.over_bases_rows(cells)
-        n = cells[0]["n_bases"]
+        n = cells[0].n_bases
         title = f"{backbone}, mean over {n} base model{'s' * (n != 1)}"
         output.table(columns, found, title=title, caption="95 % intervals over base models")

@@ -1,9 +1,10 @@
-"""Evaluation of one model on its test images, and of many trials at once."""
+"""Evaluation of one model on its test images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ class ClassAccuracy:
     accuracy: float | None
     n: int
     is_base: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return {"class": self.name, "accuracy": self.accuracy, "n": self.n}
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,19 @@ class Evaluation:
     per_class: tuple[ClassAccuracy, ...]
     confusions: tuple[Confusion, ...]
     counts: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return {
+            "n_base": self.n_base,
+            "n_novel": self.n_novel,
+            "base_accuracy": self.base_accuracy,
+            "novel_accuracy": self.novel_accuracy,
+            "global_accuracy": self.global_accuracy,
+            "harmonic_mean": self.harmonic_mean,
+            "forgetting": self.forgetting,
+            "per_class": [each.to_json() for each in self.per_class],
+        }
 
 
 def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Evaluation:
@@ -86,29 +104,18 @@ def evaluate_embeddings(
         found: classes with embeddings `(n, D)` of their images, which need not be in memory all at
             once.
         beside_base: whether the images of base classes are those that the pristine base model was
-            measured on, so that forgetting can be told.
+            measured on, so that forgetting is known.
     """
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
-    positions = {name: position for position, name in enumerate(names)}
-    order, sizes = [], [0] * len(names)
-
-    def embeddings() -> Iterator[Tensor]:
-        for name, part in found:
-            order.append(positions[name])
-            sizes[positions[name]] = len(part)
-            yield part
-
-    blocks = together(embeddings(), chunk_size(max(len(names), checkpoint.head.size)))
-    none = torch.empty(0, dtype=torch.int64)
-    predicted = torch.cat([none, *(checkpoint.head.predict(block) for block in blocks)])
-    truth = torch.cat([none, *(none.new_full((sizes[place],), place) for place in order)])
-    right = torch.bincount(truth[predicted == truth], minlength=len(names))
-    cells, times = torch.stack([truth, predicted]).unique(dim=1, return_counts=True)
-    table = torch.cat([cells, times[None]]).T
+    counts = confusion_counts(checkpoint, found)  # (K, 3)
+    truth, predicted, times = counts.unbind(1)
+    zeros, is_right = counts.new_zeros(len(names)), truth == predicted
+    sizes = zeros.index_add(0, truth, times).tolist()  # images of each class
+    right = zeros.index_add(0, truth[is_right], times[is_right]).tolist()  # and how many are right
 
     def accuracy(part: slice) -> float | None:
         count = sum(sizes[part])
-        return 100 * int(right[part].sum()) / count if count else None
+        return 100 * sum(right[part]) / count if count else None
 
     base, novel = accuracy(slice(n_base)), accuracy(slice(n_base, None))
     harmonic = None
@@ -126,28 +133,53 @@ def evaluate_embeddings(
             ClassAccuracy(name, accuracy(slice(i, i + 1)), size, i < n_base)
             for i, (name, size) in enumerate(zip(names, sizes, strict=True))
         ),
-        confusions=_worst_confusions(table, names),
-        counts=table,
+        confusions=_worst_confusions(counts, names),
+        counts=counts,
     )
 
 
-def together(parts: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    """The same rows in fewer tensors, each of at least `rows` rows but the last."""
-    waiting: list[Tensor] = []
+def confusion_counts(checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """Count what the images of each class are taken for.
+
+    Args:
+        checkpoint: the model.
+        found: classes with embeddings `(n, D)` of their images.
+
+    Returns:
+        `(K, 3)` int64, as `Evaluation.counts`.
+    """
+    names = checkpoint.meta.classes
+    positions = {name: position for position, name in enumerate(names)}
+    labelled = ((part, torch.full((len(part),), positions[name])) for name, part in found)
+    truth, predicted = [_NO_LABELS], [_NO_LABELS]
+    for embeddings, labels in join(labelled, chunk_size(max(len(names), checkpoint.head.size))):
+        truth.append(labels)  # (b,)
+        predicted.append(checkpoint.head.predict(embeddings))  # (b,)
+    pairs = torch.stack([torch.cat(truth), torch.cat(predicted)])  # (2, N)
+    cells, times = pairs.unique(dim=1, return_counts=True)  # (2, K) and (K,)
+    return torch.cat([cells, times[None]]).T
+
+
+_NO_LABELS = torch.empty(0, dtype=torch.int64)
+
+
+def join(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Join tuples of tensors, those in the same place, to at least `size` rows but for the last."""
+    waiting: list[tuple[Tensor, ...]] = []
     count = 0
     for part in parts:
         waiting.append(part)
-        count += len(part)
-        if count >= rows:
-            yield torch.cat(waiting)
+        count += len(part[0])
+        if count >= size:
+            yield tuple(map(torch.cat, zip(*waiting, strict=True)))
             waiting, count = [], 0
     if waiting:
-        yield torch.cat(waiting)
+        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
 
 
-def _worst_confusions(table: Tensor, names: Sequence[str], most: int = 5) -> tuple[Confusion, ...]:
-    truth, taken, times = table.unbind(1)
-    wrong = (truth != taken).nonzero().squeeze(1)
+def _worst_confusions(counts: Tensor, names: Sequence[str], most: int = 5) -> tuple[Confusion, ...]:
+    truth, taken, times = counts.unbind(1)
+    wrong = (truth != taken).nonzero().squeeze(1)  # cells off the diagonal
     worst = wrong[times[wrong].argsort(descending=True, stable=True)[:most]].tolist()
     return tuple(
         Confusion(names[int(truth[cell])], names[int(taken[cell])], int(times[cell]))

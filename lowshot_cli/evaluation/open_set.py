@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, UsageError
-from lowshot_cli.evaluation.evaluate import together
+from lowshot_cli.evaluation.evaluate import join
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.head import Head, chunk_size
 
@@ -35,7 +38,7 @@ def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
     held = checkpoint.holdout.calibration_embeddings
     if not len(held):
         raise CheckpointError(
-            "the checkpoint has no hold-out images, so unknown ones cannot be told", "train a base"
+            "the checkpoint has no hold-out images to tell unknown images by", "train a base model"
         )
     scores = familiarity(checkpoint.head, held).numpy()
     return float(np.quantile(scores, false_alarm / 100, method="lower"))
@@ -43,7 +46,7 @@ def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
 
 @dataclass(frozen=True)
 class OpenSet:
-    """How well unknown images are told from known ones, all in percent.
+    """How well the model tells unknown images from known ones, in percent.
 
     Attributes:
         auroc: chance that a known image is more familiar than an unknown one.
@@ -58,6 +61,10 @@ class OpenSet:
     detected: float
     n_known: int
     n_unknown: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return asdict(self)
 
 
 def open_set(
@@ -81,17 +88,10 @@ def open_set(
     for label, name in enumerate(dataset.class_names):
         groups[int(name not in names)].append(label)
     if not groups[1]:
-        raise UsageError("the model knows every class of the dataset", "--open-set needs others")
-    step = chunk_size(max(len(names), checkpoint.head.size))
-    known, unknown = (
-        np.concatenate(
-            [
-                familiarity(checkpoint.head, block).numpy()
-                for block in together(embedder.each(dataset.test, labels), step)
-            ]
+        raise UsageError(
+            "the model knows every class of the dataset", "`open_set` needs classes it never saw"
         )
-        for labels in groups
-    )
+    known, unknown = (_familiarities(checkpoint, dataset, embedder, labels) for labels in groups)
     threshold = unknown_threshold(checkpoint, false_alarm)
     from scipy.stats import mannwhitneyu  # takes half a second, which other commands are spared
 
@@ -103,3 +103,13 @@ def open_set(
         n_known=len(known),
         n_unknown=len(unknown),
     )
+
+
+def _familiarities(
+    checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder, labels: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """`familiarity` `(n,)` of all test images of these classes."""
+    size = chunk_size(max(len(checkpoint.meta.classes), checkpoint.head.size))
+    parts = ((embeddings,) for embeddings in embedder.each(dataset.test, labels))
+    scores = [familiarity(checkpoint.head, block).numpy() for (block,) in join(parts, size)]
+    return np.concatenate(scores)

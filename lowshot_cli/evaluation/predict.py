@@ -1,10 +1,11 @@
-"""What a model says of photos, and when it says that it does not know them."""
+"""What a model says of photos."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +33,16 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     unknown: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return {
+            "image": self.image,
+            "class": self.name,
+            "probability": self.probability,
+            "top": [list(entry) for entry in self.top],
+            "unknown": self.unknown,
+        }
+
     @property
     def name(self) -> str:
         """The most probable class."""
@@ -45,7 +56,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is no readable image, and a line that says why."""
+    """A file that cannot be read as an image, and a line that says why."""
 
     file: Path
     reason: str
@@ -70,11 +81,13 @@ def describe(
     head, names = checkpoint.head, checkpoint.meta.classes
     predictions: list[Prediction] = []
     for part in embeddings.split(chunk_size(len(names))):
-        cosines = head.cosines(part)
+        cosines = head.cosines(part)  # (b, C)
         unknown = (cosines.amax(1) < threshold).tolist()
-        chances, classes = (head.scale * cosines).softmax(1).topk(min(most, len(names)))
-        for row, values, flag in zip(classes.tolist(), chances.tolist(), unknown, strict=True):
-            top = tuple((names[c], p) for c, p in zip(row, values, strict=True))
+        # Probabilities `(b, C)` are not kept, as they take much memory where classes are many.
+        best = (head.scale * cosines).softmax(1).topk(min(most, len(names)))  # (b, most)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), unknown, strict=True)
+        for classes, values, flag in pairs:
+            top = tuple((names[c], p) for c, p in zip(classes, values, strict=True))
             predictions.append(Prediction(images[len(predictions)], top, flag))
     return predictions
 
@@ -83,6 +96,7 @@ def predict(
     checkpoint: Checkpoint,
     network: EmbeddingNetwork,
     files: Sequence[Path],
+    *,
     most: int = 3,
     threshold: float = -np.inf,
     batch: int = BATCH,
@@ -93,11 +107,11 @@ def predict(
     Args:
         checkpoint: the model.
         network: the checkpoint's.
-        files: in the order of the results, but for unreadable ones, which end their batch.
+        files: in the order of the results; unreadable ones come at the end of their batch.
         most: classes in `top`.
         threshold: familiarity below which an image is unknown.
         batch: images embedded together.
-        on_progress: told after each batch.
+        on_progress: gets a report after each batch.
     """
     network, done = fused(network), 0
     for part in read_photos(files, checkpoint.meta.image_size, batch):
@@ -111,7 +125,7 @@ def predict(
 
 
 def readable(found: Iterable[Prediction | Unreadable]) -> tuple[list[Prediction], list[Unreadable]]:
-    """Tell predictions from files that could not be read."""
+    """Separate predictions from files that could not be read."""
     predictions, unreadable = [], []
     for one in found:
         if isinstance(one, Prediction):

@@ -95,6 +95,25 @@ class BaseQueries:
         return 100 * kept.sum(1, dtype=torch.float64) / self.total
 
 
+def score_base(
+    proxies: Tensor, queries: BaseQueries, bias: Tensor, points: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """What the novel proxies of many trials cost base classes, with one product for all of it.
+
+    Args:
+        proxies: `(T, W, D)` unit novel proxies of each trial.
+        queries: base queries.
+        bias: `(T,)` added to the novel cosines.
+        points: of base accuracy that may be lost, ascending.
+
+    Returns:
+        Base accuracy `(T,)` in percent with the bias; `(T, len(points))` the shifts of the novel
+        cosines below which at most so many points are lost.
+    """
+    margins = queries.margins(proxies)  # (T, n)
+    return queries.accuracy(margins, bias), queries.critical_shifts(margins, points)
+
+
 def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
     """The largest novel bias that costs at most `max_forgetting` points on the base hold-out.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,9 @@ from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import Plan
 from lowshot_cli.sweep.run import SweepResult
 from lowshot_cli.sweep.scoring import NovelQueries, novel_recall
+from lowshot_cli.sweep.summary import ClassResult
 from lowshot_cli.sweep.tiles import Tile, draw_tile
-from lowshot_cli.sweep.trials import novel_rows
+from lowshot_cli.sweep.trials import make_novel_proxies
 
 # Points of base accuracy that may be lost, along the trade-off curve.
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
@@ -52,8 +52,8 @@ class EmbeddingMap:
         base: `(C, 2)` means of base classes.
         names: of the novel classes.
         queries: per novel class the places `(q, 2)` of its test images.
-        proxies: `(n, 2)` places of their rows.
-        method: that made the rows.
+        proxies: `(n, 2)` places of their proxies.
+        method: that made the proxies.
         shots: that they were made of.
     """
 
@@ -102,6 +102,25 @@ class ReportData:
     supports_of: tuple[str, int]
 
 
+@dataclass(frozen=True)
+class ModelReportData:
+    """Material of the report of a model.
+
+    Attributes:
+        names: of its classes in head order.
+        trade_off: of its novel classes together; None where none of them has test images.
+        map: of the embeddings, likewise.
+        supports: per novel class the dataset's images `(k, 3, H, W)` uint8 that it was learnt from.
+        budget: points of base accuracy that the novel bias may cost; None without a bias.
+    """
+
+    names: tuple[str, ...]
+    trade_off: TradeOff | None
+    map: EmbeddingMap | None
+    supports: Mapping[str, Tensor]
+    budget: float | None
+
+
 def collect(result: SweepResult, config: Config) -> ReportData:
     """Collect what a report shows; of a sequence of sessions, nothing but its names.
 
@@ -109,24 +128,24 @@ def collect(result: SweepResult, config: Config) -> ReportData:
         result: of the sweep.
         config: `seed` and `finetune`.
     """
-    plan, embedded, classes = result.plan, result.embedded, result.summary.get("classes", [])
+    plan, embedded = result.plan, result.embedded
     last, most = plan.methods[-1], max(plan.shots)
     methods = [m for m in plan.methods if METHODS[m].curve and not plan.sequence]
-    trade_offs, rows, tile = [], None, None
+    trade_offs, proxies, tile = [], None, None
     for method in methods:
         tile = _one_trial_each(method, most, plan, embedded)
-        rows = novel_rows(tile, embedded, config)
-        units = torch.from_numpy(tile.units)
-        reached = novel_recall(rows, units, embedded.base, embedded.novel, BUDGETS)
+        proxies = make_novel_proxies(tile, embedded, config)  # (G, W, D)
+        units = torch.from_numpy(tile.units)  # (G, W)
+        reached = novel_recall(proxies, units, embedded.base, embedded.novel, BUDGETS)  # (G, P)
         trade_offs.append(TradeOff(method, most, tuple(reached.mean(0).tolist())))
     few = max((s for s in plan.shots if s <= _FEW_SHOTS), default=min(plan.shots))
-    drawn = [c for c in classes if (c["method"], c["shots"]) == (last, few)]
+    drawn = [one for one in result.summary.classes if (one.method, one.shots) == (last, few)]
     return ReportData(
         trade_offs=tuple(trade_offs),
         novel_names=plan.names,
         base_names=embedded.checkpoint.base_classes,
         confused_percent=result.totals.confused_percent(last, most),
-        map=_map(tile, rows, plan, embedded) if tile and rows is not None else None,
+        map=_map(tile, proxies, plan, embedded) if tile and proxies is not None else None,
         supports=_supports(drawn, embedded),
         supports_of=(last, few),
     )
@@ -135,11 +154,18 @@ def collect(result: SweepResult, config: Config) -> ReportData:
 def _one_trial_each(method: str, shots: int, plan: Plan, embedded: SweepEmbeddings) -> Tile:
     groups = np.arange(len(plan.groups))
     nothing = np.zeros_like(groups)
-    available, avoided = embedded.available, embedded.avoided
-    return draw_tile(method, shots, groups, nothing, plan, available, avoided)
+    return draw_tile(
+        plan,
+        embedded.available,
+        embedded.avoided,
+        method=method,
+        shots=shots,
+        groups=groups,
+        trials=nothing,
+    )
 
 
-def _map(tile: Tile, rows: Tensor, plan: Plan, embedded: SweepEmbeddings) -> EmbeddingMap | None:
+def _map(tile: Tile, proxies: Tensor, plan: Plan, embedded: SweepEmbeddings) -> EmbeddingMap | None:
     """None where the base model is right about no test image, which leaves nothing to place."""
     if not len(embedded.base.embeddings):
         return None
@@ -148,7 +174,7 @@ def _map(tile: Tile, rows: Tensor, plan: Plan, embedded: SweepEmbeddings) -> Emb
     return place_on_map(
         compute_class_means(embedded.base.embeddings, embedded.base_truth[embedded.base_right]),
         {embedded.dataset.class_names[lab]: embedded.novel[lab].embeddings for lab in labels},
-        rows[torch.from_numpy(chosen), 0],
+        proxies[torch.from_numpy(chosen), 0],
         tile.method,
         tile.shots,
     )
@@ -156,26 +182,26 @@ def _map(tile: Tile, rows: Tensor, plan: Plan, embedded: SweepEmbeddings) -> Emb
 
 def compute_class_means(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Normalised mean `(C, D)` of the embeddings `(N, D)` of each label `(N,)` that occurs."""
-    found, place = labels.unique(return_inverse=True)
+    found, place = labels.unique(return_inverse=True)  # (C,) and (N,)
     sums = torch.zeros(len(found), embeddings.shape[1]).index_add_(0, place, embeddings)
     return F.normalize(sums, dim=1)
 
 
 def place_on_map(
-    base: Tensor, queries: Mapping[str, Tensor], rows: Tensor, method: str, shots: int
+    base: Tensor, queries: Mapping[str, Tensor], proxies: Tensor, method: str, shots: int
 ) -> EmbeddingMap:
     """Place embeddings on the plane in which class means differ most (principal components).
 
     Args:
         base: `(C, D)` means of base classes.
         queries: per novel class the embeddings `(q, D)` of its test images.
-        rows: `(n, D)` of the same classes.
-        method: that made the rows.
+        proxies: `(n, D)` of the same classes.
+        method: that made the proxies.
         shots: that they were made of.
     """
-    means = torch.cat([base, torch.stack([found.mean(0) for found in queries.values()])])
-    centre = means.mean(0)
-    directions = torch.linalg.svd(means - centre, full_matrices=False).Vh[:2]
+    means = torch.cat([base, torch.stack([found.mean(0) for found in queries.values()])])  # (M, D)
+    centre = means.mean(0)  # (D,)
+    directions = torch.linalg.svd(means - centre, full_matrices=False).Vh[:2]  # (2, D)
 
     def place(embeddings: Tensor) -> FloatArray:
         found: FloatArray = ((embeddings - centre) @ directions.T).double().numpy()
@@ -185,7 +211,7 @@ def place_on_map(
         base=place(base),
         names=tuple(queries),
         queries=tuple(place(found[:_MAPPED_QUERIES]) for found in queries.values()),
-        proxies=place(rows),
+        proxies=place(proxies),
         method=method,
         shots=shots,
     )
@@ -193,15 +219,35 @@ def place_on_map(
 
 def collect_for_model(
     checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
-) -> tuple[TradeOff | None, EmbeddingMap | None]:
-    """What the novel classes of a model cost together, and where they lie.
-
-    None where no novel class has test images.
+) -> ModelReportData:
+    """Collect what the report of a model shows.
 
     Args:
         checkpoint: the model.
         dataset: the one it was trained on.
         embedder: of the checkpoint's network.
+    """
+    records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
+    trade_off, shown = _novel_classes(checkpoint, dataset, embedder)
+    return ModelReportData(
+        names=checkpoint.meta.classes,
+        trade_off=trade_off,
+        map=shown,
+        supports={
+            name: dataset.train.pixels[torch.tensor(record.indices)]
+            for name, record in records.items()
+            if record.indices
+        },
+        budget=checkpoint.meta.max_forgetting,
+    )
+
+
+def _novel_classes(
+    checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
+) -> tuple[TradeOff | None, EmbeddingMap | None]:
+    """What the novel classes of a model cost together, and where they lie.
+
+    None where no novel class has test images.
     """
     own = {name: checkpoint.dataset_name(name) for name in checkpoint.novel_classes}
     tested = {n: label for n, label in dataset.labels.items() if len(dataset.test.of_class(label))}
@@ -212,36 +258,37 @@ def collect_for_model(
     novel_labels = [tested[own[name]] for name in inside]
     made = embedder.classes(dataset.test, [*labels, *novel_labels])
     base, novel = made[: len(labels)], made[len(labels) :]
-    truth = torch.arange(len(base)).repeat_interleave(torch.tensor([len(b) for b in base]))
-    queries, proxies = torch.cat(base), checkpoint.head.base.proxies
-    rows = checkpoint.head.proxies[[checkpoint.position(name) for name in inside]]
+    truth = torch.arange(len(base)).repeat_interleave(torch.tensor([len(b) for b in base]))  # (N,)
+    queries, base_proxies = torch.cat(base), checkpoint.head.base.proxies  # (N, D), (C, D)
+    proxies = checkpoint.head.proxies[[checkpoint.position(name) for name in inside]]  # (W, D)
     recall = novel_recall(
-        rows[None],
+        proxies[None],
         torch.arange(len(inside))[None],
-        BaseQueries.of(proxies, queries, truth),
-        {number: NovelQueries.of(proxies, embeddings) for number, embeddings in enumerate(novel)},
+        BaseQueries.of(base_proxies, queries, truth),
+        {number: NovelQueries.of(base_proxies, each) for number, each in enumerate(novel)},
         BUDGETS,
     )
     records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
     method, shots = records[inside[0]].method, len(records[inside[0]].pixel_hashes)
     few = dict(list(zip(inside, novel, strict=True))[:_MAPPED_CLASSES])
-    shown = place_on_map(compute_class_means(queries, truth), few, rows[: len(few)], method, shots)
+    means = compute_class_means(queries, truth)
+    shown = place_on_map(means, few, proxies[: len(few)], method, shots)
     return TradeOff(method, shots, tuple(recall[0].tolist())), shown
 
 
 def _supports(
-    classes: Sequence[dict[str, Any]], embedded: SweepEmbeddings
+    classes: Sequence[ClassResult], embedded: SweepEmbeddings
 ) -> tuple[SupportImages, ...]:
-    ordered = sorted(classes, key=lambda entry: entry["ncr_at_2"])
+    ordered = sorted(classes, key=lambda one: one.metrics["ncr_at_2"])
     hardest = ordered[: _SHOWN_CLASSES - 2]
-    easiest = [entry for entry in ordered[-2:] if entry not in hardest]
+    easiest = [one for one in ordered[-2:] if one not in hardest]
     pixels = embedded.dataset.train.pixels
     return tuple(
         SupportImages(
-            entry["class"],
-            entry["ncr_at_2"],
-            pixels[torch.tensor(entry["best_support"][0])],
-            pixels[torch.tensor(entry["worst_support"][0])],
+            one.name,
+            one.metrics["ncr_at_2"],
+            pixels[torch.tensor(one.best_support[0])],
+            pixels[torch.tensor(one.worst_support[0])],
         )
-        for entry in (*hardest, *easiest)
+        for one in (*hardest, *easiest)
     )

@@ -6,7 +6,8 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
@@ -18,8 +19,12 @@ from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.statistics import FloatArray
 from lowshot_cli.report import plots
 from lowshot_cli.report import tables as rows
-from lowshot_cli.report.findings import EmbeddingMap, ReportData, TradeOff
+from lowshot_cli.report.findings import EmbeddingMap, ModelReportData, ReportData
 from lowshot_cli.report.plots import caption
+from lowshot_cli.sweep.summary import Cell, SweepSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _THUMBNAIL = 48
 
@@ -30,41 +35,84 @@ _REFERENCE = re.compile(r'(?:url\(#|href="#)([^)"]+)')
 _ID = re.compile(r' id="([^"]+)"')
 
 
-_Block = dict[str, Any]
+@dataclass(frozen=True)
+class _FactList:
+    facts: Facts
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class _Code:
+    summary: str
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class _Table:
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[int]  # columns that are set to the right
+    caption: str
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class _Figure:
+    svg: str
+    width: int  # pixels
+    caption: str
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class _Images:
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Sequence[str]]]]  # a name, and data URIs per column
+    caption: str
+    kind: str = "images"
+
+
+# What a section is made of; the template looks at `kind`.
+_Block = _FactList | _Code | _Table | _Figure | _Images
+
+
+# Its heading and blocks; without blocks it is left out.
+_Section = tuple[str, Sequence[_Block]]
 
 
 Facts = Sequence[tuple[str, str]]
 
 
 def sweep_page(
-    summary: dict[str, Any],
+    summary: SweepSummary,
     findings: ReportData,
-    figures: Mapping[str, Any],
+    figures: Mapping[str, Figure],
     facts: Facts,
     config: str,
 ) -> str:
     """The report of a sweep.
 
     Args:
-        summary: as in the `--json` contract.
+        summary: of the sweep.
         findings: what is shown besides.
         figures: of `plots`: `accuracy` and, as far as there are, `tradeoff` and `per_class`.
         facts: what was run, where and with what, a name and a value each.
         config: resolved, as YAML.
     """
-    is_sequence = "sessions" in summary
+    is_sequence = summary.is_sequence
     cells = rows.session_rows(summary) if is_sequence else rows.sweep_rows(summary)
-    numbers = [_table(cells, f"{caption(summary)}. {_MEANING}")]
+    numbers: list[_Block] = [_table(cells, f"{caption(summary)}. {_MEANING}")]
     if not is_sequence and len(gained := rows.paired_rows(summary)) > 1:
-        first = summary["cells"][0]["method"]
+        first = summary.methods[0]
         numbers.append(_table(gained, f"Points gained over {first} on the same draws."))
-    sections = [
-        ("What was run", [_facts(facts), _code("the whole config", config)]),
+    sections: list[_Section] = [
+        ("What was run", [_FactList(facts), _Code("the whole config", config)]),
         ("Results", numbers),
         ("Accuracy", [_accuracy(summary, figures["accuracy"])]),
     ]
     if not is_sequence:
-        last = summary["cells"][-1]
+        last = summary.cells[-1]
         sections += [
             ("What novel accuracy costs", _trade_offs(figures.get("tradeoff"))),
             ("Class by class", _classes(summary, findings, figures["per_class"])),
@@ -72,55 +120,44 @@ def sweep_page(
             ("Embeddings", _map(findings.map)),
         ]
     lead = (
-        f"{sum(cell['n_trials'] for cell in summary['cells']):,} trials, each from the base model; "
-        f"base accuracy before: {summary['base_accuracy_before']:.1f} %."
+        f"{sum(cell.n_trials for cell in summary.cells):,} trials, each from the base model; "
+        f"base accuracy before: {summary.base_accuracy_before:.1f} %."
     )
     return _page("Sweep of novel classes", lead, sections)
 
 
 def evaluation_page(
-    found: Sequence[tuple[str, Evaluation]],
-    names: Sequence[str],
-    trade_off: TradeOff | None,
-    shown: EmbeddingMap | None,
-    supports: Mapping[str, Tensor],
-    facts: Facts,
-    config: str,
-    budget: float | None,
+    found: Sequence[tuple[str, Evaluation]], data: ModelReportData, facts: Facts, config: str
 ) -> str:
     """The report of an evaluation; details are of the last model.
 
     Args:
         found: name and evaluation of each model.
-        names: of the last model's classes in head order.
-        trade_off: of its novel classes together.
-        shown: its embeddings.
-        supports: images `(k, 3, H, W)` uint8 that its novel classes were learnt from.
+        data: of the last model.
         facts: as for `sweep_page`.
         config: likewise.
-        budget: points of base accuracy that the novel bias may cost.
     """
     last_name, last = found[-1]
-    confused, percent = _confusions(names, last.counts)
+    confused, percent = _confusions(data.names, last.counts)
     matrix = plots.confusion(confused, confused, percent)
-    costs = []
-    if trade_off and last.forgetting is not None and last.novel_accuracy is not None:
+    costs: list[_Block] = []
+    if data.trade_off and last.forgetting is not None and last.novel_accuracy is not None:
         mark = (last.forgetting, last.novel_accuracy)
         note = f"{last.n_novel} novel classes together"
-        drawn = plots.trade_off([trade_off], [mark], budget, note)
+        drawn = plots.trade_off([data.trade_off], [mark], data.budget, note)
         costs = [_figure(drawn, "Novel accuracy against base accuracy given up.", _COST)]
-    learnt = [(name, [_thumbnails(images)]) for name, images in supports.items()]
-    sections = [
-        ("What was run", [_facts(facts), _code("the whole config", config)]),
+    learnt = [(name, [_thumbnails(images)]) for name, images in data.supports.items()]
+    sections: list[_Section] = [
+        ("What was run", [_FactList(facts), _Code("the whole config", config)]),
         ("Results", [_table(rows.evaluation_rows(found), _EVALUATED)]),
         ("What novel accuracy costs", costs),
         ("Class by class", [_table(rows.class_rows(last), f"Accuracy of {last_name} by class.")]),
-        ("Learnt from", [_images(learnt, ["class", "images"], _LEARNT)] if learnt else []),
+        ("Learnt from", [_Images(["class", "images"], learnt, _LEARNT)] if learnt else []),
         (
             "Who takes whose images",
             [_figure(matrix, "Matrix of confusions.", _CONFUSED)],
         ),
-        ("Embeddings", _map(shown)),
+        ("Embeddings", _map(data.map)),
     ]
     lead = f"{len(found)} models on test images; details are of {last_name}."
     return _page("Evaluation", lead, sections)
@@ -172,22 +209,22 @@ _LEARNT = "The support images of each novel class."
 _CONFUSED = "The largest confusions; a row is the classes' own images, in percent of them."
 
 
-def _accuracy(summary: dict[str, Any], drawn: Any) -> _Block:
-    along = "sessions" if "sessions" in summary else "numbers of shots"
+def _accuracy(summary: SweepSummary, drawn: Figure) -> _Block:
+    along = "sessions" if summary.is_sequence else "numbers of shots"
     text = f"Accuracy of each method over {along}; the numbers are in the table of results."
     return _figure(drawn, text, "Bars are the intervals of the table above.")
 
 
-def _trade_offs(drawn: Any) -> list[_Block]:
+def _trade_offs(drawn: Figure | None) -> list[_Block]:
     if drawn is None:
         return []
     text = "Novel accuracy against base accuracy given up, one line a method."
     return [_figure(drawn, text, _COST)]
 
 
-def _classes(summary: dict[str, Any], findings: ReportData, drawn: Any) -> list[_Block]:
+def _classes(summary: SweepSummary, findings: ReportData, drawn: Figure) -> list[_Block]:
     text = "NCR@2 of each novel class; the hardest are also in the table."
-    blocks = [_figure(drawn, text, "Mean over the trials of each class.")]
+    blocks: list[_Block] = [_figure(drawn, text, "Mean over the trials of each class.")]
     blocks.append(_table(rows.hardest_rows(summary, 10), "The hardest classes."))
     method, shots = findings.supports_of
     shown = [
@@ -199,14 +236,14 @@ def _classes(summary: dict[str, Any], findings: ReportData, drawn: Any) -> list[
         f"{shots} shots, of the hardest and the easiest classes with their mean NCR@2."
     )
     columns = ["class, NCR@2", "best", "worst"]
-    return [*blocks, _images(shown, columns, note)] if shown else blocks
+    return [*blocks, _Images(columns, shown, note)] if shown else blocks
 
 
-def _confusion_blocks(findings: ReportData, last: Mapping[str, Any]) -> list[_Block]:
+def _confusion_blocks(findings: ReportData, last: Cell) -> list[_Block]:
     drawn = plots.confusion(findings.novel_names, findings.base_names, findings.confused_percent)
     note = (
-        f"Percent of a novel class's test images that a base class takes, {last['method']} with "
-        f"{last['shots']} shots: the {plots.MOST_CONFUSIONS} largest rows and columns. Of a trial "
+        f"Percent of a novel class's test images that a base class takes, {last.method} with "
+        f"{last.shots} shots: the {plots.MOST_CONFUSIONS} largest rows and columns. Of a trial "
         "the base class that takes most is counted."
     )
     return [_figure(drawn, "Matrix of novel classes against base classes.", note)]
@@ -224,30 +261,18 @@ def _map(shown: EmbeddingMap | None) -> list[_Block]:
     return [_figure(plots.embedding_map(shown), f"Map of embeddings of {names}.", note)]
 
 
-def _facts(facts: Facts) -> _Block:
-    return {"kind": "facts", "facts": facts}
-
-
-def _code(summary: str, text: str) -> _Block:
-    return {"kind": "code", "summary": summary, "text": text}
-
-
 def _table(cells: rows.Cells, note: str) -> _Block:
     columns, *body = cells
     numbers = [n for n in range(len(columns)) if all(rows.is_number(row[n]) for row in body)]
-    return {"kind": "table", "columns": columns, "rows": body, "numbers": numbers, "caption": note}
+    return _Table(columns, body, numbers, note)
 
 
-def _figure(drawn: Any, text: str, note: str) -> _Block:
+def _figure(drawn: Figure, text: str, note: str) -> _Block:
     width = round(drawn.get_figwidth() * 100)
-    return {"kind": "figure", "svg": _inline(drawn, text), "width": width, "caption": note}
+    return _Figure(_inline(drawn, text), width, note)
 
 
-def _images(shown: Sequence[tuple[str, Any]], columns: Sequence[str], note: str) -> _Block:
-    return {"kind": "images", "rows": shown, "columns": columns, "caption": note}
-
-
-def _inline(drawn: Any, text: str) -> str:
+def _inline(drawn: Figure, text: str) -> str:
     """A figure as SVG within a page: its ink is the page's, and it has a text for who hears it."""
     svg = plots.as_svg(drawn)
     svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor")
@@ -274,7 +299,7 @@ def _thumbnails(images: Tensor) -> list[str]:
     return made
 
 
-def _page(title: str, lead: str, sections: Sequence[tuple[str, list[_Block]]]) -> str:
+def _page(title: str, lead: str, sections: Sequence[_Section]) -> str:
     """Fill the template; everything but the package's own SVG is escaped."""
     loader = jinja2.PackageLoader("lowshot_cli.report", "")
     environment = jinja2.Environment(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lowshot_cli.evaluation.statistics import FloatArray
+from lowshot_cli.evaluation.statistics import FloatArray, MetricName
 from lowshot_cli.report.findings import BUDGETS, EmbeddingMap, ReportData, TradeOff
 from lowshot_cli.storage.files import write_atomically
+from lowshot_cli.sweep.summary import Cell, SweepSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,29 +75,31 @@ def save(drawn: Figure, stem: Path) -> list[Path]:
     return [stem.with_suffix(suffix) for suffix in contents]
 
 
-def accuracy(summary: dict[str, Any]) -> Figure:
-    """Two metrics over shots, or over the sessions of a sequence, one line a method.
+_OVER_SESSIONS: dict[MetricName, str] = {
+    "global_accuracy": "accuracy over all classes",
+    "harmonic_mean": "harmonic mean",
+}
 
-    Args:
-        summary: of a sweep, as in the `--json` contract.
-    """
-    if "sessions" in summary:
-        entries, along = summary["sessions"], "session"
-        titles = {"global_accuracy": "accuracy over all classes", "harmonic_mean": "harmonic mean"}
-    else:
-        entries, along = summary["cells"], "shots"
-        titles = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
-    lines = _lines(entries, along)
-    ticks = sorted({entry[along] for entry in entries})
+
+_OVER_SHOTS: dict[MetricName, str] = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
+
+
+def accuracy(summary: SweepSummary) -> Figure:
+    """Two metrics over shots, or over the sessions of a sequence, one line a method."""
+    along = "session" if summary.is_sequence else "shots"
+    titles = _OVER_SESSIONS if summary.is_sequence else _OVER_SHOTS
+    lines = _lines(summary)
+    ticks = sorted({place for line in lines.values() for place in line})
     made = figure(9, 4.2)
     panels = made.subplots(1, 2, sharey=True)
     for axes, (metric, title) in zip(panels, titles.items(), strict=True):
         for number, (name, chosen) in enumerate(lines.items()):
-            means = [entry[metric]["mean"] for entry in chosen]
-            intervals = [e[metric]["ci95"] or (m, m) for e, m in zip(chosen, means, strict=True)]
+            shown = [cell.metrics[metric] for cell in chosen.values()]
+            means = [one.mean for one in shown]
+            intervals = [one.ci95 or (one.mean, one.mean) for one in shown]
             aside = 0.04 * (number - (len(lines) - 1) / 2)
             axes.errorbar(
-                [ticks.index(entry[along]) + aside for entry in chosen],
+                [ticks.index(place) + aside for place in chosen],
                 means,
                 yerr=[
                     [mean - low for mean, (low, _) in zip(means, intervals, strict=True)],
@@ -115,18 +118,18 @@ def accuracy(summary: dict[str, Any]) -> Figure:
     return made
 
 
-def sweep_trade_off(summary: dict[str, Any], findings: ReportData, budget: float | None) -> Figure:
+def sweep_trade_off(summary: SweepSummary, findings: ReportData, budget: float | None) -> Figure:
     """`trade_off` of each method of a sweep.
 
     Args:
-        summary: as in the `--json` contract.
+        summary: of the sweep.
         findings: of the same sweep, with trade-offs.
         budget: points of base accuracy that the novel bias may cost on the hold-out.
     """
     curves = findings.trade_offs
-    cells = {(cell["method"], cell["shots"]): cell for cell in summary["cells"]}
+    cells = {(cell.method, cell.shots): cell.metrics for cell in summary.cells}
     chosen = [cells[curve.method, curve.shots] for curve in curves]
-    marks = [(cell["forgetting"]["mean"], cell["novel_accuracy"]["mean"]) for cell in chosen]
+    marks = [(one["forgetting"].mean, one["novel_accuracy"].mean) for one in chosen]
     n_classes = len(findings.novel_names)
     note = f"{curves[0].shots} shots, one trial of each of {n_classes} classes a line"
     return trade_off(curves, marks, budget, note)
@@ -164,22 +167,19 @@ def trade_off(
     return made
 
 
-def per_class(summary: dict[str, Any]) -> Figure:
+def per_class(summary: SweepSummary) -> Figure:
     """NCR@2 of each novel class with the last method, one colour a number of shots."""
-    method = summary["cells"][-1]["method"]
-    entries = [entry for entry in summary["classes"] if entry["method"] == method]
-    shots = sorted({entry["shots"] for entry in entries})
-    last = sorted(
-        (entry for entry in entries if entry["shots"] == shots[-1]),
-        key=lambda entry: float(entry["ncr_at_2"]),
-    )
-    names = [entry["class"] for entry in last]
+    cell = summary.cells[-1]
+    results = [one for one in summary.classes if one.method == cell.method]
+    shots = sorted({one.shots for one in results})
+    last = [one for one in results if one.shots == shots[-1]]
+    names = [one.name for one in sorted(last, key=lambda one: one.metrics["ncr_at_2"])]
     half = _MOST_CLASSES // 2
     shown = names[:half] + names[max(len(names) - half, half) :]
     made = figure(6.4, 1.6 + 0.19 * len(shown))
     axes = made.subplots()
     for number, count in enumerate(shots):
-        found = {e["class"]: e["ncr_at_2"] for e in entries if e["shots"] == count}
+        found = {one.name: one.metrics["ncr_at_2"] for one in results if one.shots == count}
         axes.plot(
             [found.get(name, np.nan) for name in shown],
             range(len(shown)),
@@ -191,10 +191,10 @@ def per_class(summary: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.7, len(shown) - 0.3)
-    _dress(axes, f"novel classes, hardest below, {method}", "NCR@2, percent of test images", "both")
-    cell, ways = summary["cells"][-1], summary.get("ways", 1)
-    trials = cell["n_trials"] * ways // max(cell["n_classes"], 1)
-    kind = "classes" if ways == 1 else "groups"
+    title = f"novel classes, hardest below, {cell.method}"
+    _dress(axes, title, "NCR@2, percent of test images", "both")
+    trials = cell.n_trials * summary.ways // max(cell.n_classes, 1)
+    kind = "classes" if summary.ways == 1 else "groups"
     _legend(made, axes, f"mean over {trials:,} trials of each of {len(names)} {kind}")
     return made
 
@@ -251,7 +251,9 @@ def embedding_map(shown: EmbeddingMap) -> Figure:
     return made
 
 
-def _dress(axes: Axes, title: str, label: str, grid: Any = "y") -> None:
+def _dress(
+    axes: Axes, title: str, label: str, grid: Literal["x", "y", "both"] | None = "y"
+) -> None:
     axes.set_title(title, color=INK, fontsize=11)
     axes.set_xlabel(label, color=INK)
     axes.tick_params(colors=INK)
@@ -274,31 +276,43 @@ def _plain(name: str) -> str:
     return short.replace("$", r"\$").replace("\n", "↵")
 
 
-def _lines(entries: list[dict[str, Any]], along: str) -> dict[str, list[dict[str, Any]]]:
-    """Entries by method, and by number of shots where that is not the axis, in order of `along`."""
-    lines: dict[str, list[dict[str, Any]]] = {}
-    several = along != "shots" and len({entry["shots"] for entry in entries}) > 1
-    for entry in sorted(entries, key=lambda e: e[along]):
-        name = f"{entry['method']}, {entry['shots']} shots" if several else entry["method"]
-        lines.setdefault(name, []).append(entry)
-    first = list(dict.fromkeys(entry["method"] for entry in entries))
-    return dict(sorted(lines.items(), key=lambda item: first.index(item[1][0]["method"])))
+def _lines(summary: SweepSummary) -> dict[str, dict[int, Cell]]:
+    """Cells by method, and by number of shots where sessions are the axis.
+
+    Each line holds its cells by their place on the axis, which is a session or a number of shots.
+    """
+    lines: dict[str, dict[int, Cell]] = {}
+    several = summary.is_sequence and len({cell.shots for cell in summary.sessions}) > 1
+    cells = summary.sessions or summary.cells
+    for cell in sorted(cells, key=_place):
+        name = f"{cell.method}, {cell.shots} shots" if several else cell.method
+        lines.setdefault(name, {})[_place(cell)] = cell
+    first = list(dict.fromkeys(cell.method for cell in cells))
+
+    def order(line: tuple[str, dict[int, Cell]]) -> int:
+        return first.index(next(iter(line[1].values())).method)
+
+    return dict(sorted(lines.items(), key=order))
 
 
-def caption(summary: dict[str, Any]) -> str:
+def _place(cell: Cell) -> int:
+    return cell.shots if cell.session is None else cell.session
+
+
+def caption(summary: SweepSummary) -> str:
     """What the intervals of a sweep are about."""
-    cell = summary["cells"][0]
+    cell = summary.cells[0]
     about = (
         "conditional on one base model and its base queries; base accuracy before "
-        f"{summary['base_accuracy_before']:.1f} %"
+        f"{summary.base_accuracy_before:.1f} %"
     )
-    if "sessions" in summary:
+    if summary.is_sequence:
         return (
-            f"{cell['n_trials']:,} support draws of {cell['n_classes']} classes in "
-            f"{cell['session']} sessions; 95 % intervals over draws,\n{about}"
+            f"{cell.n_trials:,} support draws of {cell.n_classes} classes in "
+            f"{cell.session} sessions; 95 % intervals over draws,\n{about}"
         )
-    ways = summary.get("ways", 1)
-    over, means = f"{cell['n_classes']} novel classes", "class means"
+    ways = summary.ways
+    over, means = f"{cell.n_classes} novel classes", "class means"
     if ways > 1:
-        over, means = f"{cell['n_classes'] // ways} groups of {ways} classes", "groups"
-    return f"{cell['n_trials']:,} trials a point over {over}; 95 % intervals over {means},\n{about}"
+        over, means = f"{cell.n_classes // ways} groups of {ways} classes", "groups"
+    return f"{cell.n_trials:,} trials a point over {over}; 95 % intervals over {means},\n{about}"

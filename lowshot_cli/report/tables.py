@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lowshot_cli.evaluation.evaluate import Evaluation
+    from lowshot_cli.evaluation.statistics import Metric, MetricName
+    from lowshot_cli.sweep.base_models import BasesCell, MeanOverBases
+    from lowshot_cli.sweep.summary import MeanDifference, SweepSummary
 
 Cells = list[list[str]]
 
 
-_PAIRED = ("novel_accuracy", "ncr_at_2", "base_accuracy")
+_PAIRED: tuple[MetricName, ...] = ("novel_accuracy", "ncr_at_2", "base_accuracy")
+
+
+_OVER_BASES: tuple[MetricName, ...] = (
+    "novel_accuracy",
+    "ncr_at_2",
+    "base_accuracy",
+    "harmonic_mean",
+    "forgetting",
+)
+
+
+_LAST_SESSION: tuple[MetricName, ...] = (
+    "global_accuracy",
+    "base_accuracy",
+    "novel_accuracy",
+    "harmonic_mean",
+    "forgetting",
+)
 
 
 def percent(value: float | None) -> str:
@@ -31,12 +52,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def with_interval(summary: dict[str, Any]) -> str:
-    """`62.6 ± 2.1` from a metric's summary."""
-    interval = summary["ci95"]
-    if interval is None:
-        return f"{summary['mean']:.1f}"
-    return f"{summary['mean']:.1f} ± {(interval[1] - interval[0]) / 2:.1f}"
+def with_interval(metric: Metric | MeanDifference | MeanOverBases) -> str:
+    """`62.6 ± 2.1`: a mean with half the length of its interval."""
+    if metric.ci95 is None:
+        return f"{metric.mean:.1f}"
+    low, high = metric.ci95
+    return f"{metric.mean:.1f} ± {(high - low) / 2:.1f}"
 
 
 def is_number(cell: object) -> bool:
@@ -75,77 +96,76 @@ def class_rows(found: Evaluation) -> Cells:
     ]
 
 
-def sweep_rows(summary: dict[str, Any]) -> Cells:
+def sweep_rows(summary: SweepSummary) -> Cells:
     """One row per method and number of shots."""
     return [
         ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
         *(
             [
-                cell["method"],
-                str(cell["shots"]),
-                with_interval(cell["novel_accuracy"]),
-                with_interval(cell["ncr_at_2"]),
-                percent(cell["base_accuracy"]["mean"]),
-                percent(cell["harmonic_mean"]["mean"]),
-                f"{cell['forgetting']['mean']:.1f}",
+                cell.method,
+                str(cell.shots),
+                with_interval(cell.metrics["novel_accuracy"]),
+                with_interval(cell.metrics["ncr_at_2"]),
+                percent(cell.metrics["base_accuracy"].mean),
+                percent(cell.metrics["harmonic_mean"].mean),
+                percent(cell.metrics["forgetting"].mean),
             ]
-            for cell in sorted(summary["cells"], key=lambda c: (order(summary, c), c["shots"]))
+            for cell in summary.sorted_cells()
         ),
     ]
 
 
-def over_bases_rows(cells: Sequence[dict[str, Any]]) -> Cells:
+def over_bases_rows(cells: Sequence[BasesCell]) -> Cells:
     """One row per method and number of shots, with intervals over base models."""
-    metrics = ("novel_accuracy", "ncr_at_2", "base_accuracy", "harmonic_mean", "forgetting")
     return [
         ["method", "shots", "novel %", "NCR@2", "base %", "harmonic", "forgetting"],
-        *([c["method"], str(c["shots"]), *(with_interval(c[n]) for n in metrics)] for c in cells),
+        *(
+            [cell.method, str(cell.shots), *(with_interval(cell.metrics[n]) for n in _OVER_BASES)]
+            for cell in cells
+        ),
     ]
 
 
-def session_rows(summary: dict[str, Any]) -> Cells:
+def session_rows(summary: SweepSummary) -> Cells:
     """What the model of a sequence reaches after its last session."""
-    metrics = ("global_accuracy", "base_accuracy", "novel_accuracy", "harmonic_mean", "forgetting")
     return [
         ["method", "shots", "all %", "base %", "novel %", "harmonic", "forgetting"],
         *(
-            [c["method"], str(c["shots"]), *(with_interval(c[name]) for name in metrics)]
-            for c in sorted(summary["cells"], key=lambda c: (order(summary, c), c["shots"]))
+            [cell.method, str(cell.shots), *(with_interval(cell.metrics[n]) for n in _LAST_SESSION)]
+            for cell in summary.sorted_cells()
         ),
     ]
 
 
-def paired_rows(summary: dict[str, Any]) -> Cells:
+def paired_rows(summary: SweepSummary) -> Cells:
     """What each method gains over the first one on the same draws."""
-    first = summary["cells"][0]["method"]
+    first = summary.methods[0]
+    pairs = [pair for pair in summary.paired if pair.methods[1] == first]
     return [
         ["method", "shots", "novel", "NCR@2", "base"],
         *(
-            [pair["methods"][0], str(pair["shots"]), *(with_interval(pair[n]) for n in _PAIRED)]
-            for pair in sorted(summary["paired"], key=lambda p: (p["methods"][0], p["shots"]))
-            if pair["methods"][1] == first
+            [pair.methods[0], str(pair.shots), *(with_interval(pair.metrics[n]) for n in _PAIRED)]
+            for pair in sorted(pairs, key=lambda pair: (pair.methods[0], pair.shots))
         ),
     ]
 
 
-def hardest_rows(summary: dict[str, Any], most: int) -> Cells:
+def hardest_rows(summary: SweepSummary, most: int) -> Cells:
     """The novel classes that the last method learns worst, and what takes their images."""
-    last = summary["cells"][-1]
+    last = summary.cells[-1]
     chosen = [
-        entry
-        for entry in summary["classes"]
-        if (entry["method"], entry["shots"]) == (last["method"], last["shots"])
+        one for one in summary.classes if (one.method, one.shots) == (last.method, last.shots)
     ]
-    hardest = sorted(chosen, key=lambda entry: float(entry["ncr_at_2"]))[:most]
+    hardest = sorted(chosen, key=lambda one: one.metrics["ncr_at_2"])[:most]
     return [
         ["class", "NCR@2", "confused most with", "% of its images"],
         *(
-            [e["class"], percent(e["ncr_at_2"]), e["confused_with"], percent(e["confused_percent"])]
-            for e in hardest
+            [
+                one.name,
+                percent(one.metrics["ncr_at_2"]),
+                one.confused_with,
+                percent(one.confused_percent),
+            ]
+            for one in hardest
         ),
     ]
-
-
-def order(summary: dict[str, Any], cell: dict[str, Any]) -> int:
-    """Place of a cell's method among those of a sweep."""
-    return list(dict.fromkeys(c["method"] for c in summary["cells"])).index(cell["method"])

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config
-from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.environment import hardware, pick_device, versions
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.methods.operating_point import resolve_budget
-from lowshot_cli.models.embedder import Embedder
-from lowshot_cli.report import page as report
 from lowshot_cli.report import plots
-from lowshot_cli.report.findings import collect, collect_for_model
+from lowshot_cli.report.findings import ModelReportData, collect
+from lowshot_cli.report.page import evaluation_page, sweep_page
 from lowshot_cli.storage.files import write_text
 from lowshot_cli.sweep.run import SweepResult
 from lowshot_cli.sweep.run_folder import ABOUT, CONFIG, ROWS, SUMMARY
@@ -38,44 +34,37 @@ def report_sweep(
     summary, findings = result.summary, collect(result, config)
     budget = resolve_budget(config.sweep.max_forgetting)
     figures = {"accuracy": plots.accuracy(summary)}
-    if "sessions" not in summary:
+    if not summary.is_sequence:
         figures["per_class"] = plots.per_class(summary)
     if findings.trade_offs:
         figures["tradeoff"] = plots.sweep_trade_off(summary, findings, budget)
     written = [plots.save(drawn, run_dir / name)[0] for name, drawn in figures.items()]
     facts = _facts(checkpoint, config, command)
-    page = report.sweep_page(summary, findings, figures, facts, config.to_yaml())
-    write_text(run_dir / REPORT, page)
+    write_text(run_dir / REPORT, sweep_page(summary, findings, figures, facts, config.to_yaml()))
     return [*written, run_dir / REPORT]
 
 
 def report_evaluation(
     path: Path,
     found: Sequence[tuple[str, Evaluation]],
+    data: ModelReportData,
     checkpoint: Checkpoint,
-    dataset: Dataset,
-    embedder: Embedder,
     config: Config,
+    *,
     command: str,
 ) -> None:
-    """Write the report of an evaluation, with the details of its last model."""
-    trade_off, shown = collect_for_model(checkpoint, dataset, embedder)
-    supports = {
-        name: dataset.train.pixels[torch.tensor(record.indices)]
-        for name, record in zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True)
-        if record.indices
-    }
-    page = report.evaluation_page(
-        found,
-        checkpoint.meta.classes,
-        trade_off,
-        shown,
-        supports,
-        _facts(checkpoint, config, command),
-        config.to_yaml(),
-        checkpoint.meta.max_forgetting,
-    )
-    write_text(path, page)
+    """Write the report of an evaluation.
+
+    Args:
+        path: of the page.
+        found: name and evaluation of each model.
+        data: of the last model, from `collect_for_model`.
+        checkpoint: the last model.
+        config: of the command.
+        command: as it was typed.
+    """
+    facts = _facts(checkpoint, config, command)
+    write_text(path, evaluation_page(found, data, facts, config.to_yaml()))
 
 
 def _facts(checkpoint: Checkpoint, config: Config, command: str) -> list[tuple[str, str]]:

@@ -16,14 +16,13 @@ from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
-from lowshot_cli.methods.finetuning import BaseSamples
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.head import nearest_proxies
 from lowshot_cli.sweep.plan import IntArray, Plan
 from lowshot_cli.sweep.scoring import NovelQueries
 
-_Parts = TypeVar("_Parts", BaseQueries, BaseSamples, NovelQueries)
+_Parts = TypeVar("_Parts", BaseQueries, NovelQueries)
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,9 @@ class SweepEmbeddings:
         checkpoint: the pristine base model.
         dataset: the one it was trained on.
         base: base test queries.
-        base_truth: `(N,)` int64 base rows of all base test images, in the order of the classes.
+        base_truth: `(N,)` int64 position of the class of each base test image, class by class.
         base_right: `(N,)` bool, which of them the pristine model gets right.
         calibration: base hold-out queries that set the bias.
-        shaping: base hold-out samples that fine-tuning may use.
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
         augmented: the same averaged over augmented views, where a method asks for it.
@@ -50,7 +48,6 @@ class SweepEmbeddings:
     base_truth: Tensor
     base_right: Tensor
     calibration: BaseQueries
-    shaping: BaseSamples
     novel: dict[int, NovelQueries]
     train: dict[int, Tensor]
     augmented: dict[int, Tensor]
@@ -67,7 +64,7 @@ class SweepEmbeddings:
         return 100 * int(self.base_right.sum()) / len(self.base_right)
 
     def to(self, device: torch.device) -> SweepEmbeddings:
-        """The same with all tensors on a device, on which trials are then run; images stay."""
+        """Copy all tensors to a device, for trials to run there; images stay on the CPU."""
         if device == self.checkpoint.device:
             return self
 
@@ -81,7 +78,6 @@ class SweepEmbeddings:
             base_truth=self.base_truth.to(device),
             base_right=self.base_right.to(device),
             calibration=_moved(self.calibration, device),
-            shaping=_moved(self.shaping, device),
             novel={label: _moved(queries, device) for label, queries in self.novel.items()},
             train=move(self.train),
             augmented=move(self.augmented),
@@ -109,9 +105,9 @@ def embed_for_sweep(
         augmented = embedder.classes(
             dataset.train, labels, augmented_views(config.imprint, checkpoint.meta.mirror)
         )
-    sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])
-    truth = torch.arange(n_base).repeat_interleave(sizes)
-    queries = torch.cat(test[:n_base])
+    sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])  # (C,)
+    truth = torch.arange(n_base).repeat_interleave(sizes)  # (N,)
+    queries = torch.cat(test[:n_base])  # (N, D)
     return SweepEmbeddings(
         checkpoint=checkpoint,
         dataset=dataset,
@@ -119,7 +115,6 @@ def embed_for_sweep(
         base_truth=truth,
         base_right=nearest_proxies(queries, proxies)[1] == truth,
         calibration=checkpoint.holdout.calibration_half(checkpoint.head),
-        shaping=checkpoint.holdout.fit_half(checkpoint.head),
         novel={
             label: NovelQueries.of(proxies, embeddings)
             for label, embeddings in zip(labels, test[n_base:], strict=True)

@@ -26,7 +26,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrialBatch:
-    """One piece of work: trials `start` to `stop` of the plan with one method and shot count."""
+    """Trials `start` to `stop` of the plan with one method and number of shots."""
 
     method: str
     shots: int
@@ -69,8 +69,8 @@ class Plan:
         """Novel classes that a trial adds, or each session of a sequence."""
         return len(self.groups[0])
 
-    def pieces(self) -> Iterator[TrialBatch]:
-        """Pieces of work in the order in which their rows stand in `results.csv`."""
+    def batches(self) -> Iterator[TrialBatch]:
+        """All trials in batches, in the order in which their rows stand in `results.csv`."""
         total = len(self.groups) * self.trials
         # Sessions have different numbers of classes, so no tile holds two of them.
         span = self.trials if self.sequence else total
@@ -87,9 +87,9 @@ class Plan:
                     else:
                         yield TrialBatch(method, shots, start, stop)
 
-    def locate(self, piece: TrialBatch) -> tuple[IntArray, IntArray]:
-        """Group and trial number of each of a piece's trials."""
-        return np.divmod(np.arange(piece.start, piece.stop), self.trials)
+    def locate(self, batch: TrialBatch) -> tuple[IntArray, IntArray]:
+        """Group `(T,)` and number within the group `(T,)` of each trial of a batch."""
+        return np.divmod(np.arange(batch.start, batch.stop), self.trials)
 
 
 def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
@@ -106,19 +106,19 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     if held and freezing not in (None, "always"):
         raise UsageError(
             f"freeze_base: {freezing} moves base proxies, which {held[0]} in a sweep never does",
-            f"leave {held[0]} out of `method`, or freeze_base out of the config",
+            f"leave {held[0]} out of `methods`, or freeze_base out of the config",
         )
     order = class_order(dataset, meta.split, meta.class_order_seed)
     known = {checkpoint.dataset_name(name) for name in meta.classes}
     names = _novel_names([name for name in order if name not in known], options, config.seed)
     for name in names:
         if name in known:
-            raise UsageError(f"{name!r} is a base class", "name novel classes in --novel")
+            raise UsageError(f"{name!r} is a base class", "name novel classes in `novel`")
     labels = [dataset.label(name) for name in names]
     fewest = min(len(dataset.train.of_class(label)) for label in labels)
     if max(options.shots) > fewest:
         raise UsageError(
-            f"--shots {max(options.shots)}: a novel class has {fewest} training images",
+            f"`shots` is {max(options.shots)}, a novel class has {fewest} training images",
             f"give numbers up to {fewest}",
         )
     ensure_tested(dataset, labels)
@@ -148,7 +148,7 @@ def ensure_tested(dataset: Dataset, labels: Iterable[int]) -> None:
     for label in labels:
         if not len(dataset.test.of_class(label)):
             name = dataset.class_names[label]
-            raise UsageError(f"{name!r} has no test images", "leave it out with --novel")
+            raise UsageError(f"{name!r} has no test images", "leave it out of `novel`")
 
 
 def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[str]:
@@ -160,7 +160,7 @@ def _novel_names(available: list[str], options: SweepConfig, seed: int) -> list[
         return available
     if options.novel > len(available):
         raise UsageError(
-            f"--novel {options.novel}: there are {len(available)} novel classes",
+            f"`novel` is {options.novel}, there are {len(available)} novel classes",
             f"give a number up to {len(available)}",
         )
     return list(sample_classes(seed, available, options.novel))
@@ -181,7 +181,7 @@ def _group(
     """Classes that are added together, and those left that are too few for another group."""
     if ways > len(labels):
         raise UsageError(
-            f"--ways {ways}: there are {len(labels)} novel classes",
+            f"`ways` is {ways}, there are {len(labels)} novel classes",
             f"give a number up to {len(labels)}",
         )
     if ways > 1:

@@ -23,10 +23,10 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import Interrupted, LowshotError, UsageError
-from lowshot_cli.progress import OnProgress, ShouldStop, silent
+from lowshot_cli.progress import ShouldStop
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import Plan, TrialBatch
-from lowshot_cli.sweep.trials import BatchResult, Executor, Outcomes, Work, run_piece
+from lowshot_cli.sweep.trials import BatchResult, Executor, run_batch
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.train import train_base
@@ -39,28 +39,26 @@ _CHUNK = 8
 _RETRIES = 3
 
 
-# Seconds after which the driver looks whether it is asked to stop.
-_PATIENCE = 0.2
+# Seconds between two looks at whether to stop.
+_POLL_SECONDS = 0.2
 
 
-_GOING_ON = "see that the cluster is up, then resume the sweep: its rows so far are whole"
+_RESUME_HINT = "see that the cluster is up, then resume the sweep: its rows so far are whole"
 
 
 def check_installed() -> None:
-    """See that there is Ray, without loading it.
+    """Check that Ray is installed, without importing it.
 
     Raises:
         UsageError: it is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UsageError(
-            "--executor ray needs Ray, which is not installed", "pip install 'lowshot-cli[ray]'"
-        )
+        raise UsageError("Ray is not installed", "pip install 'lowshot-cli[ray]'")
 
 
 @contextmanager
 def on_ray(address: str | None = None, gpus: float = 0.0) -> Iterator[Executor]:
-    """What works off trials on a Ray cluster, as long as the block lasts.
+    """An executor that runs trials on a Ray cluster, as long as the block lasts.
 
     Args:
         address: of the cluster, such as `10.0.0.1:6379`, or `auto` for the one on this machine.
@@ -104,11 +102,11 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _reach(address: str) -> None:
-    """See at once whether anybody answers, which takes Ray minutes.
+    """Check that something listens at an address; Ray would try for minutes.
 
     Raises:
-        OSError: nobody does.
-        ValueError: it is no host with a port.
+        OSError: nothing does.
+        ValueError: it is not a host with a port.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -127,41 +125,32 @@ class _Shared:
 
 
 def run(
-    work: Work,
+    work: Iterable[tuple[int, TrialBatch]],
     plan: Plan,
     embedded: SweepEmbeddings,
     config: Config,
+    *,
     threads: int,
-    on_progress: OnProgress,
-    should_stop: ShouldStop,
+    context: RunContext,
     gpus: float = 0.0,
-) -> Outcomes:
-    """Work off pieces on the cluster that this process is connected to, in whatever order.
+) -> Iterator[tuple[int, BatchResult]]:
+    """Run batches on the cluster that this process is connected to, as an `Executor`.
 
-    The materials go into the object store once. A chunk whose worker dies is done again elsewhere.
-    Asked to stop, what is under way is waited for.
-
-    Args:
-        work: pieces with their numbers in the plan.
-        plan: of the sweep.
-        embedded: from `prepare`.
-        config: `seed`, `device`, `finetune` and `sweep`.
-        threads: of PyTorch in each worker, and the processors that it takes.
-        on_progress: not told, as the steps of long pieces are done elsewhere.
-        should_stop: asked now and then; ends the iteration.
-        gpus: share of a GPU that a worker has to itself.
+    The embeddings go into the object store once. A chunk whose worker dies is run again elsewhere.
+    Each worker takes `threads` CPUs and a share `gpus` of a GPU, and picks the device that `config`
+    names. Nothing is reported, as the steps of long batches are made elsewhere.
 
     Raises:
-        LowshotError: no node has room for a worker, the same chunk has cost several workers their
-            life, or the cluster is gone.
+        LowshotError: no node has room for a worker, several workers died at the same chunk, or the
+            cluster is gone.
     """
     import ray
 
     needs = _Needs(threads, gpus)
     shared = _put(ray, _Shared(plan, _without_images(embedded, plan), config, threads))
     calls = (partial(needs.start, ray, _work, [shared], chunk) for chunk in _chunks(work))
-    for outcomes in _gather(ray, calls, needs, should_stop):
-        yield from outcomes
+    for results in _gather(ray, calls, needs, context.should_stop):
+        yield from results
 
 
 def train_bases(
@@ -225,7 +214,7 @@ class _Needs:
             said = [f"{n:g} {name}s of {_largest(ray, name)}" for name, n in wanted.items()]
             raise LowshotError(
                 f"no node of the cluster has room for a worker: {', '.join(said)}",
-                "give a smaller --threads or --gpus-per-worker",
+                "give smaller `threads` or `gpus_per_worker`",
             )
         return places
 
@@ -258,7 +247,7 @@ def _gather(
             running += [call() for call in itertools.islice(calls, max(0, room))]
             if not running or (stopping and at_once):
                 return
-            ready, running = ray.wait(running, timeout=_PATIENCE)
+            ready, running = ray.wait(running, timeout=_POLL_SECONDS)
             for task in ready:
                 yield ray.get(task)
     except ray.exceptions.RayTaskError as error:
@@ -267,26 +256,26 @@ def _gather(
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
         raise LowshotError(
-            f"the same work has cost {_RETRIES + 1} workers their life",
-            "have fewer workers at a time with more --threads each",
+            f"{_RETRIES + 1} workers in turn died at the same trials",
+            "have fewer workers at a time with more `threads` each",
         ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0]
-        raise LowshotError(f"Ray: {reason}", _GOING_ON) from None
+        raise LowshotError(f"Ray: {reason}", _RESUME_HINT) from None
     finally:
         for task in running:
             ray.cancel(task, force=True)
 
 
 def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, TrialBatch]]]:
-    """Neighbouring pieces together, but a fine-tuning of the whole network alone."""
+    """Neighbouring batches together, but a fine-tuning of the whole network alone."""
     chunk: list[tuple[int, TrialBatch]] = []
-    for number, piece in work:
-        alone = METHODS[piece.method].alone
+    for number, batch in work:
+        alone = METHODS[batch.method].alone
         if chunk and (alone or len(chunk) == _CHUNK):
             yield chunk
             chunk = []
-        chunk.append((number, piece))
+        chunk.append((number, batch))
         if alone:
             yield chunk
             chunk = []
@@ -295,7 +284,7 @@ def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, 
 
 
 def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
-    """The materials without pixels, unless a method looks at them."""
+    """The embeddings without the dataset's pixels, unless a method looks at them."""
     if any(METHODS[method].alone for method in plan.methods):
         return embedded
     given = embedded.dataset
@@ -326,9 +315,10 @@ def _work(
     """A chunk of trials, in a worker."""
     shared = _open(reference[0])
     torch.set_num_threads(shared.threads)
+    context = RunContext(device=pick_device(shared.config.device))
     return [
-        (number, run_piece(piece, shared.plan, shared.embedded, shared.config, silent))
-        for number, piece in chunk
+        (number, run_batch(batch, shared.plan, shared.embedded, shared.config, context=context))
+        for number, batch in chunk
     ]
 
 

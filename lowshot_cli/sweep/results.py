@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lowshot_cli.evaluation.statistics import FloatArray
-from lowshot_cli.sweep.scoring import METRICS
+from lowshot_cli.config.methods import find_method
+from lowshot_cli.evaluation.statistics import METRICS, FloatArray, MetricName
 
 COLUMNS = (
     "method",
@@ -25,6 +25,10 @@ COLUMNS = (
     "confused_with",
     "confused_percent",
 )
+
+
+# As version 0.1.0 wrote them; its runs are read and gone on with below its own header.
+OLD_COLUMNS = (*COLUMNS[:-2], "swallowed_by", "swallowed")
 
 
 CLASS_SEPARATOR = " + "
@@ -65,7 +69,7 @@ class Rows:
     shots: int
     groups: IntArray
     trials: IntArray
-    metrics: dict[str, FloatArray]
+    metrics: dict[MetricName, FloatArray]
     bias: FloatArray
     confused_with: IntArray
     confused_percent: FloatArray
@@ -85,7 +89,7 @@ def rows_text(rows: Rows, names: ClassNames) -> str:
 
 
 class RowFile:
-    """`results.csv`: one row per trial, flushed after each piece of work."""
+    """`results.csv`: one row per trial, flushed after each batch."""
 
     def __init__(self, path: Path, names: ClassNames) -> None:
         self.names = names
@@ -103,20 +107,27 @@ class RowFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; what could not be written to it has been told of already."""
+        """Close the file; what could not be written has been reported already."""
         with suppress(OSError):
             self._file.close()
 
 
 def parse_rows(rows: Sequence[Sequence[str]], names: ClassNames) -> Rows:
-    """The rows of one piece of work, which share method and number of shots."""
+    """The rows of one batch, which share method and number of shots.
+
+    Raises:
+        ValueError: they are no such rows.
+    """
     method, shots, groups, trials, *numbers, bias, confused_with, confused_percent = zip(
         *rows, strict=True
     )
     if len(set(method)) > 1 or len(set(shots)) > 1:
-        raise ValueError("a piece of work with several methods or numbers of shots")
+        raise ValueError("a batch with several methods or numbers of shots")
+    known = find_method(method[0])
+    if known is None:
+        raise ValueError(f"unknown method {method[0]!r}")
     return Rows(
-        method=method[0],
+        method=known.name,
         shots=int(shots[0]),
         groups=np.array([names.groups.index(name) for name in groups]),
         trials=np.array(trials, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Going on with a sweep: what is finished, and rows that came early."""
+"""Resuming a sweep: which batches are finished, and rows that came early."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lowshot_cli.errors import DataError
 from lowshot_cli.storage.files import write_text
-from lowshot_cli.sweep.results import COLUMNS, ClassNames, Rows, parse_rows, rows_text
-from lowshot_cli.sweep.summary import RunningTotals
+from lowshot_cli.sweep.results import COLUMNS, OLD_COLUMNS, ClassNames, Rows, parse_rows, rows_text
+from lowshot_cli.sweep.totals import RunningTotals
 
 
 def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
@@ -20,11 +20,11 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
 
     Args:
         path: `results.csv`, which is not there yet if the run ended while it was still embedding.
-        totals: gets the rows of all finished pieces of work.
-        sizes: number of rows of each piece, in order.
+        totals: gets the rows of all finished batches.
+        sizes: number of rows of each batch, in order.
 
     Returns:
-        How many pieces are finished.
+        How many batches are finished.
 
     Raises:
         DataError: rows that this sweep does not write.
@@ -43,7 +43,7 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
     with path.open("rb") as file:
         reader = csv.reader(whole_lines())
         try:
-            if tuple(next(reader, COLUMNS)) != COLUMNS:
+            if tuple(next(reader, COLUMNS)) not in (COLUMNS, OLD_COLUMNS):
                 raise ValueError("the header is another")
             end = consumed
             for size in sizes:
@@ -62,13 +62,16 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
 
 
 class ReorderBuffer:
-    """Lets rows through in turn; those that are early wait on disk, where a resumed run finds them.
+    """Puts batches back into the order of the plan.
+
+    Executors may finish them in any order. What is early waits on disk, where a resumed run finds
+    it.
 
     Args:
-        folder: of the run; a piece that waits is a file `early-NUMBER.csv` there.
+        folder: of the run; a batch that waits is a file `early-NUMBER.csv` there.
         names: of the classes in the rows.
-        sizes: number of rows of each piece, in order.
-        turn: number of the first piece whose rows are not through.
+        sizes: number of rows of each batch, in order.
+        turn: number of the first batch that has not been handed out.
     """
 
     def __init__(self, folder: Path, names: ClassNames, sizes: Sequence[int], turn: int) -> None:
@@ -76,14 +79,14 @@ class ReorderBuffer:
         self.waiting: set[int] = set()
         for path in folder.glob("early-*.csv"):
             number = int(path.stem.removeprefix("early-"))
-            # Killed after its rows were through, or of another sweep in the same folder.
+            # Left by a run that was killed after it wrote the rows, or by another sweep.
             if number < turn or not self._fits(number):
                 path.unlink()
             else:
                 self.waiting.add(number)
 
     def push(self, number: int, rows: Rows) -> Iterator[Rows]:
-        """Take in the rows of a piece; yields those whose turn has come, to be written at once.
+        """Take in the rows of a batch; yields those whose turn has come, to be written at once.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -97,7 +100,7 @@ class ReorderBuffer:
         yield from self.drain()
 
     def drain(self) -> Iterator[Rows]:
-        """The waiting rows whose turn has come."""
+        """Yield the waiting rows whose turn has come."""
         while self.turn in self.waiting:
             yield self._read(self.turn)
             self._path(self.turn).unlink()

@@ -1,15 +1,13 @@
-"""Sweeps and their run folders: rows as they come, a summary at the end, models on request."""
+"""Sweeps: trials run, their rows written as they come, and a summary at the end."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import shlex
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
@@ -21,23 +19,36 @@ from lowshot_cli.data.supports import draw_supports
 from lowshot_cli.environment import hardware, versions
 from lowshot_cli.errors import Interrupted, LowshotError
 from lowshot_cli.models.embedder import Embedder
-from lowshot_cli.progress import OnProgress, Progress, ShouldStop, never, silent
+from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.storage.files import write_text
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
 from lowshot_cli.sweep.plan import Plan, ensure_tested, make_plan
-from lowshot_cli.sweep.results import ClassNames, RowFile, Rows
-from lowshot_cli.sweep.resume import ReorderBuffer, count_in
-from lowshot_cli.sweep.run_folder import (
-    ROWS,
-    SUMMARY,
-    _describe,
-    _keep,
-    ensure_saveable,
-    open_models,
-    read_run,
-)
-from lowshot_cli.sweep.summary import RunningTotals
-from lowshot_cli.sweep.trials import Executor, run
+from lowshot_cli.sweep.recorder import Recorder
+from lowshot_cli.sweep.results import ClassNames
+from lowshot_cli.sweep.run_folder import SUMMARY, ensure_saveable, read_run, write_run
+from lowshot_cli.sweep.summary import ClassResult, SweepSummary, Timing
+from lowshot_cli.sweep.totals import RunningTotals
+from lowshot_cli.sweep.trials import BatchResult, Executor, run
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a sweep is run; none of it changes what the trials are.
+
+    Attributes:
+        resume: go on where the rows of the run folder end, keeping models and threads as the sweep
+            began with.
+        save_models: keep each trial's proxies and bias in `models.npy`.
+        threads: of PyTorch in each process that runs trials; None for as many as in this one.
+    """
+
+    resume: bool = False
+    save_models: bool = False
+    threads: int | None = None
+
+
+_DEFAULT_OPTIONS = RunOptions()
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,22 @@ class SweepResult:
     """What a sweep found.
 
     Attributes:
-        summary: as in the `--json` contract, with paired differences and per-class means.
+        summary: what `results.json` holds.
         n_rows: rows in `results.csv`.
         plan: what was done.
         embedded: what the trials were made of.
         totals: of all rows.
     """
 
-    summary: dict[str, Any]
+    summary: SweepSummary
     n_rows: int
     plan: Plan
     embedded: SweepEmbeddings
     totals: RunningTotals
+
+
+class CannotWrite(LowshotError):
+    """The run folder cannot be written to, the disk being full for instance; its rows are whole."""
 
 
 def sweep(
@@ -65,13 +80,10 @@ def sweep(
     config: Config,
     embedder: Embedder,
     run_dir: Path,
-    resume: bool = False,
-    save_models: bool = False,
-    on_progress: OnProgress = silent,
-    should_stop: ShouldStop = never,
+    *,
+    options: RunOptions = _DEFAULT_OPTIONS,
     executor: Executor = run,
-    threads: int | None = None,
-    again: Sequence[str] = (),
+    context: RunContext = DEFAULT_CONTEXT,
 ) -> SweepResult:
     """Run all trials of a sweep and write its run folder.
 
@@ -80,120 +92,130 @@ def sweep(
         dataset: the one it was trained on.
         config: `seed`, `imprint`, `finetune` and `sweep`.
         embedder: of the checkpoint's network.
-        run_dir: gets `config.yaml`, `results.csv`, `results.json`.
-        resume: go on where the rows of `run_dir` end, keeping models if it began so.
-        save_models: keep each trial's rows and bias in `models.npy`.
-        on_progress: told about embedding and trials.
-        should_stop: asked after each piece of work.
-        executor: works off the trials.
-        threads: of PyTorch in each process that runs trials; None for as many as in this one. A
-            resumed sweep has as many as it began with.
-        again: options that going on with this run takes besides its folder.
+        run_dir: gets `config.yaml`, `run.json`, `results.csv` and `results.json`.
+        options: whether to resume, what to keep, how many threads to use.
+        executor: runs the trials.
+        context: hears about trials, and may stop the sweep after each batch of them.
 
     Raises:
-        Interrupted: `should_stop` said so; the rows so far are on disk.
-        UsageError, CheckpointError, DataError: as `make_plan`.
+        Interrupted: stopped; the rows so far are on disk.
+        CannotWrite: the rows so far are on disk.
+        UsageError, CheckpointError, DataError: as `make_plan`, or a folder of another sweep.
     """
     plan = make_plan(checkpoint, dataset, config)
-    if save_models:
+    if options.save_models:
         ensure_saveable(config.sweep)
-    given = len(dataset.test.labels)
-    if config.sweep.drop_duplicates:
-        dataset = without_lookalikes(dataset, on_progress)
-        ensure_tested(dataset, itertools.chain.from_iterable(plan.groups))
+    kept = _without_duplicates(dataset, plan, config, context.on_progress)
     run_dir.mkdir(parents=True, exist_ok=True)
-    threads = threads or torch.get_num_threads()
-    if resume:
-        before = read_run(run_dir, checkpoint)
-        save_models, threads = bool(before.get("models")), before.get("threads", threads)
+    save_models, threads = _as_begun(options, run_dir, checkpoint)
     names = ClassNames(plan.names, checkpoint.base_classes)
-    totals, path = RunningTotals(names), run_dir / ROWS
-    sizes = [piece.stop - piece.start for piece in plan.pieces()]
-    buffer = ReorderBuffer(run_dir, names, sizes, count_in(path, totals, sizes) if resume else 0)
-    _describe(run_dir, config, checkpoint, save_models, threads)
-    started = time.perf_counter()
-    embedded = embed_for_sweep(checkpoint, dataset, plan, config, embedder)
+    recorder = Recorder(run_dir, plan, names, resume=options.resume)
+    write_run(run_dir, config, checkpoint, save_models=save_models, threads=threads)
+    n_before, started = recorder.n_done, time.perf_counter()
+    embedded = embed_for_sweep(checkpoint, kept, plan, config, embedder)
     embedded_at = time.perf_counter()
-    mode: Literal["r+", "w+"] = "r+" if buffer.turn or buffer.waiting else "w+"
-    models = open_models(run_dir, plan, checkpoint.head.size, mode) if save_models else None
-    firsts = [0, *itertools.accumulate(sizes)]
-    done = known = totals.n_rows + sum(sizes[number] for number in buffer.waiting)
-    file = RowFile(path, names)
-    going_on = f"`{shlex.join(['lowshot', 'sweep', *again, '--resume', str(run_dir)])}` goes on"
-    through = {*range(buffer.turn), *buffer.waiting}
-    work = ((n, piece) for n, piece in enumerate(plan.pieces()) if n not in through)
+    recorder.open(size=checkpoint.head.size, save_models=save_models)
+    work = recorder.unfinished()
+    results = executor(work, plan, embedded, config, threads=threads, context=context)
+    _record(results, recorder, context.on_progress)
+    seconds = time.perf_counter() - embedded_at
+    rate = (recorder.n_done - n_before) / max(seconds, 1e-9)
+    timing = Timing(embedded_at - started, seconds, rate)
+    n_dropped = len(dataset.test.labels) - len(kept.test.labels)
+    ran_on = hardware(embedder.network.device)
+    summary = _summarise(recorder, embedded, timing, n_dropped, ran_on)
+    text = json.dumps(summary.to_json(), indent=1, ensure_ascii=False)
+    write_text(run_dir / SUMMARY, text)
+    return SweepResult(summary, recorder.totals.n_rows, plan, embedded, recorder.totals)
+
+
+def _without_duplicates(
+    dataset: Dataset, plan: Plan, config: Config, on_progress: OnProgress
+) -> Dataset:
+    """The dataset, without test images that resemble a training image if the config says so."""
+    if not config.sweep.drop_duplicates:
+        return dataset
+    dataset = without_lookalikes(dataset, on_progress)
+    ensure_tested(dataset, itertools.chain.from_iterable(plan.groups))
+    return dataset
+
+
+def _as_begun(options: RunOptions, run_dir: Path, base: Checkpoint) -> tuple[bool, int]:
+    """Whether to keep models, and the number of threads; of a resumed sweep as it began."""
+    save_models, threads = options.save_models, options.threads or torch.get_num_threads()
+    if options.resume:
+        begun = read_run(run_dir, base)
+        save_models, threads = begun.has_models, begun.threads or threads
+    return save_models, threads
+
+
+def _record(
+    results: Iterator[tuple[int, BatchResult]], recorder: Recorder, on_progress: OnProgress
+) -> None:
+    """Write what batches yield as they come.
+
+    Raises:
+        Interrupted: not all of them came.
+        CannotWrite: the folder is full, or cannot be written to.
+    """
+    total = recorder.plan.n_rows
     try:
-        _write(buffer.drain(), file, totals)
-        outcomes = executor(work, plan, embedded, config, threads, on_progress, should_stop)
-        for number, outcome in outcomes:
-            if models is not None:
-                _keep(models, firsts[number], outcome)
-            _write(buffer.push(number, outcome.rows), file, totals)
-            done += sizes[number]
-            on_progress(Progress("trials", done, plan.n_rows, "trials"))
+        recorder.write_waiting()
+        for number, result in results:
+            recorder.record(number, result)
+            on_progress(Progress("trials", recorder.n_done, total, "trials"))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise LowshotError(
-            f"cannot write to {run_dir}: {reason}; its {done:,} trials are whole",
-            f"free some space, then {going_on}",
+        raise CannotWrite(
+            f"cannot write to {recorder.run_dir}: {reason}; its {recorder.n_done:,} trials are "
+            "whole",
+            "free some space, then resume the sweep",
         ) from None
     finally:
-        file.close()
-    finished = time.perf_counter()
-    if totals.n_rows < plan.n_rows:
+        recorder.close()
+    if recorder.totals.n_rows < total:
         raise Interrupted(
-            f"stopped after {done:,} of {plan.n_rows:,} trials, nothing is lost",
-            going_on,
+            f"stopped after {recorder.n_done:,} of {total:,} trials, nothing is lost",
+            "`resume=True` goes on with it",
         )
-    summary = {
-        **_summarise(totals, plan, embedded),
-        "base_accuracy_before": embedded.base_accuracy,
-        "dropped_duplicates": given - len(dataset.test.labels),
-        "avoided_duplicates": sum(len(found) for found in embedded.avoided.values()),
-        "timing": {
-            "embed_seconds": embedded_at - started,
-            "trials_seconds": finished - embedded_at,
-            "trials_per_second": (done - known) / max(finished - embedded_at, 1e-9),
-        },
-        "run_dir": str(run_dir),
-        "versions": versions(),
-        "hardware": hardware(embedder.network.device),
-    }
-    text = json.dumps(summary, indent=1, ensure_ascii=False)
-    write_text(run_dir / SUMMARY, text)
-    return SweepResult(summary, totals.n_rows, plan, embedded, totals)
 
 
-def _write(due: Iterable[Rows], file: RowFile, totals: RunningTotals) -> None:
-    for rows in due:
-        file.append(rows)
-        totals.add(rows)
-
-
-def _summarise(totals: RunningTotals, plan: Plan, embedded: SweepEmbeddings) -> dict[str, Any]:
+def _summarise(
+    recorder: Recorder, embedded: SweepEmbeddings, timing: Timing, n_dropped: int, ran_on: str
+) -> SweepSummary:
     """What the trials add up to; of a sequence, cells describe the model after its last session."""
-    if plan.sequence:
-        sessions = totals.sessions(plan.ways)
-        last = [entry for entry in sessions if entry["session"] == len(plan.groups)]
-        return {"cells": last, "sessions": sessions}
-    classes = [_with_supports(entry, plan, embedded) for entry in totals.groups()]
-    cells = totals.cells(plan.ways)
-    left_out = [embedded.dataset.class_names[label] for label in plan.left_out]
-    return {
-        **{"ways": plan.ways, "left_out": left_out},
-        **{"cells": cells, "paired": totals.paired(), "classes": classes},
-    }
+    plan, totals = recorder.plan, recorder.totals
+    sessions = totals.sessions(plan.ways) if plan.sequence else ()
+    last = tuple(cell for cell in sessions if cell.session == len(plan.groups))
+    classes = () if plan.sequence else totals.classes()
+    return SweepSummary(
+        ways=1 if plan.sequence else plan.ways,
+        left_out=tuple(embedded.dataset.class_names[label] for label in plan.left_out),
+        cells=last if plan.sequence else totals.cells(plan.ways),
+        paired=() if plan.sequence else totals.paired(),
+        classes=tuple(_with_supports(each, plan, embedded) for each in classes),
+        sessions=sessions,
+        base_accuracy_before=embedded.base_accuracy,
+        dropped_duplicates=n_dropped,
+        avoided_duplicates=sum(len(found) for found in embedded.avoided.values()),
+        timing=timing,
+        run_dir=str(recorder.run_dir),
+        versions=versions(),
+        hardware=ran_on,
+    )
 
 
-def _with_supports(entry: dict[str, Any], plan: Plan, embedded: SweepEmbeddings) -> dict[str, Any]:
-    """Add the training indices of the supports that did best and worst, per class of the group."""
-    labels = plan.groups[plan.names.index(entry["class"])]
-    members = [embedded.dataset.train.of_class(label) for label in labels]
-    supports: dict[str, list[list[int]]] = {"best_support": [], "worst_support": []}
-    trials = [entry["best_trial"], entry["worst_trial"]]
-    for label, index in zip(labels, members, strict=True):
-        avoided = embedded.avoided[label]
-        drawn = draw_supports(plan.seed, label, trials, entry["shots"], len(index), avoided=avoided)
-        for found, chosen in zip(supports.values(), drawn, strict=True):
-            found.append(index[torch.from_numpy(chosen)].tolist())
-    return {**entry, **supports}
+def _with_supports(result: ClassResult, plan: Plan, embedded: SweepEmbeddings) -> ClassResult:
+    """Add the training images that the best and the worst trial drew, class by class."""
+    labels = plan.groups[plan.names.index(result.name)]
+    trials = [result.best_trial, result.worst_trial]
+    best, worst = [], []
+    for label in labels:
+        index, avoided = embedded.dataset.train.of_class(label), embedded.avoided[label]
+        drawn = draw_supports(
+            plan.seed, label, trials, result.shots, len(index), avoided=avoided
+        )  # (2, k)
+        images = index[torch.from_numpy(drawn)].tolist()
+        best.append(tuple(images[0]))
+        worst.append(tuple(images[1]))
+    return replace(result, best_support=tuple(best), worst_support=tuple(worst))

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,14 @@ import numpy as np
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.methods import METHODS
-from lowshot_cli.config.schema import Config, SweepConfig
+from lowshot_cli.config.schema import Config, SweepConfig, difference
+from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.storage.files import new_array, write_text
 from lowshot_cli.storage.locks import locked
 from lowshot_cli.sweep.plan import Plan
+from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.sweep.trials import BatchResult
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
@@ -33,9 +36,9 @@ Models = np.memmap[Any, np.dtype[np.float32]]
 
 @contextmanager
 def run_folder(workdir: Path, resumed: Path | None) -> Iterator[Path]:
-    """The folder of a sweep, which is this process's alone meanwhile: a new one unless resumed.
+    """Hold the folder of a sweep for this process alone: a new one unless resumed.
 
-    A new one in which nothing was written, as the sweep could not begin, is gone afterwards.
+    A new one is removed if nothing was written to it, as the sweep could not begin.
     """
     folder = resumed or _new_run_dir(workdir)
     try:
@@ -59,19 +62,34 @@ def _new_run_dir(workdir: Path) -> Path:
 
 
 def ensure_saveable(options: SweepConfig) -> None:
-    """Raise UsageError where `--save-models` could not make models of the trials."""
+    """Raise UsageError where no models could be made of the trials."""
     if options.sessions:
-        raise UsageError("--save-models keeps no sessions", "leave one of the two out")
+        raise UsageError("`save_models` keeps no sessions", "leave one of the two out")
     for method in options.methods:
         if not METHODS[method].saves_models:
             raise UsageError(
-                f"--save-models keeps one row a class, which does not make a model of {method}",
-                f"leave {method} out of --method",
+                f"`save_models` keeps one proxy a class, which does not make a model of {method}",
+                f"leave {method} out of `methods`",
             )
 
 
-def _describe(
-    run_dir: Path, config: Config, base: Checkpoint, save_models: bool, threads: int
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` says of a run.
+
+    Attributes:
+        base: digest of the base model.
+        has_models: whether the models of its trials are kept.
+        threads: of PyTorch in each process; None where it does not say.
+    """
+
+    base: str
+    has_models: bool
+    threads: int | None
+
+
+def write_run(
+    run_dir: Path, config: Config, base: Checkpoint, *, save_models: bool, threads: int
 ) -> None:
     """Write down what makes a run what it is, for those who resume or rebuild it."""
     write_text(run_dir / CONFIG, config.to_yaml())
@@ -79,28 +97,52 @@ def _describe(
     write_text(run_dir / ABOUT, json.dumps({**about, "versions": versions()}))
 
 
-def read_run(run_dir: Path, base: Checkpoint) -> dict[str, Any]:
+def read_run(run_dir: Path, base: Checkpoint) -> RunRecord:
     """What a run folder says of itself.
 
     Raises:
         DataError: it is no run folder, or its base model was another one.
     """
     try:
-        about: dict[str, Any] = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
-        same = about["base"] == base.digest
-    except (OSError, ValueError, KeyError, TypeError):
+        about = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
+        record = RunRecord(about["base"], bool(about.get("models")), about.get("threads"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{run_dir} holds no sweep", "name a run folder of `lowshot sweep`"
         ) from None
-    if not same:
-        raise DataError(
-            f"{run_dir} was run on another base model", "name that one with --checkpoint"
-        )
-    return about
+    if record.base != base.digest:
+        raise DataError(f"{run_dir} was run on another base model", "name that one: `checkpoint`")
+    return record
+
+
+def read_summary(run_dir: Path) -> SweepSummary:
+    """The summary of a finished sweep.
+
+    Raises:
+        DataError: it is damaged, or the sweep is not finished.
+    """
+    path = run_dir / SUMMARY
+    try:
+        return SweepSummary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{path} cannot be read: {reason}", "resume the sweep") from None
+
+
+def changes_since(run_dir: Path, config: Config) -> list[str]:
+    """In what a config differs from that of a run folder, a line each.
+
+    Raises:
+        ConfigError: the folder's cannot be read.
+    """
+    before, now = load_config(run_dir / CONFIG).portable(), config.portable()
+    for values in (before, now):
+        del values["sweep"]["train_base"]  # where the base model came from changes no trial
+    return difference(before, now)
 
 
 def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "w+"]) -> Models:
-    """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's rows, then its bias.
+    """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's proxies, then its bias.
 
     Raises:
         DataError: to be read, but absent, damaged or of another run.
@@ -113,7 +155,7 @@ def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "
         models = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
-            f"{run_dir} holds no {MODELS}", "run the sweep with --save-models"
+            f"{run_dir} holds no {MODELS}", "run the sweep with `save_models=True`"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None
@@ -122,10 +164,10 @@ def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "
     return models
 
 
-def _keep(models: Models, first: int, outcome: BatchResult) -> None:
-    """Write a piece's models, before its rows say that it is done."""
-    assert outcome.proxies is not None
-    place = slice(first, first + len(outcome.rows.trials))
-    models[place, :-1] = outcome.proxies.flatten(1).numpy()
-    models[place, -1] = outcome.rows.bias
+def keep_models(models: Models, first: int, result: BatchResult) -> None:
+    """Write the models of a batch whose first trial is row `first` of the sweep."""
+    assert result.proxies is not None
+    place = slice(first, first + len(result.rows.trials))
+    models[place, :-1] = result.proxies.flatten(1).numpy()  # (T, W·D)
+    models[place, -1] = result.rows.bias
     models.flush()

@@ -1,4 +1,12 @@
-"""What trials reach, many at once."""
+"""What trials reach, many at once.
+
+A margin is how far a query's best base cosine lies above its novel one. With every novel cosine
+shifted by s, a base query stays right while its margin is above s, and a novel query is right once
+its margin is below s; ties count as wrong for both.
+
+In shapes T is the number of trials, W of novel proxies of a trial, C of base classes, n of base
+queries, Q of queries of one novel class, P of budgets, D the size of embeddings.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.evaluation.statistics import FloatArray, harmonic_mean
-from lowshot_cli.methods.operating_point import BaseQueries
+from lowshot_cli.evaluation.statistics import FloatArray, MetricName, harmonic_mean
+from lowshot_cli.methods.operating_point import BaseQueries, score_base
 from lowshot_cli.models.head import nearest_proxies
 
+# Budgets of `ncr_at_2` and `ncr_at_5`, in points of base accuracy.
 NCR_POINTS = (2.0, 5.0)
 
 
+# Trials whose products are formed at once.
 _BLOCK = 32
-
-
-METRICS = (
-    "novel_accuracy",
-    "base_accuracy",
-    "global_accuracy",
-    "harmonic_mean",
-    "forgetting",
-    "ncr_at_2",
-    "ncr_at_5",
-)
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,17 @@ class Scores:
         confused_percent: `(T, C)` percent of the novel queries that each base class took.
     """
 
-    metrics: dict[str, FloatArray]
+    metrics: dict[MetricName, FloatArray]
     confused_percent: Tensor
 
 
 def score_trials(
-    rows: Tensor,
+    proxies: Tensor,
     bias: Tensor,
     units: Tensor,
     base: BaseQueries,
     novel: Mapping[int, NovelQueries],
+    *,
     base_accuracy_before: float,
 ) -> Scores:
     """Score trials without ever forming the logits of all classes.
@@ -77,39 +77,36 @@ def score_trials(
     A query's best base cosine is the same in every trial, so one cosine per query decides.
 
     Args:
-        rows: `(T, W, D)` unit novel rows.
+        proxies: `(T, W, D)` unit novel proxies.
         bias: `(T,)` added to the novel cosines.
-        units: `(T, W)` int64 label of the novel class of each row, on the processor.
+        units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
         base_accuracy_before: pristine base accuracy in percent.
     """
-    margins = base.margins(rows)
-    base_accuracy = base.accuracy(margins, bias).cpu().numpy()
-    shifts = base.critical_shifts(margins, NCR_POINTS)
-    right = rows.new_zeros(len(rows), dtype=torch.float64)
-    reached = rows.new_zeros(len(rows), len(NCR_POINTS), dtype=torch.float64)
-    confused_percent = rows.new_zeros(len(rows), next(iter(novel.values())).nearest.shape[1])
-    n_novel = torch.zeros(len(rows), dtype=torch.float64)
-    for label in units.unique().tolist():
-        queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
-        for part, chosen in _blocks(members):
-            own, nearest = _own_margins(rows[chosen], units[chosen] == label, queries)
-            threshold = bias[chosen][:, None]
-            hits = (own < threshold).sum(1)
-            reach = (own[:, None, :] < shifts[chosen][:, :, None]).sum(2)
-            lost = (nearest >= threshold).float() @ queries.nearest
-            right[part] += hits[: len(part)]
-            reached[part] += reach[: len(part)]
-            confused_percent[part] += lost[: len(part)]
-        n_novel[members] += len(queries.best)
-    right, reached, confused_percent = right.cpu(), reached.cpu(), confused_percent.cpu()
+    kept, shifts = score_base(proxies, base, bias, NCR_POINTS)  # (T,) and (T, P)
+    right = proxies.new_zeros(len(proxies), dtype=torch.float64)
+    reached = proxies.new_zeros(len(proxies), len(NCR_POINTS), dtype=torch.float64)
+    confused = proxies.new_zeros(len(proxies), next(iter(novel.values())).nearest.shape[1])
+    n_novel = torch.zeros(len(proxies), dtype=torch.float64)
+    for block in _blocks(proxies, units, novel):
+        part, count = block.trials, len(block.trials)
+        threshold = bias[block.padded][:, None]  # (b, 1)
+        hits = (block.own < threshold).sum(1)  # (b,)
+        # A query that no novel proxy takes goes to its nearest base class.
+        lost = (block.nearest >= threshold).float() @ block.queries.nearest  # (b, C)
+        right[part] += hits[:count]
+        reached[part] += _count_reached(block, shifts)[:count]
+        confused[part] += lost[:count]
+        n_novel[part] += len(block.queries.best)
+    right, reached, confused = right.cpu(), reached.cpu(), confused.cpu()
+    base_accuracy = kept.cpu().numpy()
     novel_accuracy = (100 * right / n_novel).numpy()
     n_all = base.total + n_novel.numpy()
     ncr = (100 * reached / n_novel[:, None]).numpy()
     total_right = base_accuracy * base.total / 100 + right.numpy()
-    share = 100 * confused_percent / n_novel[:, None].float()
-    metrics = {
+    confused_percent = 100 * confused / n_novel[:, None].float()
+    metrics: dict[MetricName, FloatArray] = {
         "novel_accuracy": novel_accuracy,
         "base_accuracy": base_accuracy,
         "global_accuracy": 100 * total_right / n_all,
@@ -118,64 +115,93 @@ def score_trials(
         "ncr_at_2": ncr[:, 0],
         "ncr_at_5": ncr[:, 1],
     }
-    return Scores({name: values.round(4) + 0.0 for name, values in metrics.items()}, share)
+    # Adding 0 makes -0.0 a plain 0.
+    rounded = {name: values.round(4) + 0.0 for name, values in metrics.items()}
+    return Scores(rounded, confused_percent)
 
 
 def novel_recall(
-    rows: Tensor,
+    proxies: Tensor,
     units: Tensor,
     base: BaseQueries,
     novel: Mapping[int, NovelQueries],
     points: tuple[float, ...],
 ) -> Tensor:
-    """NCR at several budgets: `(T, len(points))` percent of the novel queries of each trial.
+    """NCR at several budgets: `(T, P)` percent of the novel queries of each trial.
 
     Args:
-        rows: `(T, W, D)` unit novel rows.
-        units: `(T, W)` int64 label of the novel class of each row, on the processor.
+        proxies: `(T, W, D)` unit novel proxies.
+        units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
-        points: of base accuracy that may be lost, ascending.
+        points: P budgets of base accuracy that may be lost, in points, ascending.
     """
-    shifts = base.critical_shifts(base.margins(rows), points)
-    reached, total = rows.new_zeros(len(rows), len(points)), torch.zeros(len(rows), 1)
-    for label in units.unique().tolist():
-        queries, members = novel[label], (units == label).any(1).nonzero().squeeze(1)
-        for part, chosen in _blocks(members):
-            own, _ = _own_margins(rows[chosen], units[chosen] == label, queries)
-            reach = (own[:, None, :] < shifts[chosen][:, :, None]).sum(2)
-            reached[part] += reach[: len(part)]
-        total[members] += len(queries.best)
+    shifts = base.critical_shifts(base.margins(proxies), points)  # (T, P)
+    reached, total = proxies.new_zeros(len(proxies), len(points)), torch.zeros(len(proxies), 1)
+    for block in _blocks(proxies, units, novel):
+        reached[block.trials] += _count_reached(block, shifts)[: len(block.trials)]
+        total[block.trials] += len(block.queries.best)
     return 100 * reached.cpu() / total
 
 
-def _blocks(members: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of trials `(b,)`, and each padded to `_BLOCK` by repeating its last.
+@dataclass(frozen=True)
+class _Block:
+    """The queries of one class in up to `_BLOCK` of the trials that add it.
+
+    Attributes:
+        queries: Q of them.
+        trials: positions of the trials, at most b.
+        padded: `(b,)` the same, the last repeated up to `_BLOCK`.
+        own: `(b, Q)` margins to the class's own proxy.
+        nearest: `(b, Q)` margins to the nearest novel proxy.
+    """
+
+    queries: NovelQueries
+    trials: Tensor
+    padded: Tensor
+    own: Tensor
+    nearest: Tensor
+
+
+def _blocks(proxies: Tensor, units: Tensor, novel: Mapping[int, NovelQueries]) -> Iterator[_Block]:
+    """Go through the novel queries, class by class, in blocks of the trials that add the class.
 
     With one shape for all products a row does not depend on how many other trials share its class.
     """
-    for part in members.split(_BLOCK):
-        yield part, torch.cat([part, part[-1:].expand(_BLOCK - len(part))])
+    for label in units.unique().tolist():
+        queries = novel[label]
+        members = (units == label).any(1).nonzero().squeeze(1)
+        for part in members.split(_BLOCK):
+            padded = torch.cat([part, part[-1:].expand(_BLOCK - len(part))])
+            own, nearest = _own_margins(proxies[padded], units[padded] == label, queries)
+            yield _Block(queries, part, padded, own, nearest)
 
 
-def _own_margins(rows: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[Tensor, Tensor]:
+def _count_reached(block: _Block, shifts: Tensor) -> Tensor:
+    """How many queries `(b, P)` are right at the shifts `(T, P)` of all trials."""
+    reach = block.own[:, None, :] < shifts[block.padded][:, :, None]  # (b, P, Q)
+    return reach.sum(2)
+
+
+def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[Tensor, Tensor]:
     """How the queries of a class fare in trials that have the class.
 
     Args:
-        rows: `(b, W, D)` novel rows.
-        is_own: `(b, W)` bool, which of them is the class's, on the processor.
-        queries: `Q` of them.
+        proxies: `(b, W, D)` novel proxies.
+        is_own: `(b, W)` bool, which of them are the class's, on the CPU.
+        queries: Q of them.
 
     Returns:
-        Margins `(b, Q)` to the class's own row, infinite where another novel row is at least as
-        near; margins `(b, Q)` to the nearest novel row, whichever it is.
+        Margins `(b, Q)` to the class's own proxy, infinite where another novel proxy is at least as
+        near; margins `(b, Q)` to the nearest novel proxy, whichever it is.
     """
-    trials, ways, size = rows.shape
-    cosines = (rows.reshape(-1, size) @ queries.embeddings.T).view(trials, ways, -1)
-    nearest = queries.best - cosines.amax(1)
+    trials, ways, size = proxies.shape
+    flat = proxies.reshape(-1, size) @ queries.embeddings.T  # (b·W, Q)
+    cosines = flat.view(trials, ways, -1)  # (b, W, Q)
+    nearest = queries.best - cosines.amax(1)  # (b, Q)
     if ways == 1:
         return nearest, nearest
-    is_own = is_own.to(rows.device)
-    mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)
-    others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)
+    is_own = is_own.to(proxies.device)
+    mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
+    others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
     return (queries.best - mine).masked_fill(others >= mine, torch.inf), nearest

@@ -1,206 +1,291 @@
-"""What the rows of a sweep add up to."""
+"""What a sweep found, as programs and people read it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
+from lowshot_cli.config.methods import find_method
 from lowshot_cli.evaluation.statistics import (
-    FloatArray,
-    Summary,
-    summarise,
-    t_interval,
-    t_interval_of_sums,
+    METRICS,
+    Interval,
+    Metric,
+    MetricName,
+    interval_from_json,
+    interval_to_json,
 )
-from lowshot_cli.sweep.results import ClassNames, Rows
-from lowshot_cli.sweep.scoring import METRICS
+
+Json = dict[str, Any]
 
 
-@dataclass
-class _Cell:
-    """Running sums per group of one method at one number of shots."""
+@dataclass(frozen=True)
+class Cell:
+    """What a method reaches with one number of shots.
 
-    counts: FloatArray
-    sums: dict[str, FloatArray]
-    squares: dict[str, FloatArray]
-    confused_percent: FloatArray
-    best: dict[int, tuple[float, int]] = field(default_factory=dict)
-    worst: dict[int, tuple[float, int]] = field(default_factory=dict)
-
-
-class RunningTotals:
-    """Adds up rows as they come."""
-
-    def __init__(self, names: ClassNames) -> None:
-        self.names = names
-        self.n_rows = 0
-        self._cells: dict[tuple[str, int], _Cell] = {}
-
-    def add(self, rows: Rows) -> None:
-        """Count rows in."""
-        size = len(self.names.groups)
-        cell = self._cells.get((rows.method, rows.shots))
-        if cell is None:
-            sums, squares = ({name: np.zeros(size) for name in METRICS} for _ in range(2))
-            cell = _Cell(np.zeros(size), sums, squares, np.zeros((size, len(self.names.base))))
-            self._cells[rows.method, rows.shots] = cell
-        self.n_rows += len(rows.trials)
-        np.add.at(cell.counts, rows.groups, 1)
-        for name, values in rows.metrics.items():
-            np.add.at(cell.sums[name], rows.groups, values)
-            np.add.at(cell.squares[name], rows.groups, values**2)
-        np.add.at(cell.confused_percent, (rows.groups, rows.confused_with), rows.confused_percent)
-        self._note_extremes(cell, rows)
-
-    def _note_extremes(self, cell: _Cell, rows: Rows) -> None:
-        reached = rows.metrics["ncr_at_2"]
-        for group in np.unique(rows.groups):
-            members = np.flatnonzero(rows.groups == group)
-            high, low = members[reached[members].argmax()], members[reached[members].argmin()]
-            key = int(group)
-            if key not in cell.best or reached[high] > cell.best[key][0]:
-                cell.best[key] = (float(reached[high]), int(rows.trials[high]))
-            if key not in cell.worst or reached[low] < cell.worst[key][0]:
-                cell.worst[key] = (float(reached[low]), int(rows.trials[low]))
-
-    def cells(self, ways: int = 1) -> list[dict[str, Any]]:
-        """One entry per method and number of shots, as in the `--json` contract.
-
-        Args:
-            ways: novel classes of a trial, a group of which counts as one in means and intervals.
-        """
-        entries = []
-        for (method, shots), cell in self._cells.items():
-            done = cell.counts > 0
-            entry: dict[str, Any] = {
-                "method": method,
-                "shots": shots,
-                "n_trials": int(cell.counts.sum()),
-                "n_classes": ways * int(done.sum()),
-            }
-            for name in METRICS:
-                entry[name] = as_json(
-                    summarise(cell.counts[done], cell.sums[name][done], cell.squares[name][done])
-                )
-            entries.append(entry)
-        return entries
-
-    def sessions(self, ways: int) -> list[dict[str, Any]]:
-        """One entry per method, number of shots and session of a sequence.
-
-        Every trial adds the same classes, so intervals are over trials, which differ in supports.
-
-        Args:
-            ways: novel classes that a session adds.
-        """
-        entries = []
-        for (method, shots), cell in self._cells.items():
-            for group in map(int, np.flatnonzero(cell.counts)):
-                count = cell.counts[group]
-                entry: dict[str, Any] = {
-                    "method": method,
-                    "shots": shots,
-                    "session": group + 1,
-                    "n_trials": int(count),
-                    "n_classes": ways * (group + 1),
-                }
-                one = slice(group, group + 1)
-                for name in METRICS:
-                    total, squares = cell.sums[name][one], cell.squares[name][one]
-                    summary = summarise(cell.counts[one], total, squares)
-                    interval = t_interval_of_sums(count, total[0], squares[0])
-                    entry[name] = as_json(replace(summary, ci95=interval))
-                entries.append(entry)
-        return entries
-
-    def paired(self) -> list[dict[str, Any]]:
-        """Differences between methods on the same draws, with intervals over class means."""
-        found = []
-        for (one, shots), (other, more) in combinations(self._cells, 2):
-            if shots != more:
-                continue
-            first, second = self._cells[one, shots], self._cells[other, shots]
-            both = (first.counts > 0) & (first.counts == second.counts)
-            entry: dict[str, Any] = {"methods": [other, one], "shots": shots}
-            for name in METRICS:
-                difference = (second.sums[name][both] - first.sums[name][both]) / first.counts[both]
-                if len(difference):
-                    interval = t_interval(difference)
-                    entry[name] = {
-                        "mean": float(difference.mean()),
-                        "ci95": list(interval) if interval else None,
-                    }
-            found.append(entry)
-        return found
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Per cell and group of classes: means, the class most taken for it, extreme trials."""
-        entries = []
-        for (method, shots), cell in self._cells.items():
-            for group in np.flatnonzero(cell.counts):
-                count = cell.counts[group]
-                means = {name: cell.sums[name][group] / count for name in METRICS}
-                confused_with = int(cell.confused_percent[group].argmax())
-                share = cell.confused_percent[group, confused_with]
-                entries.append(
-                    {
-                        "method": method,
-                        "shots": shots,
-                        "class": self.names.groups[group],
-                        **{name: round(float(value), 4) for name, value in means.items()},
-                        "confused_with": self.names.base[confused_with],
-                        "confused_percent": round(float(share / count), 4),
-                        "best_trial": cell.best[int(group)][1],
-                        "worst_trial": cell.worst[int(group)][1],
-                    }
-                )
-        return entries
-
-    def confused_percent(self, method: str, shots: int) -> FloatArray:
-        """Mean percent of each group's novel queries that each base class takes, `(G, C)`."""
-        cell = self._cells[method, shots]
-        return cell.confused_percent / np.maximum(cell.counts, 1)[:, None]
-
-
-def over_bases(found: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What sweeps of several base models add up to: cells with intervals over base models.
-
-    Args:
-        found: per base model its backbone, and the summary of its sweep.
-
-    Returns:
-        One entry per backbone, method and number of shots, with the mean of each metric over the
-        base models' means, their standard deviation and Student's t interval; the last two are None
-        for a single base model.
+    Attributes:
+        method: as in `--method`.
+        shots: support images per class.
+        n_trials: trials of the cell.
+        n_classes: novel classes that they are about.
+        metrics: by name.
+        session: number of the session in a sequence, from 1; None where there is no sequence.
     """
-    alike: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for backbone, summary in found:
-        for cell in summary["cells"]:
-            alike.setdefault((backbone, cell["method"], cell["shots"]), []).append(cell)
-    entries = []
-    for (backbone, method, shots), cells in alike.items():
-        entry = {"backbone": backbone, "method": method, "shots": shots, "n_bases": len(cells)}
-        for name in METRICS:
-            means = np.array([cell[name]["mean"] for cell in cells])
-            interval = t_interval(means)
-            entry[name] = {
-                "mean": float(means.mean()),
-                "std": float(means.std(ddof=1)) if interval else None,
-                "ci95": list(interval) if interval else None,
+
+    method: str
+    shots: int
+    n_trials: int
+    n_classes: int
+    metrics: Mapping[MetricName, Metric]
+    session: int | None = None
+
+    def to_json(self) -> Json:
+        """As in the `--json` contract."""
+        session = {} if self.session is None else {"session": self.session}
+        metrics: Json = {name: metric.to_json() for name, metric in self.metrics.items()}
+        return {
+            "method": self.method,
+            "shots": self.shots,
+            **session,
+            "n_trials": self.n_trials,
+            "n_classes": self.n_classes,
+            **metrics,
+        }
+
+    @classmethod
+    def from_json(cls, values: Json) -> Cell:
+        """Read back what `to_json` gave."""
+        return cls(
+            _method(values["method"]),
+            values["shots"],
+            values["n_trials"],
+            values["n_classes"],
+            {name: Metric.from_json(values[name]) for name in METRICS},
+            values.get("session"),
+        )
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Mean over class means of what one method reaches more than another, in points."""
+
+    mean: float
+    ci95: Interval | None
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Two methods on the same draws.
+
+    Attributes:
+        methods: that is measured, and that it is compared with.
+        shots: support images per class.
+        metrics: differences by name; empty where the two share no class.
+    """
+
+    methods: tuple[str, str]
+    shots: int
+    metrics: Mapping[MetricName, MeanDifference]
+
+    def to_json(self) -> Json:
+        """As in the `--json` contract."""
+        found: Json = {
+            name: {"mean": each.mean, "ci95": interval_to_json(each.ci95)}
+            for name, each in self.metrics.items()
+        }
+        return {"methods": list(self.methods), "shots": self.shots, **found}
+
+    @classmethod
+    def from_json(cls, values: Json) -> PairedDifference:
+        """Read back what `to_json` gave."""
+        second, first = values["methods"]
+        metrics = {
+            name: MeanDifference(values[name]["mean"], interval_from_json(values[name]["ci95"]))
+            for name in METRICS
+            if name in values
+        }
+        return cls((_method(second), _method(first)), values["shots"], metrics)
+
+
+# Per class of a group the indices of its support images.
+Supports = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One novel class, or one group of classes, in one cell.
+
+    Attributes:
+        method: as in `--method`.
+        shots: support images per class.
+        name: of the class, or of the group.
+        metrics: mean over its trials, by name.
+        confused_with: the base class that took most of its test images.
+        confused_percent: percent of its test images that this class took, mean over the trials.
+        best_trial: number of the trial with the largest NCR@2.
+        worst_trial: number of the trial with the smallest.
+        best_support: training images that the best trial drew.
+        worst_support: training images that the worst trial drew.
+    """
+
+    method: str
+    shots: int
+    name: str
+    metrics: Mapping[MetricName, float]
+    confused_with: str
+    confused_percent: float
+    best_trial: int
+    worst_trial: int
+    best_support: Supports = ()
+    worst_support: Supports = ()
+
+    def to_json(self) -> Json:
+        """As in the `--json` contract."""
+        return {
+            "method": self.method,
+            "shots": self.shots,
+            "class": self.name,
+            **{str(name): mean for name, mean in self.metrics.items()},
+            "confused_with": self.confused_with,
+            "confused_percent": self.confused_percent,
+            "best_trial": self.best_trial,
+            "worst_trial": self.worst_trial,
+            "best_support": [list(each) for each in self.best_support],
+            "worst_support": [list(each) for each in self.worst_support],
+        }
+
+    @classmethod
+    def from_json(cls, values: Json) -> ClassResult:
+        """Read back what `to_json` gave, here or in version 0.1.0."""
+        values = {_OLD_NAMES.get(key, key): value for key, value in values.items()}
+        return cls(
+            method=_method(values["method"]),
+            shots=values["shots"],
+            name=values["class"],
+            metrics={name: values[name] for name in METRICS},
+            confused_with=values["confused_with"],
+            confused_percent=values["confused_percent"],
+            best_trial=values["best_trial"],
+            worst_trial=values["worst_trial"],
+            best_support=tuple(map(tuple, values["best_support"])),
+            worst_support=tuple(map(tuple, values["worst_support"])),
+        )
+
+
+# What version 0.1.0 called them.
+_OLD_NAMES = {"swallowed_by": "confused_with", "swallowed": "confused_percent"}
+
+
+def _method(name: str) -> str:
+    """Today's name of a method."""
+    known = find_method(name)
+    return known.name if known else name
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a sweep took; of a resumed one what was done since."""
+
+    embed_seconds: float
+    trials_seconds: float
+    trials_per_second: float
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """All that `results.json` holds.
+
+    Attributes:
+        cells: per method and number of shots; of a sequence, after its last session.
+        base_accuracy_before: of the pristine base model on its test images, percent.
+        dropped_duplicates: test images that were left out, as a training image resembles them.
+        avoided_duplicates: training images of novel classes that were not drawn while there were
+            others, as they are test images too, or nearly.
+        timing: of the run.
+        run_dir: the run folder.
+        versions: of the package and its libraries.
+        hardware: that it ran on.
+        ways: novel classes that a trial adds; 1 in a sequence.
+        left_out: novel classes that are too few for another group.
+        paired: differences between methods; none in a sequence.
+        classes: one by one; none in a sequence.
+        sessions: every session of a sequence; empty where there is no sequence.
+    """
+
+    cells: tuple[Cell, ...]
+    base_accuracy_before: float
+    dropped_duplicates: int
+    avoided_duplicates: int
+    timing: Timing
+    run_dir: str
+    versions: Mapping[str, str]
+    hardware: str
+    ways: int = 1
+    left_out: tuple[str, ...] = ()
+    paired: tuple[PairedDifference, ...] = ()
+    classes: tuple[ClassResult, ...] = ()
+    sessions: tuple[Cell, ...] = ()
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the sweep added classes in sessions, one after the other."""
+        return bool(self.sessions)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods in the order in which they were named."""
+        return tuple(dict.fromkeys(cell.method for cell in self.cells))
+
+    def sorted_cells(self) -> list[Cell]:
+        """Cells by method, in the order in which these were named, then by number of shots."""
+        return sorted(self.cells, key=lambda c: (self.methods.index(c.method), c.shots))
+
+    def to_json(self) -> Json:
+        """As in the `--json` contract."""
+        if self.is_sequence:
+            found: Json = {"cells": _to_json(self.cells), "sessions": _to_json(self.sessions)}
+        else:
+            found = {
+                "ways": self.ways,
+                "left_out": list(self.left_out),
+                "cells": _to_json(self.cells),
+                "paired": _to_json(self.paired),
+                "classes": _to_json(self.classes),
             }
-        entries.append(entry)
-    return entries
+        return {
+            **found,
+            "base_accuracy_before": self.base_accuracy_before,
+            "dropped_duplicates": self.dropped_duplicates,
+            "avoided_duplicates": self.avoided_duplicates,
+            "timing": asdict(self.timing),
+            "run_dir": self.run_dir,
+            "versions": dict(self.versions),
+            "hardware": self.hardware,
+        }
+
+    @classmethod
+    def from_json(cls, values: Json) -> SweepSummary:
+        """Read back what `to_json` gave, here or in version 0.1.0.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        return cls(
+            cells=tuple(map(Cell.from_json, values["cells"])),
+            base_accuracy_before=values["base_accuracy_before"],
+            dropped_duplicates=values["dropped_duplicates"],
+            avoided_duplicates=values["avoided_duplicates"],
+            timing=Timing(**values["timing"]),
+            run_dir=values["run_dir"],
+            versions=values["versions"],
+            hardware=values["hardware"],
+            ways=values.get("ways", 1),
+            left_out=tuple(values.get("left_out", ())),
+            paired=tuple(map(PairedDifference.from_json, values.get("paired", ()))),
+            classes=tuple(map(ClassResult.from_json, values.get("classes", ()))),
+            sessions=tuple(map(Cell.from_json, values.get("sessions", ()))),
+        )
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
-    """A summary as in the `--json` contract."""
-    return {
-        "mean": summary.mean,
-        "std_between": summary.std_between,
-        "std_within": summary.std_within,
-        "ci95": list(summary.ci95) if summary.ci95 else None,
-    }
+def _to_json(found: Sequence[Cell | PairedDifference | ClassResult]) -> list[Json]:
+    return [each.to_json() for each in found]

@@ -15,11 +15,11 @@ from lowshot_cli.sweep.plan import IntArray, Plan, TrialBatch
 
 @dataclass(frozen=True)
 class Tile:
-    """The trials of one piece of work, padded to a fixed number.
+    """A batch of trials, padded to a fixed number; T trials of W novel classes and k shots.
 
     Attributes:
         method: as in `--method`.
-        shots: k.
+        shots: support images per class, k.
         count: how many of the trials are real; the rest repeat the last one.
         units: `(T, W)` labels of each trial's novel classes.
         trials: `(T,)` trial numbers.
@@ -35,44 +35,53 @@ class Tile:
 
 
 def make_tile(
-    piece: TrialBatch,
+    batch: TrialBatch,
     plan: Plan,
     available: Mapping[int, int],
     avoided: Mapping[int, IntArray],
     size: int,
 ) -> Tile:
-    """Draw the supports of a piece of work.
+    """Draw the supports of a batch of trials.
 
     Args:
-        piece: the work.
-        plan: the sweep it belongs to.
+        batch: the trials.
+        plan: the sweep they belong to.
         available: number of training images by label.
         avoided: positions of images that are not drawn while there are others, by label.
         size: number of trials to pad to.
     """
-    groups, trials = plan.locate(piece)
+    groups, trials = plan.locate(batch)
     padding = (0, max(0, size - len(trials)))
-    groups, numbers = (np.pad(each, padding, mode="edge") for each in (groups, trials))
-    tile = draw_tile(piece.method, piece.shots, groups, numbers, plan, available, avoided)
+    padded, numbers = (np.pad(each, padding, mode="edge") for each in (groups, trials))
+    tile = draw_tile(
+        plan,
+        available,
+        avoided,
+        method=batch.method,
+        shots=batch.shots,
+        groups=padded,
+        trials=numbers,
+    )
     return replace(tile, count=len(trials))
 
 
 def draw_tile(
+    plan: Plan,
+    available: Mapping[int, int],
+    avoided: Mapping[int, IntArray],
+    *,
     method: str,
     shots: int,
     groups: IntArray,
     trials: IntArray,
-    plan: Plan,
-    available: Mapping[int, int],
-    avoided: Mapping[int, IntArray],
 ) -> Tile:
     """Draw the supports of any trials, given the group `(T,)` and number `(T,)` of each."""
-    units = np.array([plan.groups[group] for group in groups])
-    drawn = np.empty((*units.shape, shots), dtype=np.int64)
+    units = np.array([plan.groups[group] for group in groups])  # (T, W)
+    drawn = np.empty((*units.shape, shots), dtype=np.int64)  # (T, W, k)
     for label in np.unique(units):
-        place = units == label
-        own = np.broadcast_to(trials[:, None], units.shape)[place]
-        drawn[place] = draw_supports(
+        place = units == label  # (T, W)
+        own = np.broadcast_to(trials[:, None], units.shape)[place]  # (m,) trials with the class
+        drawn[place] = draw_supports(  # (m, k)
             plan.seed, int(label), own, shots, available[int(label)], avoided=avoided[int(label)]
         )
     return Tile(method, shots, len(trials), units, trials, drawn)
@@ -81,10 +90,9 @@ def draw_tile(
 def gather(embeddings: Mapping[int, Tensor], tile: Tile) -> Tensor:
     """Embeddings `(T, W, k, D)` of a tile's supports, from `(n, D)` by label."""
     some = next(iter(embeddings.values()))
-    result = some.new_empty(*tile.drawn.shape, some.shape[1])
+    support = some.new_empty(*tile.drawn.shape, some.shape[1])  # (T, W, k, D)
     for label in np.unique(tile.units):
-        place = tile.units == label
-        result[torch.from_numpy(place)] = embeddings[int(label)][
-            torch.from_numpy(tile.drawn[place])
-        ]
-    return result
+        place = tile.units == label  # (T, W)
+        positions = torch.from_numpy(tile.drawn[place])  # (m, k)
+        support[torch.from_numpy(place)] = embeddings[int(label)][positions]  # (m, k, D)
+    return support

@@ -7,8 +7,9 @@ and the data, and not on which other trials were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,10 +22,8 @@ from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.data.supports import draw_directions
-from lowshot_cli.environment import pick_device
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
 from lowshot_cli.models.embedder import embed
-from lowshot_cli.progress import OnProgress, ShouldStop, silent
 from lowshot_cli.seeding import hash_keys
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import TILE, Plan, TrialBatch
@@ -40,21 +39,21 @@ def score_full_trial(
     embedded: SweepEmbeddings,
     config: Config,
     budget: float | None,
-    on_progress: OnProgress = silent,
+    context: RunContext,
 ) -> tuple[Scores, Tensor]:
     """Fine-tune the whole network from the imprinted model and score it.
 
     Args:
         tile: with a single trial.
         embedded: of the sweep.
-        config: `seed`, `device` and `finetune`.
+        config: `seed` and `finetune`.
         budget: forgetting budget in points that sets the bias; None for bias 0.
-        on_progress: told after each step.
+        context: hears about each step; its device is the network's.
 
     Returns:
-        Scores and bias of the one trial.
+        Scores and bias `(1,)` of the one trial.
     """
-    # The network alone runs on the device, and its embeddings come back from there.
+    # Only the network runs on the device; its embeddings come back to the CPU.
     embedded = embedded.to(torch.device("cpu"))
     checkpoint, dataset = embedded.checkpoint, embedded.dataset
     labels = tile.units[0].tolist()
@@ -62,7 +61,7 @@ def score_full_trial(
         dataset.train.of_class(label)[torch.from_numpy(positions)].tolist()
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
-    network = checkpoint.network(pick_device(config.device))
+    network = checkpoint.network(context.device)
     start = make_start(gather(embedded.train, tile), checkpoint)[0]
     proxies = finetune_network(
         network,
@@ -70,28 +69,31 @@ def score_full_trial(
         full_data(checkpoint, dataset, supports),
         config.finetune.model_copy(update={"scope": "full"}),
         seed=_seed(tile, config),
-        context=RunContext(on_progress=on_progress),
+        context=context,
     )
     n_base = checkpoint.meta.n_base
-    base_rows, rows = proxies[:n_base], proxies[n_base:][None]
+    base_proxies, novel_proxies = proxies[:n_base], proxies[n_base:][None]  # (C, D), (1, W, D)
     base_labels = checkpoint.base_labels(dataset)
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
         pixels = dataset.train.picked(calibration_half(holdout))
-        calibration = checkpoint.holdout.calibration_half_under(base_rows, embed(network, pixels))
-        bias = operating_bias(rows, calibration, budget)
+        calibration = checkpoint.holdout.calibration_half_under(
+            base_proxies, embed(network, pixels)
+        )
+        bias = operating_bias(novel_proxies, calibration, budget)
     test = [dataset.test.of_class(label) for label in [*base_labels, *labels]]
     queries = [embed(network, dataset.test.picked(index)) for index in test]
     base = BaseQueries.of(
-        base_rows, torch.cat(queries[:n_base]), embedded.base_truth, embedded.base_right
+        base_proxies, torch.cat(queries[:n_base]), embedded.base_truth, embedded.base_right
     )
     novel = {
-        label: NovelQueries.of(base_rows, embeddings)
+        label: NovelQueries.of(base_proxies, embeddings)
         for label, embeddings in zip(labels, queries[n_base:], strict=True)
     }
-    before = embedded.base_accuracy
-    return score_trials(rows, bias, torch.from_numpy(tile.units), base, novel, before), bias
+    units, before = torch.from_numpy(tile.units), embedded.base_accuracy
+    scores = score_trials(novel_proxies, bias, units, base, novel, base_accuracy_before=before)
+    return scores, bias
 
 
 def _seed(tile: Tile, config: Config) -> int:
@@ -101,86 +103,92 @@ def _seed(tile: Tile, config: Config) -> int:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a piece of work yields.
+    """What a batch of trials yields.
 
     Attributes:
-        piece: the work.
+        batch: the trials.
         rows: for `results.csv`.
-        proxies: `(T, W, D)` the trials' novel rows; None where the backbone changed as well.
+        proxies: `(T, W, D)` the trials' novel proxies; None where the backbone changed as well.
     """
 
-    piece: TrialBatch
+    batch: TrialBatch
     rows: Rows
     proxies: Tensor | None
 
 
-Work = Iterable[tuple[int, TrialBatch]]
+class Executor(Protocol):
+    """Runs batches of trials: `run` here, or one that hands them to other processes."""
 
+    def __call__(
+        self,
+        work: Iterable[tuple[int, TrialBatch]],
+        plan: Plan,
+        embedded: SweepEmbeddings,
+        config: Config,
+        *,
+        threads: int,
+        context: RunContext,
+    ) -> Iterator[tuple[int, BatchResult]]:
+        """Run batches; yields their numbers and results, in whatever order they are finished.
 
-Outcomes = Iterator[tuple[int, BatchResult]]
-
-
-# What works off pieces: `run` here, or one that hands them to other processes, which may come back
-# in another order.
-Executor = Callable[[Work, Plan, SweepEmbeddings, Config, int, OnProgress, ShouldStop], Outcomes]
+        Args:
+            work: batches with their numbers in the plan.
+            plan: of the sweep.
+            embedded: from `embed_for_sweep`.
+            config: `seed`, `finetune` and `sweep`; on other machines `device` as well.
+            threads: of PyTorch in each process; the last digits of rows depend on it.
+            context: hears about the steps of long batches in this process; asked to stop, the
+                iteration ends once what was begun is finished.
+        """
 
 
 def run(
-    work: Work,
+    work: Iterable[tuple[int, TrialBatch]],
     plan: Plan,
     embedded: SweepEmbeddings,
     config: Config,
+    *,
     threads: int,
-    on_progress: OnProgress,
-    should_stop: ShouldStop,
-) -> Outcomes:
-    """Work off pieces in this process, one after the other.
-
-    Args:
-        work: pieces with their numbers in the plan.
-        plan: of the sweep.
-        embedded: from `prepare`.
-        config: `seed`, `device`, `finetune` and `sweep`.
-        threads: of PyTorch; the last digits of rows depend on it.
-        on_progress: told about the steps of long pieces.
-        should_stop: asked after each piece; ends the iteration.
-    """
-    embedded = embedded.to(pick_device(config.device))
+    context: RunContext,
+) -> Iterator[tuple[int, BatchResult]]:
+    """Run batches in this process, one after the other, as an `Executor`."""
+    embedded = embedded.to(context.device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for number, piece in work:
-            yield number, run_piece(piece, plan, embedded, config, on_progress)
-            if should_stop():
+        for number, batch in work:
+            yield number, run_batch(batch, plan, embedded, config, context=context)
+            if context.should_stop():
                 return
     finally:
         torch.set_num_threads(before)
 
 
-def run_piece(
-    piece: TrialBatch,
+def run_batch(
+    batch: TrialBatch,
     plan: Plan,
     embedded: SweepEmbeddings,
     config: Config,
-    on_progress: OnProgress,
+    *,
+    context: RunContext,
 ) -> BatchResult:
-    """Work off one piece of the plan."""
-    method = METHODS[piece.method]
+    """Run one batch of the plan."""
+    method = METHODS[batch.method]
     size = 1 if method.alone else TILE
-    tile = make_tile(piece, plan, embedded.available, embedded.avoided, size)
+    tile = make_tile(batch, plan, embedded.available, embedded.avoided, size)
     budget = resolve_budget(config.sweep.max_forgetting, biased=method.biased)
     proxies = None
     if method.alone:
-        scores, bias = score_full_trial(tile, embedded, config, budget, on_progress)
+        scores, bias = score_full_trial(tile, embedded, config, budget, context)
     else:
-        proxies = novel_rows(tile, embedded, config)
+        proxies = make_novel_proxies(tile, embedded, config)  # (T, W, D)
         scores, bias = _score(proxies, tile, embedded, budget)
         proxies = proxies[: tile.count].cpu()
-    groups, trials = plan.locate(piece)
-    most = scores.confused_percent[: tile.count].max(1)
+    groups, trials = plan.locate(batch)
+    most = scores.confused_percent[: tile.count].max(1)  # over base classes
     rows = Rows(
-        method=piece.method,
-        shots=piece.shots,
+        method=batch.method,
+        shots=batch.shots,
         groups=groups,
         trials=trials,
         metrics={name: values[: tile.count] for name, values in scores.metrics.items()},
@@ -188,38 +196,48 @@ def run_piece(
         confused_with=most.indices.numpy(),
         confused_percent=most.values.double().numpy().round(4),
     )
-    return BatchResult(piece, rows, proxies)
+    return BatchResult(batch, rows, proxies)
 
 
 def _score(
     proxies: Tensor, tile: Tile, embedded: SweepEmbeddings, budget: float | None
 ) -> tuple[Scores, Tensor]:
+    """Scores and bias `(T,)` of trials whose proxies `(T, R, D)` stand beside the base model's."""
     bias = proxies.new_zeros(len(proxies))
     if budget is not None:
         bias = operating_bias(proxies, embedded.calibration, budget)
-    rows_each = proxies.shape[1] // tile.units.shape[1]
-    units = torch.from_numpy(tile.units).repeat_interleave(rows_each, 1)
-    before = embedded.base_accuracy
-    return score_trials(proxies, bias, units, embedded.base, embedded.novel, before), bias
+    proxies_each = proxies.shape[1] // tile.units.shape[1]
+    units = torch.from_numpy(tile.units).repeat_interleave(proxies_each, 1)  # (T, R)
+    scores = score_trials(
+        proxies,
+        bias,
+        units,
+        embedded.base,
+        embedded.novel,
+        base_accuracy_before=embedded.base_accuracy,
+    )
+    return scores, bias
 
 
-def novel_rows(tile: Tile, embedded: SweepEmbeddings, config: Config) -> Tensor:
-    """Novel rows `(T, R, D)` by one of the methods that leave the base model as it is.
+def make_novel_proxies(tile: Tile, embedded: SweepEmbeddings, config: Config) -> Tensor:
+    """Novel proxies `(T, R, D)` by one of the methods that leave the base model as it is.
 
     R is the number of ways, times the proxies that the method gives a class.
     """
     supports = Supports(
         gather(embedded.train, tile),
         lambda: gather(embedded.augmented, tile),
-        lambda size: _random_rows(tile, size, config.seed),
+        lambda size: _random_directions(tile, size, config.seed),
     )
     return make_proxies(tile.method, supports, embedded.checkpoint, config)
 
 
-def _random_rows(tile: Tile, size: int, seed: int) -> Tensor:
-    rows = torch.empty(*tile.units.shape, size)
+def _random_directions(tile: Tile, size: int, seed: int) -> Tensor:
+    """Unit directions `(T, W, size)`, which depend on seed, class and number of the trial."""
+    directions = torch.empty(*tile.units.shape, size)
     for label in np.unique(tile.units):
-        place = tile.units == label
-        numbers = np.broadcast_to(tile.trials[:, None], place.shape)[place]
-        rows[torch.from_numpy(place)] = draw_directions(seed, int(label), numbers, size)
-    return rows
+        place = tile.units == label  # (T, W)
+        numbers = np.broadcast_to(tile.trials[:, None], place.shape)[place]  # (m,)
+        drawn = draw_directions(seed, int(label), numbers, size)  # (m, size)
+        directions[torch.from_numpy(place)] = drawn
+    return directions

@@ -29,11 +29,14 @@ from lowshot_cli.checkpoint.format import load
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
+from lowshot_cli.environment import pick_device
 from lowshot_cli.methods.finetuning import class_weights
 from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.embedder import Embedder, embed
 from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.sweep.run import sweep
+from lowshot_cli.sweep.summary import SweepSummary
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.version import __version__
 
 
@@ -120,14 +123,15 @@ def _embedding(
 
 def _run_sweep(
     base: Checkpoint, dataset: Dataset, trials: int, methods: tuple[str, ...], ways: int = 1
-) -> dict:
+) -> SweepSummary:
     config = Config(data_dir=_data())
     changes = {"trials": trials, "methods": methods, "ways": ways}
     options = config.sweep.model_copy(update=changes)
     config = config.model_copy(update={"sweep": options})
     embedder = Embedder(base.network(), cache=embedding_cache())
     with tempfile.TemporaryDirectory() as folder:
-        return sweep(base, dataset, config, embedder, Path(folder)).summary
+        context = RunContext(device=pick_device(config.device))
+        return sweep(base, dataset, config, embedder, Path(folder), context=context).summary
 
 
 def _imprint(
@@ -136,8 +140,8 @@ def _imprint(
     _run_sweep(base, dataset, 1, ("imprint",))
     for ways in (1, 5):
         summary = _run_sweep(base, dataset, 417 * ways, ("imprint",), ways)
-        count = sum(cell["n_trials"] for cell in summary["cells"])
-        took = summary["timing"]["trials_seconds"]
+        count = sum(cell.n_trials for cell in summary.cells)
+        took = summary.timing.trials_seconds
         if ways == 1:
             seconds["imprint trial"] = took / count
         name = "imprint trials" if ways == 1 else f"imprint trials of {ways} classes each"
@@ -153,8 +157,8 @@ def _finetune(
     base: Checkpoint, dataset: Dataset, _: Path, rows: list[tuple[str, str]], seconds: dict
 ) -> None:
     summary = _run_sweep(base, dataset, 42, ("finetune-head",))
-    count = sum(cell["n_trials"] for cell in summary["cells"])
-    took = summary["timing"]["trials_seconds"]
+    count = sum(cell.n_trials for cell in summary.cells)
+    took = summary.timing.trials_seconds
     seconds["finetune trial"] = took / count
     rows.append(
         (f"{count:,} head fine-tunings of 100 steps", f"{took:.1f} s, {count / took:,.0f}/s")
@@ -355,7 +359,7 @@ def _sweep_alone(base_path: Path, trials: int) -> None:
     base, dataset = load(base_path), load_dataset(Config(data_dir=_data()))
     summary = _run_sweep(base, dataset, trials, ("imprint",))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(f"{summary['timing']['trials_seconds']:.1f} s, peak memory {peak:.2f} GiB")
+    print(f"{summary.timing.trials_seconds:.1f} s, peak memory {peak:.2f} GiB")
 
 
 def _warm(

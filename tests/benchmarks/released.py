@@ -54,11 +54,12 @@ def main() -> None:
     labels = checkpoint.base_labels(dataset)
     queries = torch.cat(embedder.classes(dataset.test, labels))
     calibration = checkpoint.holdout.calibration_embeddings
+    samples = checkpoint.holdout.fit_half(checkpoint.head)
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
-            piece = TrialBatch("whitened", shots, place, place + 1)
-            tile = make_tile(piece, plan, embedded.available, embedded.avoided, 1)
+            batch = TrialBatch("whitened", shots, place, place + 1)
+            tile = make_tile(batch, plan, embedded.available, embedded.avoided, 1)
             support = gather(embedded.train, tile)[0, 0]
             start = make_start(support[None], checkpoint)
             targets = torch.zeros(shots, dtype=torch.int64)
@@ -66,20 +67,19 @@ def main() -> None:
                 options = FinetuneConfig(freeze_base=way)
                 base_rows = checkpoint.head.base.proxies
                 if way == "always":
-                    one = finetune_proxies(
-                        start[None], support[None], targets, embedded.shaping, options
-                    )[0]
+                    one = finetune_proxies(start[None], support[None], targets, samples, options)[0]
                 else:
-                    base_rows, one = finetune_all_proxies(
-                        start, support, targets, embedded.shaping, options
-                    )
+                    base_rows, one = finetune_all_proxies(start, support, targets, samples, options)
                 held = checkpoint.holdout.calibration_half_under(base_rows, calibration)
                 bias = operating_bias(one[None], held, BUDGET)
                 base = BaseQueries.of(base_rows, queries, embedded.base_truth, embedded.base_right)
                 label = int(tile.units[0, 0])
                 novel = {label: NovelQueries.of(base_rows, embedded.novel[label].embeddings)}
                 units = torch.from_numpy(tile.units)
-                scores = score_trials(one[None], bias, units, base, novel, embedded.base_accuracy)
+                before = embedded.base_accuracy
+                scores = score_trials(
+                    one[None], bias, units, base, novel, base_accuracy_before=before
+                )
                 group, trial = divmod(place, chosen.trials)
                 found[way][group, trial] = [scores.metrics[name][0] for name in NAMES]
         for way in WAYS:

@@ -47,8 +47,8 @@ def test_no_image_is_support_and_query_in_any_trial(base: Checkpoint, glyphs: Da
     assert all(0 in found for found in avoided.values())
     available = {label: len(found) for label, found in members.items()}
     seen = 0
-    for piece in plan.pieces():
-        tile = make_tile(piece, plan, available, avoided, 256)
+    for batch in plan.batches():
+        tile = make_tile(batch, plan, available, avoided, 256)
         for trial in range(tile.count):
             label = int(tile.units[trial, 0])
             drawn = leaky.train.pixels[members[label][torch.from_numpy(tile.drawn[trial, 0])]]

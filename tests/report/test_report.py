@@ -192,7 +192,7 @@ def test_the_trade_off_at_2_points_is_ncr_at_2() -> None:
     queries = unit(300, 8)
     base = BaseQueries.of(proxies, queries, (queries @ proxies.T).argmax(1))
     novel = {label: NovelQueries.of(proxies, unit(40, 8)) for label in range(2)}
-    scores = score_trials(rows, torch.zeros(7), units, base, novel, 100.0)
+    scores = score_trials(rows, torch.zeros(7), units, base, novel, base_accuracy_before=100.0)
     curve = novel_recall(rows, units, base, novel, (0.0, 2.0, 5.0))
     assert torch.allclose(curve[:, 1].double(), torch.from_numpy(scores.metrics["ncr_at_2"]))
     assert torch.allclose(curve[:, 2].double(), torch.from_numpy(scores.metrics["ncr_at_5"]))

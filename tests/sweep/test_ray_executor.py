@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,11 @@ from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.sweep import ray_executor as cluster
 from lowshot_cli.sweep import trials
-from lowshot_cli.sweep.run import SweepResult, sweep
+from lowshot_cli.sweep.plan import TrialBatch
+from lowshot_cli.sweep.run import RunOptions, SweepResult, sweep
 from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS
+from lowshot_cli.sweep.trials import BatchResult, Executor
+from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from tests.conftest import RunCommand
 from tests.faults.conftest import SMALL, wait_until, write_config
 
@@ -59,10 +62,26 @@ class Bench:
     embedder: Embedder
     config: Config
 
-    def sweep(self, folder: Path, changes: dict[str, Any], **settings: Any) -> SweepResult:
-        options = self.config.sweep.model_copy(update=changes)
-        config = self.config.model_copy(update={"sweep": options})
-        return sweep(self.base, self.glyphs, config, self.embedder, folder, threads=1, **settings)
+    def sweep(
+        self,
+        folder: Path,
+        changes: dict[str, Any],
+        *,
+        executor: Executor = trials.run,
+        context: RunContext = DEFAULT_CONTEXT,
+        **options: bool,
+    ) -> SweepResult:
+        changed = self.config.sweep.model_copy(update=changes)
+        return sweep(
+            self.base,
+            self.glyphs,
+            self.config.model_copy(update={"sweep": changed}),
+            self.embedder,
+            folder,
+            options=RunOptions(threads=1, **options),
+            executor=executor,
+            context=context,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +143,7 @@ def test_rows_models_and_tables_equal_the_local_ones(
     for name, settings in (("local", {}), ("ray", {"executor": cluster.run})):
         result = bench.sweep(tmp_path / name, changes, save_models=True, **settings)
         contents = [(tmp_path / name / file).read_bytes() for file in (ROWS, MODELS)]
-        summary = {key: result.summary[key] for key in ("cells", "paired", "classes")}
+        summary = [getattr(result.summary, key) for key in ("cells", "paired", "classes")]
         found.append((contents, summary))
     assert found[0] == found[1]
     assert not list((tmp_path / "ray").glob("early-*"))
@@ -141,14 +160,18 @@ def test_a_killed_worker_costs_no_row(two_workers: None, bench: Bench, tmp_path:
             killed.append(busy_workers(os.getpid())[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    bench.sweep(tmp_path / "ray", changes, executor=cluster.run, on_progress=kill)
+    bench.sweep(
+        tmp_path / "ray", changes, executor=cluster.run, context=RunContext(on_progress=kill)
+    )
     assert len(killed) == 1
     assert (tmp_path / "ray" / ROWS).read_bytes() == (tmp_path / "local" / ROWS).read_bytes()
 
 
-def backwards(work: trials.Work, *arguments: Any) -> trials.Outcomes:
-    """An executor whose last piece comes in first."""
-    return trials.run(reversed(list(work)), *arguments)
+def backwards(
+    work: Iterable[tuple[int, TrialBatch]], *arguments: Any, **settings: Any
+) -> Iterator[tuple[int, BatchResult]]:
+    """An executor whose last batch comes in first."""
+    return trials.run(reversed(list(work)), *arguments, **settings)
 
 
 def test_rows_that_come_early_wait_for_their_turn_and_are_not_made_again(
@@ -158,20 +181,23 @@ def test_rows_that_come_early_wait_for_their_turn_and_are_not_made_again(
     whole, early = tmp_path / "whole", tmp_path / "early"
     expected = bench.sweep(whole, changes, save_models=True).summary
     asked = iter([False, False, True])
-    settings = {"save_models": True, "executor": backwards}
+    context = RunContext(should_stop=lambda: next(asked))
+    settings = {"save_models": True, "executor": backwards, "context": context}
     with pytest.raises(Interrupted, match="36 of 72 trials"):
-        bench.sweep(early, changes, should_stop=lambda: next(asked), **settings)
+        bench.sweep(early, changes, **settings)
     assert sorted(path.name for path in early.glob("early-*")) == [
         f"early-{number}.csv" for number in (3, 4, 5)
     ]
     made = []
-    piece_of = trials.run_piece
-    monkeypatch.setattr(trials, "run_piece", lambda *a: made.append(a[0]) or piece_of(*a))
+    run_batch = trials.run_batch
+    monkeypatch.setattr(
+        trials, "run_batch", lambda *a, **k: made.append(a[0]) or run_batch(*a, **k)
+    )
     found = bench.sweep(early, changes, resume=True).summary
-    assert [piece.shots for piece in made] == [1, 1, 1]
+    assert [batch.shots for batch in made] == [1, 1, 1]
     for name in (ROWS, MODELS):
         assert (early / name).read_bytes() == (whole / name).read_bytes()
-    assert found["cells"] == expected["cells"]
+    assert found.cells == expected.cells
     assert not list(early.glob("early-*"))
 
 
@@ -180,7 +206,7 @@ def test_a_damaged_early_file_is_made_again(bench: Bench, tmp_path: Path) -> Non
     bench.sweep(tmp_path / "whole", changes)
     torn = tmp_path / "torn"
     with pytest.raises(Interrupted):
-        bench.sweep(torn, changes, executor=backwards, should_stop=lambda: True)
+        bench.sweep(torn, changes, executor=backwards, context=RunContext(should_stop=lambda: True))
     (left,) = torn.glob("early-*")
     left.write_bytes(left.read_bytes()[:100])
     bench.sweep(torn, changes, resume=True)
@@ -195,9 +221,9 @@ def test_a_resumed_sweep_has_as_many_threads_as_it_began_with(bench: Bench, tmp_
     (tmp_path / ROWS).write_text((tmp_path / ROWS).read_text().split("\n")[0] + "\n")
     seen = []
 
-    def watched(*arguments: Any) -> trials.Outcomes:
-        seen.append(arguments[4])
-        return trials.run(*arguments)
+    def watched(*arguments: Any, **settings: Any) -> Iterator[tuple[int, BatchResult]]:
+        seen.append(settings["threads"])
+        return trials.run(*arguments, **settings)
 
     bench.sweep(tmp_path, changes, resume=True, executor=watched)
     assert seen == [2]
@@ -213,8 +239,8 @@ def test_a_worker_that_fits_nowhere_is_an_error_in_one_line(
             bench.config,
             bench.embedder,
             tmp_path,
+            options=RunOptions(threads=64),
             executor=cluster.run,
-            threads=64,
         )
 
 
@@ -330,10 +356,12 @@ def started(small: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str]
 def _resumed(
     lowshot: RunCommand, small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> int:
-    """Go on with a sweep here, compare it with an undisturbed one; pieces that it had to do."""
+    """Go on with a sweep here, compare it with an undisturbed one; batches that it had to do."""
     made = []
-    piece_of = trials.run_piece
-    monkeypatch.setattr(trials, "run_piece", lambda *a: made.append(a[0]) or piece_of(*a))
+    run_batch = trials.run_batch
+    monkeypatch.setattr(
+        trials, "run_batch", lambda *a, **k: made.append(a[0]) or run_batch(*a, **k)
+    )
     resumed = lowshot("sweep", "--resume", folder, "--workdir", folder.parent)
     assert resumed.exit_code == 0, resumed.output
     again = len(made)
@@ -346,7 +374,7 @@ def _resumed(
     return again
 
 
-def _finished_pieces(folder: Path) -> int:
+def _finished_batches(folder: Path) -> int:
     lines = (folder / ROWS).read_text().split("\n")[1:-1]
     tiles = sum(line.startswith("imprint") for line in lines) // 12
     alone = sum(line.startswith("finetune-full") for line in lines)
@@ -367,7 +395,7 @@ def test_a_killed_driver_leaves_no_process_and_no_finished_work_is_done_again(
     process.wait()
     # Two helpers of Ray look a minute or two for the rest before they end as well.
     wait_until(lambda: not any(is_running(pid) for pid in below), 240)
-    finished = _finished_pieces(folder)
+    finished = _finished_batches(folder)
     assert 1 < finished < 13
     assert _resumed(lowshot, small, folder, monkeypatch) == 13 - finished
 
@@ -388,6 +416,6 @@ def test_ctrl_c_ends_command_and_cluster_and_says_how_to_go_on(
     assert f"--resume {folder}` goes on" in err
     assert "Traceback" not in err
     wait_until(lambda: not any(is_running(pid) for pid in below))
-    finished = _finished_pieces(folder)
+    finished = _finished_batches(folder)
     assert f"stopped after {12 + finished - 1} of 24 trials" in err
     assert _resumed(lowshot, small, folder, monkeypatch) == 13 - finished

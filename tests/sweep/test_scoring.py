@@ -87,7 +87,7 @@ def test_ncr_is_the_best_recall_over_all_shifts_within_the_budget(ways: int, poi
         torch.arange(ways)[None],
         BaseQueries.of(proxies, base_q, truth),
         {way: NovelQueries.of(proxies, novel_q[way * 40 : (way + 1) * 40]) for way in range(ways)},
-        0.0,
+        base_accuracy_before=0.0,
     )
     expected = _brute_force_ncr(
         (base_q @ proxies.T).numpy(), truth.numpy(), (novel_q @ proxies.T).numpy(),
@@ -109,7 +109,7 @@ def test_trial_scores_equal_scikit_learns_on_full_logits() -> None:
         torch.tensor([[0, 1]] * 4),
         BaseQueries.of(proxies, base_q, truth),
         {way: NovelQueries.of(proxies, queries) for way, queries in novel.items()},
-        90.0,
+        base_accuracy_before=90.0,
     )
     queries = torch.cat([base_q, *novel.values()])
     labels = torch.cat([truth, torch.full((30,), N_BASE), torch.full((30,), N_BASE + 1)]).numpy()

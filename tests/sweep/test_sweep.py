@@ -26,12 +26,16 @@ from lowshot_cli.report.plots import caption
 from lowshot_cli.sweep.plan import TILE, make_plan
 from lowshot_cli.sweep.replay import rebuild
 from lowshot_cli.sweep.results import COLUMNS, ClassNames, Rows
-from lowshot_cli.sweep.run import sweep
-from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, run_folder
-from lowshot_cli.sweep.summary import RunningTotals
+from lowshot_cli.sweep.run import RunOptions, sweep
+from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, read_summary, run_folder
+from lowshot_cli.sweep.totals import RunningTotals
+from lowshot_cli.training.context import RunContext
 from tests.far_device import far_device
 
 METHODS = ("imprint", "random", "augmented", "whitened", "teen", "finetune-head")
+
+KEEP = RunOptions(save_models=True)
+AT_ONCE = RunContext(should_stop=lambda: True)
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +150,7 @@ def test_methods_run_on_the_same_draws_and_the_tables_follow_the_rows(
 def test_a_class_row_names_its_best_and_worst_draw(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
-    summary = sweep(base, glyphs, config, embedder, tmp_path).summary
+    summary = sweep(base, glyphs, config, embedder, tmp_path).summary.to_json()
     rows = _read(tmp_path / ROWS)
     for entry in summary["classes"]:
         chosen = {
@@ -177,22 +181,65 @@ def test_a_resumed_sweep_ends_with_the_same_rows_and_table(
     header = content.index(b"\n") + 1
     (torn / ROWS).write_bytes(content[: header + cut])
     (torn / ABOUT).write_bytes((whole / ABOUT).read_bytes())
-    found = sweep(base, glyphs, config, embedder, torn, resume=True).summary
+    found = sweep(base, glyphs, config, embedder, torn, options=RunOptions(resume=True)).summary
     assert (torn / ROWS).read_bytes() == content
     for key in ("cells", "paired", "classes"):
-        assert found[key] == expected[key]
+        assert getattr(found, key) == getattr(expected, key)
+
+
+def _as_version_010(text: str) -> str:
+    """What version 0.1.0 called the class that takes most, and its share."""
+    return text.replace("confused_with", "swallowed_by").replace("confused_percent", "swallowed")
+
+
+def test_a_run_of_version_010_is_resumed_below_its_own_header(
+    base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
+) -> None:
+    config = _sweeping(config, methods=("imprint", "teen"), trials=2)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    expected = sweep(base, glyphs, config, embedder, whole).summary
+    old = _as_version_010((whole / ROWS).read_text()).replace("teen,", "calibrated,")
+    lines = old.splitlines(keepends=True)
+    torn.mkdir()
+    (torn / ROWS).write_text("".join(lines[:30]))
+    (torn / ABOUT).write_bytes((whole / ABOUT).read_bytes())
+    found = sweep(base, glyphs, config, embedder, torn, options=RunOptions(resume=True)).summary
+    header, *rows = (torn / ROWS).read_text().replace("calibrated,", "teen,").splitlines()
+    assert header == lines[0].strip()
+    assert rows == (whole / ROWS).read_text().splitlines()[1:]
+    assert (found.cells, found.classes) == (expected.cells, expected.classes)
+
+
+@pytest.mark.parametrize("sessions", [None, 3])
+def test_a_summary_is_read_back_as_it_was(
+    base: Checkpoint,
+    glyphs: Dataset,
+    embedder: Embedder,
+    config: Config,
+    tmp_path: Path,
+    sessions: int | None,
+) -> None:
+    changes = {"methods": ("imprint", "teen"), "ways": 2, "sessions": sessions, "shots": (2,)}
+    summary = sweep(base, glyphs, _sweeping(config, **changes), embedder, tmp_path).summary
+    assert read_summary(tmp_path) == summary
+    old = _as_version_010((tmp_path / SUMMARY).read_text()).replace('"teen"', '"calibrated"')
+    (tmp_path / SUMMARY).write_text(old)
+    assert read_summary(tmp_path) == summary
+    (tmp_path / SUMMARY).write_text(old[: len(old) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_summary(tmp_path)
 
 
 def test_a_stopped_sweep_keeps_its_rows_and_models(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    sweep(base, glyphs, config, embedder, whole, save_models=True)
+    sweep(base, glyphs, config, embedder, whole, options=KEEP)
     with pytest.raises(Interrupted, match="18 of 216 trials") as caught:
-        sweep(base, glyphs, config, embedder, stopped, save_models=True, should_stop=lambda: True)
-    assert f"--resume {stopped}" in str(caught.value.hint)
+        sweep(base, glyphs, config, embedder, stopped, options=KEEP, context=AT_ONCE)
+    assert "`resume=True` goes on" in str(caught.value.hint)
     assert len(_read(stopped / ROWS)) == 18
-    sweep(base, glyphs, config, embedder, stopped, resume=True)
+    sweep(base, glyphs, config, embedder, stopped, options=RunOptions(resume=True))
     for name in (ROWS, MODELS):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
@@ -211,7 +258,7 @@ def test_nearest_neighbour_is_one_shot_imprinting_and_a_bound_beyond(
         elif method == "nearest":
             assert row["ncr_at_2"] != mean["ncr_at_2"] or row["bias"] != mean["bias"]
     with pytest.raises(UsageError, match="does not make a model of nearest"):
-        sweep(base, glyphs, config, embedder, tmp_path / "models", save_models=True)
+        sweep(base, glyphs, config, embedder, tmp_path / "models", options=KEEP)
 
 
 def test_proxies_of_one_shot_are_its_whitened_row(
@@ -251,21 +298,21 @@ def test_sessions_add_classes_to_those_before(
             )
             for name in ("novel_accuracy", "base_accuracy", "global_accuracy"):
                 assert float(row[name]) == pytest.approx(getattr(found, name), abs=0.4)
-    entries = result.summary["sessions"]
-    assert [entry["n_classes"] for entry in entries[:3]] == [2, 4, 6]
-    assert result.summary["cells"] == [entry for entry in entries if entry["session"] == 3]
+    cells = result.summary.sessions
+    assert [cell.n_classes for cell in cells[:3]] == [2, 4, 6]
+    assert result.summary.cells == tuple(cell for cell in cells if cell.session == 3)
     drawn = [float(row["novel_accuracy"]) for row in rows if row["classes"] == "session 3"][:3]
-    assert entries[2]["novel_accuracy"]["mean"] == pytest.approx(np.mean(drawn))
-    assert entries[2]["novel_accuracy"]["std_within"] == pytest.approx(np.std(drawn, ddof=1))
+    assert cells[2].metrics["novel_accuracy"].mean == pytest.approx(np.mean(drawn))
+    assert cells[2].metrics["novel_accuracy"].std_within == pytest.approx(np.std(drawn, ddof=1))
     with pytest.raises(UsageError, match="keeps no sessions"):
-        sweep(base, glyphs, config, embedder, tmp_path / "models", save_models=True)
+        sweep(base, glyphs, config, embedder, tmp_path / "models", options=KEEP)
 
 
 def test_a_killed_sweep_offers_the_models_it_finished(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        sweep(base, glyphs, config, embedder, tmp_path, save_models=True, should_stop=lambda: True)
+        sweep(base, glyphs, config, embedder, tmp_path, options=KEEP, context=AT_ONCE)
     assert rebuild(base, glyphs, tmp_path, 17).novel_classes
     with pytest.raises(DataError, match="no trial 18"):
         rebuild(base, glyphs, tmp_path, 18)
@@ -275,10 +322,10 @@ def test_a_sweep_whose_models_are_gone_is_not_resumed_over_blanks(
     base: Checkpoint, glyphs: Dataset, embedder: Embedder, config: Config, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        sweep(base, glyphs, config, embedder, tmp_path, save_models=True, should_stop=lambda: True)
+        sweep(base, glyphs, config, embedder, tmp_path, options=KEEP, context=AT_ONCE)
     (tmp_path / MODELS).unlink()
     with pytest.raises(DataError, match=MODELS):
-        sweep(base, glyphs, config, embedder, tmp_path, resume=True)
+        sweep(base, glyphs, config, embedder, tmp_path, options=RunOptions(resume=True))
     assert len(_read(tmp_path / ROWS)) == 18
 
 
@@ -289,7 +336,7 @@ def test_several_classes_are_added_at_once(
     plan = make_plan(base, glyphs, config)
     assert len(plan.groups) == 2
     assert len({label for group in plan.groups for label in group}) == 6
-    sweep(base, glyphs, config, embedder, tmp_path, save_models=True)
+    sweep(base, glyphs, config, embedder, tmp_path, options=KEEP)
     rows = _read(tmp_path / ROWS)
     for trial in (0, 7, len(rows) - 1):
         rebuilt = rebuild(base, glyphs, tmp_path, trial)
@@ -304,10 +351,10 @@ def test_classes_too_few_for_another_group_are_named(
 ) -> None:
     config = _sweeping(config, ways=4, methods=("imprint",), shots=(1,))
     summary = sweep(base, glyphs, config, embedder, tmp_path).summary
-    assert set(summary["left_out"]) < set(config.sweep.novel)
-    assert len(summary["left_out"]) == 2
-    (cell,) = summary["cells"]
-    assert (cell["n_trials"], cell["n_classes"]) == (3, 4)
+    assert set(summary.left_out) < set(config.sweep.novel)
+    assert len(summary.left_out) == 2
+    (cell,) = summary.cells
+    assert (cell.n_trials, cell.n_classes) == (3, 4)
     assert "3 trials a point over 1 groups of 4 classes" in caption(summary)
     assert "intervals over groups" in caption(summary)
 
@@ -335,7 +382,7 @@ def test_a_rebuilt_model_holds_the_supports_that_its_row_is_made_of(
         monkeypatch.setattr(f"lowshot_cli.sweep.{module}.without_lookalikes", lambda *_: fewer)
     base = replace(base, meta=base.meta.model_copy(update={"dataset_hash": leaky.content_hash}))
     config = _sweeping(config, methods=("imprint",), shots=(5,), drop_duplicates=True)
-    sweep(base, leaky, config, embedder, tmp_path, save_models=True)
+    sweep(base, leaky, config, embedder, tmp_path, options=KEEP)
     for trial in range(18):
         rebuilt = rebuild(base, leaky, tmp_path, trial)
         trained = slice(config.train_base.embedding_size)
@@ -434,8 +481,11 @@ def test_trials_on_another_device_give_the_same_rows(
     steps = config.finetune.model_copy(update={"steps": 2, "epochs": 1})
     config = config.model_copy(update={"finetune": steps})
     sweep(base, glyphs, config, embedder, tmp_path / "near")
+    # The second device trains no network, whose embeddings come back to the CPU in any case.
+    network = Checkpoint.network
+    monkeypatch.setattr(Checkpoint, "network", lambda self, device=None: network(self))
     with far_device() as device:
-        monkeypatch.setattr("lowshot_cli.sweep.trials.pick_device", lambda name: device)
-        sweep(base, glyphs, config, embedder, tmp_path / "far")
+        context = RunContext(device=device)
+        sweep(base, glyphs, config, embedder, tmp_path / "far", context=context)
     near, far = ((tmp_path / name / ROWS).read_bytes() for name in ("near", "far"))
     assert far == near

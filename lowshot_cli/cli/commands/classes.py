@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.contract import changed_record, known_classes
 from lowshot_cli.config.schema import Config
 from lowshot_cli.errors import UsageError
 from lowshot_cli.storage.locks import locked
@@ -21,18 +22,11 @@ if TYPE_CHECKING:
 def list_classes(config: Config, output: Output, source: Path | None) -> None:
     """List the classes of a model."""
     path, meta = (source, read_metadata(source)) if source else chain.furthest(config.workdir)
-    records = dict(zip(meta.novel_classes, meta.supports, strict=True))
-    classes = [
-        {
-            "class": name,
-            "kind": "novel" if (record := records.get(name)) else "base",
-            "shots": len(record.pixel_hashes) if record else None,
-            "method": f"imprint --method {record.method}" if record else "train-base",
-        }
-        for name in meta.classes
+    classes = known_classes(meta)
+    output.data([one.to_json() for one in classes])
+    cells = [
+        [one.name, one.kind, "–" if one.shots is None else one.shots, one.method] for one in classes
     ]
-    output.data(classes)
-    cells = [["–" if value is None else value for value in one.values()] for one in classes]
     output.table(["class", "kind", "shots", "learnt by"], cells, title=str(path))
 
 
@@ -79,6 +73,6 @@ def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:
 
     save(checkpoint, path)
     n_base, total = checkpoint.meta.n_base, len(checkpoint.meta.classes)
-    output.data({"checkpoint": str(path), "classes": list(checkpoint.meta.classes)})
+    output.data(changed_record(path, checkpoint))
     output.line(f"{path}: {n_base} base and {total - n_base} novel classes")
     output.finish([path])

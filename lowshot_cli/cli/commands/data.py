@@ -1,11 +1,12 @@
-"""`lowshot data`."""
+"""`lowshot data`; what the caches hold is shown without torch."""
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import load
+from lowshot_cli.cli.contract import CacheUse, ClassSize, LookalikePair, duplicates_record
 from lowshot_cli.config.schema import Config
-from lowshot_cli.data.duplicates import lookalikes
 from lowshot_cli.storage.cache import embedding_cache, image_cache
 
 _MOST_PAIRS = 10
@@ -13,17 +14,23 @@ _MOST_PAIRS = 10
 
 def data_classes(config: Config, output: Output) -> None:
     """List the classes of a dataset with their numbers of images."""
+    from lowshot_cli.cli.context import load
+
     dataset = load(config, output)
-    rows = [
-        (name, len(dataset.train.of_class(label)), len(dataset.test.of_class(label)))
+    sizes = [
+        ClassSize(name, len(dataset.train.of_class(label)), len(dataset.test.of_class(label)))
         for label, name in enumerate(dataset.class_names)
     ]
-    output.data([{"class": name, "train": train, "test": test} for name, train, test in rows])
-    output.table(["class", "training images", "test images"], rows, title=dataset.name)
+    output.data([one.to_json() for one in sizes])
+    cells = [[one.name, one.train, one.test] for one in sizes]
+    output.table(["class", "training images", "test images"], cells, title=dataset.name)
 
 
 def data_duplicates(config: Config, output: Output, at_least: float) -> None:
     """Find test images that show what a training image shows."""
+    from lowshot_cli.cli.context import load
+    from lowshot_cli.data.duplicates import lookalikes
+
     dataset = load(config, output)
     train, test = dataset.train, dataset.test
     with output.progress() as on_progress:
@@ -31,21 +38,20 @@ def data_duplicates(config: Config, output: Output, at_least: float) -> None:
     places = (found.similarity >= at_least).nonzero().squeeze(1)
     order = places[found.similarity[places].argsort(descending=True, stable=True)].tolist()
     pairs = [
-        {
-            "test": test.describe(place),
-            "class": dataset.class_names[int(test.labels[place])],
-            "train": train.describe(int(found.nearest[place])),
-            "train_class": dataset.class_names[int(train.labels[found.nearest[place]])],
-            "similarity": round(found.similarity[place].item(), 4),
-        }
+        LookalikePair(
+            test=test.describe(place),
+            test_class=dataset.class_names[int(test.labels[place])],
+            train=train.describe(int(found.nearest[place])),
+            train_class=dataset.class_names[int(train.labels[found.nearest[place]])],
+            similarity=round(found.similarity[place].item(), 4),
+        )
         for place in order
     ]
-    same = sum(pair["class"] == pair["train_class"] for pair in pairs)
-    about = {"at_least": at_least, "test_images": len(test.labels), "found": len(pairs)}
-    output.data({**about, "same_class": same, "pairs": pairs})
-    rows = [list(pair.values()) for pair in pairs[:_MOST_PAIRS]]
-    title = f"test images that resemble a training image, {len(rows)} of {len(pairs)}"
-    output.table(["test image", "class", "training image", "class", "similarity"], rows, title)
+    same = sum(pair.test_class == pair.train_class for pair in pairs)
+    output.data(duplicates_record(at_least, len(test.labels), same, pairs))
+    cells = [list(astuple(pair)) for pair in pairs[:_MOST_PAIRS]]
+    title = f"test images that resemble a training image, {len(cells)} of {len(pairs)}"
+    output.table(["test image", "class", "training image", "class", "similarity"], cells, title)
     output.line(
         f"{len(pairs):,} of {len(test.labels):,} test images resemble a training image by "
         f"{at_least:g} or more,"
@@ -59,17 +65,16 @@ def data_cache(output: Output, clear: bool) -> None:
     if clear:
         for cache in caches.values():
             cache.clear()
-    about = []
+    uses = []
     for name, cache in caches.items():
         entries = cache.entries()
         size = sum(entry.size for entry in entries)
-        about.append((name, len(entries), size, cache.limit, str(cache.folder)))
-    keys = ("cache", "entries", "bytes", "limit_bytes", "folder")
-    output.data([dict(zip(keys, row, strict=True)) for row in about])
-    rows = [(n, f"{count:,}", _mib(size), _mib(limit)) for n, count, size, limit, _ in about]
-    output.table(["cache", "entries", "MiB", "limit MiB"], rows, title="kept for later runs")
-    for name, *_, folder in about:
-        output.line(f"{name}: {folder}")
+        uses.append(CacheUse(name, len(entries), size, cache.limit, str(cache.folder)))
+    output.data([use.to_json() for use in uses])
+    cells = [[use.name, f"{use.entries:,}", _mib(use.size), _mib(use.limit)] for use in uses]
+    output.table(["cache", "entries", "MiB", "limit MiB"], cells, title="kept for later runs")
+    for use in uses:
+        output.line(f"{use.name}: {use.folder}")
 
 
 def _mib(size: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli import estimate as forecast
@@ -13,8 +13,10 @@ from lowshot_cli.cli import tables
 from lowshot_cli.cli.commands.sweep import load_base, trains_first
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import is_logged, load, load_dataset_of, make_embedder, with_dataset_of
+from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.cli.run_log import LOG
 from lowshot_cli.config.schema import Config
+from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
 from lowshot_cli.estimate import Stage
 from lowshot_cli.models import weights
@@ -22,6 +24,7 @@ from lowshot_cli.report.write import sweep_files
 from lowshot_cli.storage.files import ensure_free
 from lowshot_cli.sweep.plan import make_plan
 from lowshot_cli.sweep.run_folder import MODELS, ensure_saveable
+from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import make_task
 
 
@@ -128,7 +131,8 @@ def _of_sweep(
     plan = make_plan(base, dataset, config)
     with output.progress() as on_progress:
         embedder = make_embedder(base, config, on_progress)
-        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, on_progress)
+        context = RunContext(on_progress=on_progress, device=pick_device(config.device))
+        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, context=context)
     novel = {label for group in plan.groups for label in group}
     counts = {
         "base classes": base.meta.n_base,
@@ -150,17 +154,6 @@ def _log(config: Config, path: Path) -> list[Path]:
 def _show(
     output: Output, counts: dict[str, int], stages: Sequence[Stage], written: Sequence[Path]
 ) -> None:
-    seconds, memory = sum(stage.seconds for stage in stages), forecast.peak_memory()
-    output.data(
-        {
-            "counts": counts,
-            "stages": [asdict(stage) for stage in stages],
-            "seconds": seconds,
-            "memory_bytes": memory,
-            "paths": [str(path) for path in written],
-        }
-    )
-    tables.show_plan(output, counts, stages, seconds, memory)
-    output.line("would write")
-    for path in written:
-        output.line(f"  {path}")
+    plan = DryRun(counts, stages, forecast.peak_memory(), written)
+    output.data(plan.to_json())
+    tables.show_plan(output, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from lowshot_cli.adaptation.supports import count_repeats
@@ -18,13 +18,14 @@ from lowshot_cli.cli.context import (
     photos_at,
     reject_with,
 )
-from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
 from lowshot_cli.config.schema import CHAIN, Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation import evaluate as evaluation
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
 from lowshot_cli.models.embedder import embed, fused
+from lowshot_cli.report.findings import collect_for_model
 from lowshot_cli.report.write import report_evaluation
 from lowshot_cli.storage.files import ensure_writable
 
@@ -62,17 +63,17 @@ def evaluate(
                 unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
     if not found:
         raise CheckpointError("every checkpoint named is stale", "make them again, base first")
-    answers = [evaluation_json(path, one) for path, one in found]
-    for answer, measured in zip(answers, unknown, strict=False):
-        answer["open_set"] = asdict(measured)
-    output.data(answers)
+    pairs = zip_longest(found, unknown)
+    output.data([evaluation_record(path, one, measured) for (path, one), measured in pairs])
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
     for (path, _), measured in zip(found, unknown, strict=False):
         tables.show_open_set(output, path.stem, measured)
     tables.show_details(output, found[-1][1], found[-1][0].stem)
     if report is not None:
         shown = [(path.stem, one) for path, one in found]
-        report_evaluation(report, shown, *last, config, output.command)
+        checkpoint, dataset, embedder = last
+        data = collect_for_model(checkpoint, dataset, embedder)
+        report_evaluation(report, shown, data, checkpoint, config, command=output.command)
         output.finish([report])
 
 
@@ -108,7 +109,7 @@ def evaluate_photos(
         if repeated:
             output.note(f"{repeated} of the photos are among those the class was learnt from")
         found = evaluation.evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
-        answers.append({**evaluation_json(path, found), "repeated": repeated})
+        answers.append(photo_evaluation_record(path, found, repeated))
         shown.append((path.stem, found))
     output.data(answers)
     tables.show_evaluations(output, shown, title="accuracy on the photos named")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from lowshot_cli.cli.context import (
     photos_at,
     with_dataset_of,
 )
+from lowshot_cli.cli.contract import export_record
 from lowshot_cli.config.schema import Config, ExportFormat
 from lowshot_cli.data import cifar100 as cifar
 from lowshot_cli.errors import DataError, UsageError
@@ -71,19 +71,18 @@ def export(
         )
     else:
         files = exported_models(folder, form)
-    result = None
+    found = None
     if pixels is not None:
         models = exported_models(folder, form)
         with output.progress() as on_progress:
             found = compare_with_checkpoint(checkpoint, folder, models, pixels, on_progress)
-        result = {"images": which, **asdict(found)}
         decisions = "are equal" if found.decisions_equal else "differ where classes tie"
         output.line(f"{' and '.join(models)} against {path}, {found.n:,} images ({which}):")
         output.line(
             f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
         )
     opset = exporter.OPSET if formats.ONNX_FILE in files else None
-    output.data({"folder": str(folder), "files": files, "opset": opset, "check": result})
+    output.data(export_record(folder, files, opset, found, which))
     if anew:
         typed = ["--out", str(out)] if out else []
         if source and path == chain.chain_path(config.workdir, path.stem):

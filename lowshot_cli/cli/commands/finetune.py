@@ -17,7 +17,7 @@ from lowshot_cli.cli.context import (
     open_parent,
     output_file,
 )
-from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.cli.contract import finetune_record
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
@@ -48,14 +48,13 @@ def finetune(
             after = evaluation.evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
         ckpt.save(tuned.as_child_of(ancestor), path)
     output.data(
-        {
-            "checkpoint": str(path),
-            "scope": config.finetune.scope,
-            "bias": tuned.head.bias,
-            "expected_forgetting": expected_forgetting(tuned),
-            "before": evaluation_json(parent_path, before),
-            "after": evaluation_json(path, after),
-        }
+        finetune_record(
+            config.finetune.scope,
+            tuned,
+            before=(parent_path, before),
+            after=(path, after),
+            expected_forgetting=expected_forgetting(tuned),
+        )
     )
     title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
     tables.show_change(output, before, after, title, expected_forgetting(tuned))

@@ -20,7 +20,7 @@ from lowshot_cli.cli.context import (
     photos_at,
     reject_with,
 )
-from lowshot_cli.cli.contract import evaluation_json
+from lowshot_cli.cli.contract import evaluation_record, imprint_record, photo_imprint_record
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
@@ -52,21 +52,16 @@ def imprint(
             after = evaluation.evaluate(taught, dataset, embedder)
         ckpt.save(taught.as_child_of(ancestor), path)
     cost = expected_forgetting(taught)
-    accuracies = {row.name: row.accuracy for row in after.per_class}
     output.data(
-        {
-            "checkpoint": str(path),
-            "method": config.imprint.method,
-            "bias": taught.head.bias,
-            "expected_forgetting": cost,
-            "base_accuracy_before": before.base_accuracy,
-            "base_accuracy": after.base_accuracy,
-            "novel_accuracy": after.novel_accuracy,
-            "classes": [
-                {"class": d.name, "support": list(d.indices), "accuracy": accuracies[d.name]}
-                for d in drawn
-            ],
-        }
+        imprint_record(
+            path,
+            config.imprint.method,
+            taught,
+            drawn,
+            before=before,
+            after=after,
+            expected_forgetting=cost,
+        )
     )
     for d in drawn:
         output.listing(f"{d.name}: learnt from", d.described)
@@ -97,15 +92,7 @@ def imprint_photos(
         cost = expected_forgetting(taught) if can_calibrate(taught) else None
         ckpt.save(taught.as_child_of(ancestor), path)
     method = taught.meta.supports[-1].method
-    output.data(
-        {
-            "checkpoint": str(path),
-            "method": method,
-            "bias": taught.head.bias,
-            "expected_forgetting": cost,
-            "classes": [{"class": drawn.name, "support": list(drawn.described)}],
-        }
-    )
+    output.data(photo_imprint_record(path, method, taught, drawn, expected_forgetting=cost))
     output.listing(f"{drawn.name}: learnt from", drawn.described)
     if drawn.n_duplicates:
         output.note(f"{drawn.n_duplicates} photos left out, the same picture as another")
@@ -145,6 +132,6 @@ def imprint_from_run(
             found = evaluation.evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
         rebuilt = rebuilt.with_settings("imprint", replay.as_imprinting(run_dir, rebuilt))
         ckpt.save(rebuilt.as_child_of(ancestor), path)
-    output.data(evaluation_json(path, found))
+    output.data(evaluation_record(path, found))
     tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], evaluate_next(config, path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import model_in_use, report_skipped
-from lowshot_cli.cli.contract import predictions_csv, predictions_json
+from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.data.photos import find_photos
@@ -41,12 +41,19 @@ def predict(
     network = checkpoint.network(pick_device(config.device))
     with output.progress() as on_progress:
         found, unreadable = predicting.readable(
-            predicting.predict(checkpoint, network, files, most, threshold, on_progress=on_progress)
+            predicting.predict(
+                checkpoint,
+                network,
+                files,
+                most=most,
+                threshold=threshold,
+                on_progress=on_progress,
+            )
         )
     if as_csv:
         print(predictions_csv(found), end="", flush=True)
     else:
-        output.data(predictions_json(found))
+        output.data([one.to_json() for one in found])
         tables.show_predictions(output, found)
     lines = [f"{one.file} ({one.reason})" for one in unreadable]
     if unreadable and not config.skip_bad:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint import workdir as chain
@@ -23,16 +24,25 @@ from lowshot_cli.cli.context import (
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config, difference
 from lowshot_cli.config.schema import Executor as ExecutorName
-from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.environment import pick_device
+from lowshot_cli.errors import CheckpointError, Interrupted, UsageError
 from lowshot_cli.report.write import report_sweep
 from lowshot_cli.storage.files import ensure_writable
 from lowshot_cli.sweep import ray_executor as cluster
 from lowshot_cli.sweep import run as sweeping
 from lowshot_cli.sweep import trials
-from lowshot_cli.sweep.run_folder import CONFIG, ROWS, SUMMARY, ensure_saveable, run_folder
+from lowshot_cli.sweep.run import RunOptions
+from lowshot_cli.sweep.run_folder import (
+    ROWS,
+    SUMMARY,
+    changes_since,
+    ensure_saveable,
+    run_folder,
+)
+from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.sweep.trials import Executor
+from lowshot_cli.training.context import RunContext
 
 
 def sweep(
@@ -61,32 +71,41 @@ def sweep(
         _check_resumed(resume, config)
     dataset = load_dataset_of(base, config, output)
     with workers.open(output) as executor:
-        threads = workers.threads_each
-        done = run_sweep(
-            config, output, base, dataset, resume, save_models, executor, threads, source
+        options = RunOptions(
+            resume=resume is not None, save_models=save_models, threads=workers.threads_each
         )
-    output.data(done.summary)
-    show = tables.show_sessions if "sessions" in done.summary else tables.show_sweep
-    show(output, done.summary)
-    if left_out := done.summary.get("left_out"):
-        output.note(f"not added, too few for another group: {', '.join(left_out)}")
+        done = run_sweep(
+            config,
+            output,
+            base,
+            dataset,
+            resume,
+            options=options,
+            executor=executor,
+            named_base=source,
+        )
+    summary = done.summary
+    output.data(summary.to_json())
+    show = tables.show_sessions if summary.is_sequence else tables.show_sweep
+    show(output, summary)
+    if summary.left_out:
+        output.note(f"not added, too few for another group: {', '.join(summary.left_out)}")
     if config.sweep.drop_duplicates:
         output.line(
-            f"without {done.summary['dropped_duplicates']:,} test images that resemble a "
-            "training image"
+            f"without {summary.dropped_duplicates:,} test images that resemble a training image"
         )
     then = None
     if save_models and METHODS[config.sweep.methods[0]].in_imprint:
-        typed = ("--from-run", done.summary["run_dir"], "--trial", "0")
+        typed = ("--from-run", summary.run_dir, "--trial", "0")
         then = next_command(config, base_path, "imprint", *typed)
     output.finish(done.written, then)
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished sweep: its summary as in the `--json` contract, and the files to name."""
+    """A finished sweep: its summary, and the files to name."""
 
-    summary: dict[str, Any]
+    summary: SweepSummary
     written: list[Path]
 
 
@@ -95,19 +114,31 @@ def run_sweep(
     output: Output,
     base: Checkpoint,
     dataset: Dataset,
-    resume: Path | None,
-    save_models: bool,
+    resumed: Path | None,
+    *,
+    options: RunOptions,
     executor: Executor,
-    threads: int | None,
-    source: Path | None = None,
+    named_base: Path | None = None,
 ) -> Done:
-    """Run a sweep of one base model, which `source` names if anything, into a run folder."""
+    """Run a sweep of one base model into a run folder, and write its report.
+
+    Args:
+        config: of the sweep.
+        output: gets progress and notes.
+        base: the base model.
+        dataset: the one it was trained on.
+        resumed: run folder that the sweep goes on with; None for a new one.
+        options: of the run.
+        executor: runs the trials.
+        named_base: file of the base model as it was typed, which a resuming command names again.
+    """
     ensure_writable(config.workdir)
     with (
-        run_folder(config.workdir, resume) as run_dir,
+        run_folder(config.workdir, resumed) as run_dir,
         output.logged(run_dir),
         stop_on_ctrl_c() as should_stop,
         output.progress() as on_progress,
+        _hints_at_resuming(run_dir, named_base),
     ):
         result = sweeping.sweep(
             base,
@@ -115,17 +146,32 @@ def run_sweep(
             config,
             make_embedder(base, config, on_progress),
             run_dir,
-            resume is not None,
-            save_models,
-            on_progress,
-            should_stop,
-            executor,
-            threads,
-            ["--checkpoint", str(source)] if source else [],
+            options=options,
+            executor=executor,
+            context=RunContext(
+                on_progress=on_progress,
+                should_stop=should_stop,
+                device=pick_device(config.device),
+            ),
         )
         drawn = report_sweep(result, base, config, output.command, run_dir)
     written = [run_dir / ROWS, run_dir / SUMMARY, *drawn]
     return Done(result.summary, written)
+
+
+@contextmanager
+def _hints_at_resuming(run_dir: Path, named_base: Path | None) -> Iterator[None]:
+    """Name the command that goes on with a sweep where it was stopped."""
+    base = ["--checkpoint", str(named_base)] if named_base else []
+    command = shlex.join(["lowshot", "sweep", *base, "--resume", str(run_dir)])
+    try:
+        yield
+    except Interrupted as stopped:
+        stopped.hint = f"`{command}` goes on"
+        raise
+    except sweeping.CannotWrite as problem:
+        problem.hint = f"free some space, then `{command}` goes on"
+        raise
 
 
 def trains_first(config: Config, path: Path) -> bool:
@@ -145,11 +191,6 @@ def load_base(path: Path, config: Config) -> Checkpoint:
         raise UsageError(f"{path} has novel classes", "a sweep starts from a base model")
     _check_split(base, path, config)
     return base
-
-
-def changes_since(run_dir: Path, config: Config) -> list[str]:
-    """In what a config differs from that of a run folder, a line each."""
-    return difference(load_config(run_dir / CONFIG).portable(), config.portable())
 
 
 def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
@@ -215,7 +256,7 @@ class Workers:
         return self.threads or (1 if self.on_ray else None)
 
     def open(self, output: Output) -> AbstractContextManager[trials.Executor]:
-        """What works off trials, as long as the block lasts."""
+        """The executor that runs the trials, as long as the block lasts."""
         if not self.on_ray:
             return nullcontext(trials.run)
         output.note(f"joining Ray at {self.address}" if self.address else "starting Ray")

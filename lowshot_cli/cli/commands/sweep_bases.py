@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import product
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
-from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.commands import dry_run as planning
-from lowshot_cli.cli.commands.sweep import Workers, changes_since, load_base, run_sweep
+from lowshot_cli.cli.commands.sweep import Workers, load_base, run_sweep
 from lowshot_cli.cli.commands.train_base import finish_base, make_base_for_sweep
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import load, load_dataset_of, logged, stop_on_ctrl_c
-from lowshot_cli.config.schema import BACKBONES, EMBEDDING_SIZE, Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.errors import Interrupted, LowshotError, UsageError
+from lowshot_cli.errors import Interrupted, UsageError
 from lowshot_cli.models import weights
 from lowshot_cli.storage.files import ensure_writable, write_text
 from lowshot_cli.storage.locks import locked
 from lowshot_cli.sweep import ray_executor as cluster
-from lowshot_cli.sweep.run_folder import ABOUT, ensure_saveable
-from lowshot_cli.sweep.summary import over_bases
+from lowshot_cli.sweep.base_models import (
+    BASES_SUMMARY,
+    BaseModel,
+    SweptBase,
+    find_run,
+    is_finished,
+    plan_base_models,
+    summarise_bases,
+)
+from lowshot_cli.sweep.run import RunOptions
+from lowshot_cli.sweep.run_folder import ensure_saveable, read_summary
+from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.sweep.trials import Executor
-
-SUMMARY = "base-models.json"
-
-
-@dataclass(frozen=True)
-class Member:
-    """A base model of the sweep: its name, and the config in which its own folder stands."""
-
-    name: str
-    config: Config
-
-    @property
-    def path(self) -> Path:
-        """Of its checkpoint."""
-        return chain.chain_path(self.config.workdir, "base")
 
 
 def sweep(
@@ -62,7 +49,7 @@ def sweep(
 ) -> None:
     """Train a base model for each class order and backbone, sweep each, and add them up.
 
-    Base models that are there already are used, sweeps that are there are gone on with.
+    Base models and sweeps that exist already are used as far as they go.
     """
     if source or resume:
         raise UsageError(
@@ -71,130 +58,87 @@ def sweep(
         )
     if save_models:
         ensure_saveable(config.sweep)
-    members = plan_members(config, seeds, backbones)
-    path = config.workdir / SUMMARY
+    models = plan_base_models(
+        config, _listed("class_order_seeds", seeds), _listed("backbones", backbones)
+    )
+    path = config.workdir / BASES_SUMMARY
     if dry_run:
-        left = [one.config for one in members if not _is_swept(one, workers.threads, save_models)]
+        left = [one.config for one in models if not _is_swept(one, workers.threads, save_models)]
         planning.sweeps(left, output, None, save_models, [path])
         return
     with workers.open(output) as executor:
-        _train_missing(members, output, workers)
-        summaries = [_sweep(member, output, executor, workers, save_models) for member in members]
-    found = [
-        (member.config.train_base.backbone, s) for member, s in zip(members, summaries, strict=True)
-    ]
-    summary = {
-        "base_models": [
-            {
-                "name": member.name,
-                "backbone": member.config.train_base.backbone,
-                "class_order_seed": member.config.train_base.class_order_seed,
-                "checkpoint": str(member.path),
-                **one,
-            }
-            for member, one in zip(members, summaries, strict=True)
-        ],
-        "cells": over_bases(found),
-    }
-    write_text(path, json.dumps(summary, indent=1, ensure_ascii=False))
-    output.data(summary)
+        _train_missing(models, output, workers)
+        swept = [
+            SweptBase(model, _sweep(model, output, executor, workers, save_models))
+            for model in models
+        ]
+    summary = summarise_bases(swept)
+    write_text(path, json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
+    output.data(summary.to_json())
     tables.show_over_bases(output, summary)
     output.finish([path])
 
 
-def plan_members(config: Config, seeds: str | None, backbones: str | None) -> list[Member]:
-    """The base models that lists on the command line ask for, with commas between.
-
-    Raises:
-        UsageError: something that is no seed or no backbone, or seeds that change nothing.
-    """
-    given = config.train_base
-    if seeds and (given.split == "alphabetical" or isinstance(given.classes, tuple)):
-        raise UsageError(
-            "--class-order-seeds changes nothing where the base classes are named or alphabetical",
-            "leave it out, or give split: seeded and a number of classes",
-        )
-    orders = _listed("--class-order-seeds", seeds) or [str(given.class_order_seed)]
-    networks = _listed("--backbones", backbones) or [given.backbone]
-    return [_member(config, order, network) for order, network in product(orders, networks)]
-
-
 def _listed(option: str, text: str | None) -> list[str]:
+    """The parts of a list on the command line, with commas between."""
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     if text is not None and (not parts or len(set(parts)) < len(parts)):
-        raise UsageError(f"{option} {text!r}: should name each once, with commas between")
+        raise UsageError(f"`{option}` {text!r}: should name each once, with commas between")
     return parts
 
 
-def _member(config: Config, order: str, backbone: str) -> Member:
-    values = config.train_base.model_dump()
-    # The size that the package's own backbones have by default is not meant for others.
-    if backbone not in BACKBONES and values["embedding_size"] == EMBEDDING_SIZE:
-        del values["embedding_size"]
-    values |= {"class_order_seed": order, "backbone": backbone}
-    try:
-        options = TrainBaseConfig.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        raise UsageError(f"{problem['loc'][0]} {problem['input']!r}: {text}") from None
-    name = f"order-{options.class_order_seed}-{re.sub('[^A-Za-z0-9_.]', '-', backbone)}"
-    trained = config.sweep.model_copy(update={"train_base": True})
-    changes = {"train_base": options, "sweep": trained, "workdir": config.workdir / name}
-    return Member(name, config.model_copy(update=changes))
-
-
-def _train_missing(members: Sequence[Member], output: Output, workers: Workers) -> None:
+def _train_missing(models: Sequence[BaseModel], output: Output, workers: Workers) -> None:
     """Train the base models that are not there yet; those that are must be the ones asked for."""
     missing = []
-    for member in members:
-        if member.path.exists():
-            load_base(member.path, member.config)
+    for model in models:
+        if model.path.exists():
+            load_base(model.path, model.config)
         else:
-            missing.append(member)
+            missing.append(model)
     if workers.on_ray:
         _train_on_ray(missing, output, workers.gpus)
         return
-    for member in missing:
-        output.note(f"training {member.name}")
-        make_base_for_sweep(member.config, output, member.path)
+    for model in missing:
+        output.note(f"training {model.name}")
+        make_base_for_sweep(model.config, output, model.path)
 
 
-def _train_on_ray(missing: Sequence[Member], output: Output, gpus: float) -> None:
+def _train_on_ray(missing: Sequence[BaseModel], output: Output, gpus: float) -> None:
     datasets: dict[int | None, Dataset] = {}
     with ExitStack() as stack:
-        for member in missing:
-            ensure_writable(member.path.parent)
-            stack.enter_context(locked(member.path.parent))
-            side = weights.photo_side(member.config)
+        for model in missing:
+            ensure_writable(model.path.parent)
+            stack.enter_context(locked(model.path.parent))
+            side = weights.photo_side(model.config)
             if side not in datasets:
-                datasets[side] = load(member.config, output, side)
+                datasets[side] = load(model.config, output, side)
         should_stop = stack.enter_context(stop_on_ctrl_c())
         tasks = [(m.config, datasets[weights.photo_side(m.config)]) for m in missing]
         if missing:
-            output.note(f"training {', '.join(member.name for member in missing)}")
+            output.note(f"training {', '.join(model.name for model in missing)}")
         for number, result in cluster.train_bases(tasks, gpus, should_stop):
-            member = missing[number]
-            with logged(output, member.config, member.path):
-                finish_base(member.config, output, member.path, result, False)
+            model = missing[number]
+            with logged(output, model.config, model.path):
+                finish_base(model.config, output, model.path, result, False)
 
 
 def _sweep(
-    member: Member, output: Output, executor: Executor, workers: Workers, save_models: bool
-) -> dict[str, Any]:
+    model: BaseModel, output: Output, executor: Executor, workers: Workers, save_models: bool
+) -> SweepSummary:
     """The summary of a base model's sweep, which is run as far as it is not there."""
-    base = ckpt.load(member.path)
-    begun = _begun(member.config, base, workers.threads, save_models)
-    if begun and (begun / SUMMARY).exists():
-        output.note(f"{member.name}: swept already, {begun}")
-        summary: dict[str, Any] = json.loads((begun / SUMMARY).read_text(encoding="utf-8"))
-        return summary
-    output.note(f"sweeping {member.name}")
-    dataset = load_dataset_of(base, member.config, output)
-    threads = workers.threads_each
+    base = ckpt.load(model.path)
+    begun = find_run(model.config, base, threads=workers.threads, save_models=save_models)
+    if begun and is_finished(begun):
+        output.note(f"{model.name}: swept already, {begun}")
+        return read_summary(begun)
+    output.note(f"sweeping {model.name}")
+    dataset = load_dataset_of(base, model.config, output)
+    options = RunOptions(
+        resume=begun is not None, save_models=save_models, threads=workers.threads_each
+    )
     try:
         done = run_sweep(
-            member.config, output, base, dataset, begun, save_models, executor, threads
+            model.config, output, base, dataset, begun, options=options, executor=executor
         )
     except Interrupted as stopped:
         stopped.hint = None  # the command as typed goes on with all of them
@@ -203,20 +147,9 @@ def _sweep(
     return done.summary
 
 
-def _is_swept(member: Member, threads: int | None, save_models: bool) -> bool:
-    if not member.path.exists():
+def _is_swept(model: BaseModel, threads: int | None, save_models: bool) -> bool:
+    if not model.path.exists():
         return False
-    begun = _begun(member.config, ckpt.load(member.path), threads, save_models)
-    return begun is not None and (begun / SUMMARY).exists()
-
-
-def _begun(config: Config, base: Checkpoint, threads: int | None, save_models: bool) -> Path | None:
-    """The newest run folder of this very sweep, if there is one."""
-    for about in sorted(config.workdir.glob(f"sweep-*/{ABOUT}"), reverse=True):
-        with suppress(LowshotError, OSError, ValueError):
-            facts = json.loads(about.read_text(encoding="utf-8"))
-            same = not changes_since(about.parent, config) and facts["base"] == base.digest
-            suffices = facts.get("models") or not save_models
-            if same and suffices and threads in (None, facts["threads"]):
-                return about.parent
-    return None
+    base = ckpt.load(model.path)
+    begun = find_run(model.config, base, threads=threads, save_models=save_models)
+    return begun is not None and is_finished(begun)

@@ -10,7 +10,7 @@ from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
-from lowshot_cli.cli.contract import training_json
+from lowshot_cli.cli.contract import training_record
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import DEFAULT_DATASET, DEFAULT_WEIGHTS, Config
 from lowshot_cli.environment import pick_device
@@ -118,7 +118,7 @@ def finish_base(
     for note in result.weights.notes() if result.weights else ():
         output.note(note)
     if report:
-        output.data(training_json(path, result))
+        output.data(training_record(path, result))
         tables.show_training(output, result)
     then = next_command(config, path, "imprint", "--class", *proposed)
     output.finish([path], then if report else None)

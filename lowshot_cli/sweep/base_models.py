@@ -1,0 +1,207 @@
+"""Sweeps over several base models: which these are, and what their sweeps add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.workdir import chain_path
+from lowshot_cli.config.schema import BACKBONES, EMBEDDING_SIZE, Config, TrainBaseConfig
+from lowshot_cli.errors import LowshotError, UsageError
+from lowshot_cli.evaluation.statistics import (
+    METRICS,
+    Interval,
+    MetricName,
+    interval_to_json,
+    t_interval,
+)
+from lowshot_cli.sweep.run_folder import ABOUT, SUMMARY, changes_since, read_run
+from lowshot_cli.sweep.summary import Cell, SweepSummary
+
+BASES_SUMMARY = "base-models.json"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """One of the base models: its name, and the config in which its own folder stands."""
+
+    name: str
+    config: Config
+
+    @property
+    def path(self) -> Path:
+        """Of its checkpoint."""
+        return chain_path(self.config.workdir, "base")
+
+
+def plan_base_models(
+    config: Config, class_order_seeds: Sequence[str], backbones: Sequence[str]
+) -> list[BaseModel]:
+    """The base models of all pairs of a class order and a backbone.
+
+    Args:
+        config: of each but for these two, which it also gives where a list is empty.
+        class_order_seeds: as they were typed.
+        backbones: by name.
+
+    Raises:
+        UsageError: something that is no seed or no backbone, or seeds that change nothing.
+    """
+    given = config.train_base
+    if class_order_seeds and (given.split == "alphabetical" or isinstance(given.classes, tuple)):
+        raise UsageError(
+            "`class_order_seeds` changes nothing where the base classes are named or alphabetical",
+            "leave it out, or give split: seeded and a number of classes",
+        )
+    orders = class_order_seeds or [str(given.class_order_seed)]
+    return [_base_model(config, *pair) for pair in product(orders, backbones or [given.backbone])]
+
+
+def _base_model(config: Config, order: str, backbone: str) -> BaseModel:
+    values = config.train_base.model_dump()
+    # The size that the package's own backbones have by default is not meant for others.
+    if backbone not in BACKBONES and values["embedding_size"] == EMBEDDING_SIZE:
+        del values["embedding_size"]
+    values |= {"class_order_seed": order, "backbone": backbone}
+    try:
+        options = TrainBaseConfig.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        raise UsageError(f"{problem['loc'][0]} {problem['input']!r}: {text}") from None
+    name = f"order-{options.class_order_seed}-{re.sub('[^A-Za-z0-9_.]', '-', backbone)}"
+    trained = config.sweep.model_copy(update={"train_base": True})
+    changes = {"train_base": options, "sweep": trained, "workdir": config.workdir / name}
+    return BaseModel(name, config.model_copy(update=changes))
+
+
+def find_run(
+    config: Config, base: Checkpoint, *, threads: int | None, save_models: bool
+) -> Path | None:
+    """The newest run folder of this very sweep, if there is one.
+
+    Args:
+        config: of the sweep; run folders of its work folder are looked at.
+        base: its base model.
+        threads: that it must have begun with; None for any number.
+        save_models: whether it must keep the models of its trials.
+    """
+    for about in sorted(config.workdir.glob(f"sweep-*/{ABOUT}"), reverse=True):
+        folder = about.parent
+        with suppress(LowshotError, OSError, ValueError):
+            found = read_run(folder, base)
+            suffices = found.has_models or not save_models
+            same_threads = threads in (None, found.threads)
+            if suffices and same_threads and not changes_since(folder, config):
+                return folder
+    return None
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the sweep of a run folder has come to its end."""
+    return (run_dir / SUMMARY).exists()
+
+
+@dataclass(frozen=True)
+class MeanOverBases:
+    """A metric over base models, in percent or points.
+
+    Attributes:
+        mean: mean over the base models' means.
+        std: standard deviation over these; None for a single base model.
+        ci95: t interval over base models; None for a single one.
+    """
+
+    mean: float
+    std: float | None
+    ci95: Interval | None
+
+
+@dataclass(frozen=True)
+class BasesCell:
+    """What a method reaches with one number of shots, over the base models of one backbone."""
+
+    backbone: str
+    method: str
+    shots: int
+    n_bases: int
+    metrics: Mapping[MetricName, MeanOverBases]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        metrics: dict[str, Any] = {
+            name: {"mean": one.mean, "std": one.std, "ci95": interval_to_json(one.ci95)}
+            for name, one in self.metrics.items()
+        }
+        about = {"backbone": self.backbone, "method": self.method, "shots": self.shots}
+        return {**about, "n_bases": self.n_bases, **metrics}
+
+
+@dataclass(frozen=True)
+class SweptBase:
+    """A base model and its sweep."""
+
+    model: BaseModel
+    summary: SweepSummary
+
+    @property
+    def backbone(self) -> str:
+        """Of the base model."""
+        return self.model.config.train_base.backbone
+
+    @property
+    def class_order_seed(self) -> int:
+        """Of the base model."""
+        return self.model.config.train_base.class_order_seed
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return {
+            "name": self.model.name,
+            "backbone": self.backbone,
+            "class_order_seed": self.class_order_seed,
+            "checkpoint": str(self.model.path),
+            **self.summary.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class BasesSummary:
+    """All that `base-models.json` holds: the base models, and cells over them."""
+
+    base_models: tuple[SweptBase, ...]
+    cells: tuple[BasesCell, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the `--json` contract."""
+        return {
+            "base_models": [one.to_json() for one in self.base_models],
+            "cells": [cell.to_json() for cell in self.cells],
+        }
+
+
+def summarise_bases(swept: Sequence[SweptBase]) -> BasesSummary:
+    """Add up the sweeps of several base models, with one cell a backbone, method and shot count."""
+    alike: dict[tuple[str, str, int], list[Cell]] = {}
+    for one in swept:
+        for cell in one.summary.cells:
+            alike.setdefault((one.backbone, cell.method, cell.shots), []).append(cell)
+    cells = []
+    for (backbone, method, shots), found in alike.items():
+        metrics = {}
+        for name in METRICS:
+            means = np.array([cell.metrics[name].mean for cell in found])
+            interval = t_interval(means)
+            std = float(means.std(ddof=1)) if interval else None
+            metrics[name] = MeanOverBases(float(means.mean()), std, interval)
+        cells.append(BasesCell(backbone, method, shots, len(found), metrics))
+    return BasesSummary(tuple(swept), tuple(cells))
