@@ -1,4 +1,4 @@
-"""The command reference of the README, written from the commands: `python -m tests.reference`."""
+"""The command reference in `lowshot_cli/cli/README.md`: `python -m tests.reference` writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowshot_cli.cli.app import find_panel
 from lowshot_cli.cli.flags import COMMON
 from lowshot_cli.cli.main import app
 
-README = Path(__file__).parent.parent / "README.md"
+REFERENCE = Path(__file__).parent.parent / "lowshot_cli" / "cli" / "README.md"
 BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"
 END = "<!-- End of the command reference. -->"
 
@@ -109,13 +109,13 @@ def _literal(text: str) -> Iterator[str]:
         yield f"`{literal}`" if code else literal
 
 
-def refreshed(readme: str) -> str:
-    """The README with its reference written anew.
+def refreshed(page: str) -> str:
+    """The page with its reference written anew.
 
     Raises:
         ValueError: it lacks the markers.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"no {BEGIN} ... {END}")
@@ -123,4 +123,4 @@ def refreshed(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    REFERENCE.write_text(refreshed(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")
