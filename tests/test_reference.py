@@ -31,9 +31,11 @@ def test_every_option_of_every_command_has_a_row() -> None:
     for name, command in all_commands().items():
         section = sections[f"lowshot {name}"]
         for parameter in command.params:
-            shown = parameter.metavar or parameter.opts[0]
+            metavar = (parameter.metavar or "").replace("|", r"\|")
+            option = parameter.param_type_name == "option"
+            shown = f"{parameter.opts[0]} {metavar}".strip() if option else metavar
             assert f"| `{shown}` | " in section + common
-            assert f"`{shown}`" in section
+            assert f"`{parameter.opts[0] if option else metavar}" in section
         assert section.count("\nlowshot ") >= 3
 
 
