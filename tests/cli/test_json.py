@@ -50,7 +50,7 @@ RECORDS = [
     ("sweep --trials 2 --novel 2 --shots 1 --dry-run", PLAN),
     ("data classes --dataset glyphs", "class train test"),
     (
-        "data duplicates --dataset glyphs --at-least 0.99",
+        "data duplicates --dataset folder --data-dir photos --at-least 0",
         "at_least test_images found same_class pairs",
     ),
     ("data cache", "cache entries bytes limit_bytes folder"),
@@ -78,7 +78,9 @@ def _keys(value: Any) -> Iterator[str]:
 def test_every_record_has_the_promised_keys(
     lowshot: RunCommand, workdir: Path, tmp_path: Path, glyphs: Dataset
 ) -> None:
-    save_images(glyphs.train.pixels[glyphs.train.of_class(glyphs.label("Z"))[:4]], tmp_path / "mug")
+    for name, folder in (("Z", "mug"), ("A", "photos/A"), ("B", "photos/B")):
+        members = glyphs.train.of_class(glyphs.label(name))[:5]
+        save_images(glyphs.train.pixels[members], tmp_path / folder)
     for line, keys in RECORDS:
         result = lowshot(*line.split(), "--json", "--quiet")
         assert result.exit_code == 0, (line, result.stderr)
