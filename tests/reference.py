@@ -1,10 +1,11 @@
-"""The command reference of the README, written from the commands: `python -m tests.reference`."""
+"""The command reference in `lowshot_cli/cli/README.md`: `python -m tests.reference` writes it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import typer
 
@@ -12,7 +13,7 @@ from lowshot_cli.cli.app import find_panel
 from lowshot_cli.cli.flags import COMMON
 from lowshot_cli.cli.main import app
 
-README = Path(__file__).parent.parent / "README.md"
+REFERENCE = Path(__file__).parent.parent / "lowshot_cli" / "cli" / "README.md"
 BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"
 END = "<!-- End of the command reference. -->"
 
@@ -32,7 +33,7 @@ def reference() -> str:
     parts: list[str] = []
     common: dict[str, str] = {}
     for name, command in all_commands().items():
-        rows = {id(p): _row(p, _choices(command, p.name)) for p in command.params}
+        rows = {id(p): _row(p) for p in command.params}
         common |= {p.name: rows[id(p)] for p in command.params if find_panel(p) == COMMON}
         parts += _command(name, command, rows)
     parts += _details("Common options", _table("option", common.values()))
@@ -62,30 +63,26 @@ def _place(argument: Any) -> str:
     return f"{name}..." if argument.nargs == -1 else str(name)
 
 
-def _row(parameter: Any, choices: tuple[str, ...]) -> str:
-    option = parameter.param_type_name == "option"
-    meaning = _escaped(parameter.help)
-    if choices:
-        meaning = f"{meaning.rstrip('.')}: {', '.join(f'`{name}`' for name in choices)}."
-    if parameter.envvar:
-        meaning = f"{meaning.rstrip('.')}; or `{parameter.envvar}` in the environment."
-    name = parameter.opts[0] if option else parameter.metavar
-    return f"| `{name}` | {meaning} | {_escaped(_default(parameter))} |"
+def _row(parameter: Any) -> str:
+    """A row of the table; the help ends with ranges, variables and the default in brackets."""
+    meaning, bracket, details = parameter.help.removesuffix("]").rpartition(" [")
+    if not bracket:
+        meaning, details = parameter.help, ""
+    limits, _, default = details.rpartition("default: ")
+    limits = re.sub(r"env: (\w+)", r"or `\1` in the environment", limits)
+    if limits:
+        meaning = f"{meaning.removesuffix('.')} ({limits.removesuffix('; ')})."
+    if not default:
+        default = "off" if getattr(parameter, "is_flag", False) else "–"
+    return f"| `{_shown(parameter)}` | {_escaped(meaning)} | {_escaped(default)} |"
 
 
-def _default(parameter: Any) -> str:
-    if isinstance(parameter.show_default, str):
-        return parameter.show_default
-    if getattr(parameter, "is_flag", False):
-        return "off"
-    return "–" if parameter.default is None else f"{parameter.default}"
-
-
-def _choices(command: Any, name: str) -> tuple[str, ...]:
-    """The words that a parameter may take, where it takes no others."""
-    hint = get_type_hints(command.callback)[name]
-    found = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-    return get_args(found[0]) if found else ()
+def _shown(parameter: Any) -> str:
+    """How it is typed, with what stands for its value."""
+    metavar = (parameter.metavar or "").replace("|", r"\|")
+    if parameter.param_type_name == "argument":
+        return metavar
+    return f"{parameter.opts[0]} {metavar}".rstrip()
 
 
 def _table(first: str, rows: Iterable[str]) -> list[str]:
@@ -109,13 +106,13 @@ def _literal(text: str) -> Iterator[str]:
         yield f"`{literal}`" if code else literal
 
 
-def refreshed(readme: str) -> str:
-    """The README with its reference written anew.
+def refreshed(page: str) -> str:
+    """The page with its reference written anew.
 
     Raises:
         ValueError: it lacks the markers.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"no {BEGIN} ... {END}")
@@ -123,4 +120,4 @@ def refreshed(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    REFERENCE.write_text(refreshed(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README's examples of a new method, backbone and dataset are all that it takes."""
+"""The examples of a method, backbone and dataset in `lowshot_cli/README.md` are all it takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., list[Any]]
 # Commands in one process, which loads PyTorch once.
 _ONE_AFTER_THE_OTHER = """
 import json, sys
-from lowshot_cli.cli import app
+from lowshot_cli.cli.main import app
 for arguments in json.loads(sys.argv[1]):
     try:
         app(arguments, prog_name="lowshot")
@@ -31,9 +31,8 @@ for arguments in json.loads(sys.argv[1]):
 
 def _examples(heading: str) -> list[tuple[str, str]]:
     """Language and text of the code blocks between a bold heading and the next one."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    development = text[text.index("\n## Development") : text.index("\n## Licence")]
-    section = development[development.index(f"**{heading}**") + len(heading) + 4 :]
+    text = (ROOT / "lowshot_cli" / "README.md").read_text(encoding="utf-8")
+    section = text[text.index(f"**{heading}**") + len(heading) + 4 :]
     return re.findall(r"```(\w+)\n(.*?)```", section.split("\n**")[0], re.DOTALL)
 
 

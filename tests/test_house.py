@@ -1,13 +1,14 @@
-"""The structure of the code is as the README draws it."""
+"""The code is built as its pages draw it, and its parts stay small."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.pages import PAGES, ROOT
 
 
 def test_imports_point_down() -> None:
@@ -21,18 +22,75 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_files_and_functions_stay_small() -> None:
-    for path in (ROOT / "lowshot_cli").rglob("*.py"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= 350, path
+def _sources() -> list[Path]:
+    return sorted((ROOT / "lowshot_cli").rglob("*.py"))
 
 
-def test_the_readme_names_every_module() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    plan = readme[readme.index("Imports point down") :]
-    named = set(re.findall(r"(\w+)\.py", plan))
-    modules = {path.stem for path in (ROOT / "lowshot_cli").glob("*.py")}
-    assert modules - {"__init__", "__main__"} <= named
+def test_files_stay_small() -> None:
+    long = [path for path in _sources() if len(path.read_text("utf-8").splitlines()) > 350]
+    assert not long
+
+
+def _lengths(code: str) -> dict[str, int]:
+    """Lines of every function, those in classes and in other functions included."""
+    return {
+        f"{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_functions_stay_small() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}:{name}": length
+        for path in _sources()
+        for name, length in _lengths(path.read_text("utf-8")).items()
+    }
+    assert len(lengths) > 500
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_lengths_count_signature_docstring_and_inner_functions() -> None:
+    code = "class A:\n    def b(\n        self,\n    ):\n        async def c():\n            ...\n"
+    assert _lengths(code) == {"b:2": 5, "c:5": 2}
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 300
+
+
+def _drawn(page: str) -> set[str]:
+    """First words of the lines of the code block under the heading that ends in `ayout`."""
+    text = (ROOT / page).read_text("utf-8")
+    section = re.split(r"^## .*[Ll]ayout$", text, maxsplit=1, flags=re.MULTILINE)[1]
+    block = section.split("```")[1]
+    return {line.split()[0] for line in block.splitlines() if line.strip()}
+
+
+def test_the_layouts_name_every_package_and_module_and_nothing_else() -> None:
+    inside = [p for p in (ROOT / "lowshot_cli").iterdir() if not p.name.startswith("__")]
+    packages = {f"{path.name}/" for path in inside if (path / "__init__.py").is_file()}
+    modules = {path.name for path in inside if path.suffix == ".py"}
+    assert _drawn("lowshot_cli/README.md") == packages | modules
+    folders = {f"lowshot_cli/{package}" for package in packages} | {"configs/", "tests/"}
+    assert _drawn("README.md") == folders
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+            name, _, heading = target.partition("#")
+            if "//" in target:
+                continue
+            there = (page.parent / name) if name else page
+            assert there.exists(), (page, target)
+            assert not heading or heading in _headings(there), (page, target)
+
+
+def _headings(page: Path) -> set[str]:
+    """Names that links within a page use, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_shipped_configs_are_valid_and_open_with_their_command() -> None:

@@ -1,4 +1,4 @@
-"""The README's command reference says what the commands say."""
+"""The command reference says what the commands say."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 
 import pytest
 
-from tests.reference import BEGIN, END, README, all_commands, reference, refreshed
+from tests.reference import BEGIN, END, REFERENCE, all_commands, reference, refreshed
 
 
-def test_the_readme_holds_the_reference_that_would_be_written() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert refreshed(readme) == readme, "`python -m tests.reference` writes it anew"
+def test_the_page_holds_the_reference_that_would_be_written() -> None:
+    page = REFERENCE.read_text(encoding="utf-8")
+    assert refreshed(page) == page, "`python -m tests.reference` writes it anew"
 
 
-def test_the_reference_stands_before_the_section_on_speed() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert re.search(rf"\n## Command reference\n.*{re.escape(BEGIN)}", readme, re.DOTALL)
-    assert readme.split(END)[1].startswith("\n\n## Speed\n")
+def test_the_reference_ends_its_page() -> None:
+    page = REFERENCE.read_text(encoding="utf-8")
+    assert page.startswith("# Command reference\n")
+    assert page.endswith(f"{END}\n")
 
 
 def test_every_option_of_every_command_has_a_row() -> None:
@@ -31,9 +31,11 @@ def test_every_option_of_every_command_has_a_row() -> None:
     for name, command in all_commands().items():
         section = sections[f"lowshot {name}"]
         for parameter in command.params:
-            shown = parameter.metavar or parameter.opts[0]
+            metavar = (parameter.metavar or "").replace("|", r"\|")
+            option = parameter.param_type_name == "option"
+            shown = f"{parameter.opts[0]} {metavar}".strip() if option else metavar
             assert f"| `{shown}` | " in section + common
-            assert f"`{shown}`" in section
+            assert f"`{parameter.opts[0] if option else metavar}" in section
         assert section.count("\nlowshot ") >= 3
 
 
@@ -59,7 +61,7 @@ def test_the_reference_does_not_depend_on_the_environment() -> None:
     command += "sys.stdout.buffer.write(r().encode())"
     done = subprocess.run(
         [sys.executable, "-c", command],
-        cwd=README.parent,
+        cwd=REFERENCE.parents[2],
         env={**os.environ, **odd},
         capture_output=True,
         check=True,

@@ -1,4 +1,4 @@
-"""The README's commands for people's own photos, as typed, on files such as people have."""
+"""The commands for your own photos, as their README types them, on files such as people have."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
 from tests.conftest import RunCommand
 
-README = Path(__file__).parents[2] / "README.md"
-# What would take minutes: the longest training the README names.
+README = Path(__file__).parents[2] / "lowshot_cli" / "data" / "README.md"
+# The training would take minutes.
 SHORTER = ["--epochs", "40", "--width", "8", "--batch-size", "32", "--lr", "0.1"]
 _MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 
@@ -46,13 +46,10 @@ def _as_people_have_them(pixels: torch.Tensor, folder: Path, names: Iterator[int
     (folder / "Thumbs.db").write_bytes(b"no image")
 
 
-def _commands() -> list[list[str]]:
-    text = README.read_text(encoding="utf-8")
-    section = text[text.index("### Your own images") :]
-    blocks = re.findall(r"```\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
-    lines = [line for block in blocks[:1] for line in block.splitlines()]
-    assert all(line.startswith("lowshot ") for line in lines)
-    return [shlex.split(line)[1:] for line in lines]
+def photo_commands() -> list[str]:
+    """The lines of the README's first code block."""
+    block = re.findall(r"^```\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.M)[0]
+    return block.splitlines()
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def photos(tmp_path: Path, glyphs: Dataset) -> Path:
 
 
 def test_the_chain_runs_as_typed_in_the_readme(lowshot: RunCommand, photos: Path) -> None:
-    commands = _commands()
+    commands = [shlex.split(line)[1:] for line in photo_commands()]
     typed = [line[0] for line in commands]
     assert typed == ["train-base", "imprint", "predict", "evaluate", "export", "classes"]
     for line in commands:
