@@ -1,6 +1,10 @@
 """Teach a trained image classifier a new class from a handful of images.
 
-`load` opens a checkpoint as a `Model`, which is the whole Python interface.
+`load` opens a checkpoint as a `Model`, which is the whole Python interface:
+
+    import lowshot_cli as lowshot
+
+    model = lowshot.load("base.safetensors").imprint("photos/", "my mug")
 """
 
 from __future__ import annotations
