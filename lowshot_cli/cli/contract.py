@@ -1,6 +1,6 @@
 """The `--json` contract: one record for each command, made here or by `to_json` of a result.
 
-`JSON_RECORDS.md` describes every key.
+`README.md` beside it describes every key.
 """
 
 from __future__ import annotations

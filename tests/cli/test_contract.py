@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from lowshot_cli.cli.main import app
 from lowshot_cli.data.dataset import Dataset
 from tests.conftest import save_images
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.reference import REFERENCE, all_commands
 
 # Enough to train a model of sorts within a second.
 MINI = {"classes": 3, "width": 4, "embedding_size": 8, "epochs": 1, "batch_size": 64}
@@ -75,12 +74,21 @@ CLASSES_CHANGED = {"checkpoint": str, "classes": [str]}
 Run = Callable[..., Any]
 
 
+@cache
+def _section() -> str:
+    """What the command reference says of records."""
+    page = REFERENCE.read_text(encoding="utf-8")
+    return page[page.index("\n## JSON records\n") : page.index("\n## Every command\n")]
+
+
 def check(value: Any, shape: Any, place: str = "record") -> None:
     """Hold a value against types, lists of one shape, and mappings whose keys stand in order."""
     if isinstance(shape, tuple):
         (shape,) = (one for one in shape if isinstance(value, one if type(one) is type else list))
     if isinstance(shape, dict):
         assert list(value) == list(shape), place
+        unknown = [key for key in shape if f"`{key}`" not in _section()]
+        assert not unknown, f"{place}: {unknown} stand on no page"
         for key, below in shape.items():
             check(value[key], below, f"{place}.{key}")
     elif isinstance(shape, list):
@@ -295,14 +303,6 @@ def test_dry_run(imprinted: dict[str, Any], run: Run) -> None:
     check(run("finetune", "--dry-run"), shape)
 
 
-def test_every_key_is_described_for_users() -> None:
-    text = (ROOT / "lowshot_cli" / "cli" / "JSON_RECORDS.md").read_text(encoding="utf-8")
-    described = set(re.findall(r"`([a-z_0-9]+)`", text))
-
-    def keys(shape: Any) -> set[str]:
-        if isinstance(shape, dict):
-            return set(shape).union(*map(keys, shape.values()))
-        return keys(shape[0]) if isinstance(shape, list | tuple) else set()
-
-    records = (SWEEP_RECORD, EVALUATION, CLASSES_CHANGED, METRIC, OVER_BASES)
-    assert set().union(*map(keys, records)) <= described
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_has_a_paragraph_for_users(command: str) -> None:
+    assert f"**`{command}`**" in _section()
