@@ -8,29 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from lowshot_cli.cli import completion
+from lowshot_cli.cli import options as o
 from lowshot_cli.cli.app import Call, Commands, app, command, open_standard_streams
 from lowshot_cli.cli.flags import (
     DATASET_SETTINGS,
-    EXPORT,
     PHOTO_SETTINGS,
-    UNKNOWN,
     CheckpointFile,
     DryRun,
     FalseAlarm,
     ModelFile,
     Out,
     Overwrite,
-    argument,
-    option,
 )
 from lowshot_cli.cli.torchrun import silence_other_ranks
-from lowshot_cli.config.schema import FALSE_ALARM, NEW_CLASSES, TRAINING, Executor, ExportFormat
-
-_REBUILD, _BASES = "A trial of a sweep", "Several base models"
-_RUN, _WORKERS = "Run folder", "Where trials run"
+from lowshot_cli.config.schema import FALSE_ALARM
 
 classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
 data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
@@ -39,9 +32,7 @@ data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
 @command(app, "train-base", section="train_base")
 def train_base(
     call: Call,
-    resume: Annotated[
-        bool, option("--resume", "Continue a training that was stopped.", panel=TRAINING)
-    ] = False,
+    resume: o.ResumeTraining = False,
     out: Out = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -62,41 +53,11 @@ def train_base(
 @command(app, "imprint", section="imprint")
 def imprint(
     call: Call,
-    images: Annotated[
-        list[Path] | None,
-        option(
-            "--images",
-            "Photos of the class: a file, folder or glob, such as photos/; repeat it for several.",
-            panel=NEW_CLASSES,
-            metavar="FOLDER|FILE",
-            default="drawn from the dataset",
-        ),
-    ] = None,
-    add: Annotated[
-        bool,
-        option(
-            "--add",
-            "Add to imprinted.safetensors instead of starting from the base.",
-            panel=NEW_CLASSES,
-        ),
-    ] = False,
-    replace: Annotated[
-        bool,
-        option("--replace", "Imprint a class again that the model knows.", panel=NEW_CLASSES),
-    ] = False,
-    from_run: Annotated[
-        Path | None,
-        option(
-            "--from-run",
-            "Rebuild a trial of this sweep folder, such as runs/sweep-20250131-120000.",
-            panel=_REBUILD,
-            metavar="FOLDER",
-        ),
-    ] = None,
-    trial: Annotated[
-        int | None,
-        option("--trial", "Row of its results.csv, from 0.", panel=_REBUILD, metavar="N"),
-    ] = None,
+    images: o.ClassImages = None,
+    add: o.Add = False,
+    replace: o.Replace = False,
+    from_run: o.FromRun = None,
+    trial: o.Trial = None,
     checkpoint: CheckpointFile = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -144,37 +105,10 @@ def finetune(
 @command(app, "evaluate")
 def evaluate(
     call: Call,
-    checkpoints: Annotated[
-        list[Path] | None,
-        argument(
-            "CHECKPOINT",
-            "Files to evaluate, such as runs/base.safetensors.",
-            default="all of the work folder",
-            autocompletion=completion.checkpoints,
-        ),
-    ] = None,
-    labelled: Annotated[
-        list[str] | None,
-        option(
-            "--images",
-            "Photos of a class, as NAME=PATH: a file, folder or glob, such as mug=photos/; repeat "
-            "it for several.",
-            metavar="NAME=PATH",
-            default="the dataset's test images",
-        ),
-    ] = None,
-    open_set: Annotated[
-        bool,
-        option("--open-set", "Also measure how classes never seen are rejected.", panel=UNKNOWN),
-    ] = False,
-    report: Annotated[
-        Path | None,
-        option(
-            "--report",
-            "Also write a page with plots to this file, such as report.html.",
-            metavar="FILE",
-        ),
-    ] = None,
+    checkpoints: o.Checkpoints = None,
+    labelled: o.LabelledImages = None,
+    open_set: o.OpenSet = False,
+    report: o.Report = None,
     false_alarm: FalseAlarm = None,
 ) -> None:
     """Measure checkpoints on the test images, or on your own photos.
@@ -204,79 +138,14 @@ def _config_of_run(own: Mapping[str, Any]) -> Path | None:
 @command(app, "sweep", section="sweep", config_file=_config_of_run)
 def sweep(
     call: Call,
-    class_order_seeds: Annotated[
-        str | None,
-        option(
-            "--class-order-seeds",
-            "Train and sweep a base model for each of these, such as 0,1,2.",
-            panel=_BASES,
-            metavar="N,N,...",
-            default="one base model",
-        ),
-    ] = None,
-    backbones: Annotated[
-        str | None,
-        option(
-            "--backbones",
-            "Train and sweep a base model with each of these, such as resnet9,resnet18.",
-            panel=_BASES,
-            metavar="NAMES",
-            default="one base model",
-        ),
-    ] = None,
-    save_models: Annotated[
-        bool, option("--save-models", "Keep the proxies and bias of every trial.", panel=_RUN)
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        option(
-            "--resume",
-            "Continue the run in this folder, such as runs/sweep-20250131-120000.",
-            panel=_RUN,
-            metavar="FOLDER",
-        ),
-    ] = None,
-    executor: Annotated[
-        Executor,
-        option(
-            "--executor",
-            "Run trials in this process, or on a Ray cluster.",
-            panel=_WORKERS,
-            metavar="local|ray",
-            default="local",
-        ),
-    ] = "local",
-    ray_address: Annotated[
-        str | None,
-        option(
-            "--ray-address",
-            "Cluster to join, such as 10.0.0.1:6379, or auto for the one on this machine.",
-            panel=_WORKERS,
-            metavar="HOST:PORT|auto",
-            default="one of its own",
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        float,
-        option(
-            "--gpus-per-worker",
-            "GPUs for each Ray worker, such as 0.5.",
-            panel=_WORKERS,
-            metavar="X",
-            default="0",
-        ),
-    ] = 0.0,
-    threads: Annotated[
-        int | None,
-        option(
-            "--threads",
-            "PyTorch threads in each process that runs trials, such as 4; the last digits of "
-            "results depend on it.",
-            panel=_WORKERS,
-            metavar="N",
-            default="1 on Ray, else PyTorch's own number",
-        ),
-    ] = None,
+    class_order_seeds: o.ClassOrderSeeds = None,
+    backbones: o.Backbones = None,
+    save_models: o.SaveModels = False,
+    resume: o.ResumeSweep = None,
+    executor: o.ExecutorName = "local",
+    ray_address: o.RayAddress = None,
+    gpus_per_worker: o.GpusPerWorker = 0.0,
+    threads: o.Threads = None,
     checkpoint: CheckpointFile = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -307,25 +176,11 @@ def sweep(
 @command(app, "predict", settings=PHOTO_SETTINGS)
 def predict(
     call: Call,
-    sources: Annotated[
-        list[str] | None,
-        argument("IMAGES", 'Files, folders or globs, such as photos/ or "*.jpg"; - reads a list.'),
-    ] = None,
-    top: Annotated[
-        int,
-        option(
-            "--top",
-            "How many of the most probable classes to name.",
-            metavar="N",
-            default="3",
-            min=1,
-        ),
-    ] = 3,
-    unknown: Annotated[
-        bool, option("--unknown", "Mark images that are of no known class.", panel=UNKNOWN)
-    ] = False,
+    sources: o.Sources = None,
+    top: o.Top = 3,
+    unknown: o.Unknown = False,
     false_alarm: FalseAlarm = None,
-    csv: Annotated[bool, option("--csv", "Print results as CSV.")] = False,
+    csv: o.Csv = False,
     checkpoint: ModelFile = None,
 ) -> None:
     """Say what is in images: files, folders, globs, or `-` for a list on standard input.
@@ -343,48 +198,12 @@ def predict(
 @command(app, "export", settings=PHOTO_SETTINGS)
 def export(
     call: Call,
-    format: Annotated[
-        ExportFormat,
-        option(
-            "--format",
-            "ONNX, a PyTorch program, or both.",
-            panel=EXPORT,
-            metavar="onnx|torch|all",
-            default="all",
-        ),
-    ] = "all",
-    check: Annotated[
-        bool,
-        option(
-            "--check",
-            "Compare the export, made now or before, with the checkpoint.",
-            panel=EXPORT,
-        ),
-    ] = False,
-    images: Annotated[
-        list[Path] | None,
-        option(
-            "--images",
-            "Photos to compare on: a file, folder or glob, such as photos/; repeat it for several.",
-            panel=EXPORT,
-            metavar="FOLDER|FILE",
-            default="test images, or noise",
-        ),
-    ] = None,
+    format: o.ExportFormatName = "all",
+    check: o.Check = False,
+    images: o.CheckImages = None,
     checkpoint: CheckpointFile = None,
-    out: Annotated[
-        Path | None,
-        option(
-            "--out",
-            "Folder to write to.",
-            panel=EXPORT,
-            metavar="FOLDER",
-            default="export in the work folder",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, option("--overwrite", "Replace an export that exists.", panel=EXPORT)
-    ] = False,
+    out: o.ExportFolder = None,
+    overwrite: o.ExportOverwrite = False,
 ) -> None:
     """Write the model as ONNX and as a PyTorch program, with labels and a model card.
 
@@ -397,12 +216,6 @@ def export(
     files = checkpoint, out, format, overwrite
     exporting.export(call.config, call.output, *files, check, images or [])
 
-
-_OldName = Annotated[
-    str,
-    argument("NAME", 'The class, such as "my mug".', autocompletion=completion.known_classes),
-]
-_Force = Annotated[bool, option("--force", "Base classes too.")]
 
 app.add_typer(classes, name="classes")
 
@@ -422,7 +235,7 @@ def classes_list(call: Call, checkpoint: ModelFile = None) -> None:
 
 @command(classes, "remove", settings=("workdir",))
 def classes_remove(
-    call: Call, name: _OldName, force: _Force = False, checkpoint: ModelFile = None
+    call: Call, name: o.OldName, force: o.Force = False, checkpoint: ModelFile = None
 ) -> None:
     """Remove a class from a model.
 
@@ -438,9 +251,9 @@ def classes_remove(
 @command(classes, "rename", settings=("workdir",))
 def classes_rename(
     call: Call,
-    name: _OldName,
-    new_name: Annotated[str, argument("NEW_NAME", 'Its new name, such as "blue mug".')],
-    force: _Force = False,
+    name: o.OldName,
+    new_name: o.NewName,
+    force: o.Force = False,
     checkpoint: ModelFile = None,
 ) -> None:
     """Give a class of a model another name.
@@ -473,9 +286,7 @@ def data_classes(call: Call) -> None:
 @command(data, "cache", settings=())
 def data_cache(
     call: Call,
-    clear: Annotated[
-        bool, option("--clear", "Delete all cached embeddings and decoded images.")
-    ] = False,
+    clear: o.Clear = False,
 ) -> None:
     """Show the cache of embeddings and decoded images, or empty it.
 
@@ -491,17 +302,7 @@ def data_cache(
 @command(data, "duplicates", settings=DATASET_SETTINGS)
 def data_duplicates(
     call: Call,
-    at_least: Annotated[
-        float,
-        option(
-            "--at-least",
-            "Similarity from which images count as the same; that of equal ones is 1.",
-            metavar="X",
-            default="0.85",
-            min=0,
-            max=1,
-        ),
-    ] = 0.85,
+    at_least: o.AtLeast = 0.85,
 ) -> None:
     """Find test images that show what a training image shows.
 

@@ -1,0 +1,264 @@
+"""Options of single commands; those of settings and the shared ones stand in `flags.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from lowshot_cli.cli import completion
+from lowshot_cli.cli.flags import EXPORT, UNKNOWN, argument, option
+from lowshot_cli.config.schema import NEW_CLASSES, TRAINING, Executor, ExportFormat
+
+_REBUILD, _BASES = "A trial of a sweep", "Several base models"
+_RUN, _WORKERS = "Run folder", "Where trials run"
+
+ResumeTraining = Annotated[
+    bool, option("--resume", "Continue a training that was stopped.", panel=TRAINING)
+]
+
+ClassImages = Annotated[
+    list[Path] | None,
+    option(
+        "--images",
+        "Photos of the class: a file, folder or glob, such as photos/; repeat it for several.",
+        panel=NEW_CLASSES,
+        metavar="FOLDER|FILE",
+        default="drawn from the dataset",
+    ),
+]
+
+Add = Annotated[
+    bool,
+    option(
+        "--add",
+        "Add to imprinted.safetensors instead of starting from the base.",
+        panel=NEW_CLASSES,
+    ),
+]
+
+Replace = Annotated[
+    bool,
+    option("--replace", "Imprint a class again that the model knows.", panel=NEW_CLASSES),
+]
+
+FromRun = Annotated[
+    Path | None,
+    option(
+        "--from-run",
+        "Rebuild a trial of this sweep folder, such as runs/sweep-20250131-120000.",
+        panel=_REBUILD,
+        metavar="FOLDER",
+    ),
+]
+
+Trial = Annotated[
+    int | None,
+    option("--trial", "Row of its results.csv, from 0.", panel=_REBUILD, metavar="N"),
+]
+
+Checkpoints = Annotated[
+    list[Path] | None,
+    argument(
+        "CHECKPOINT",
+        "Files to evaluate, such as runs/base.safetensors.",
+        default="all of the work folder",
+        autocompletion=completion.checkpoints,
+    ),
+]
+
+LabelledImages = Annotated[
+    list[str] | None,
+    option(
+        "--images",
+        "Photos of a class, as NAME=PATH: a file, folder or glob, such as mug=photos/; repeat "
+        "it for several.",
+        metavar="NAME=PATH",
+        default="the dataset's test images",
+    ),
+]
+
+OpenSet = Annotated[
+    bool,
+    option("--open-set", "Also measure how classes never seen are rejected.", panel=UNKNOWN),
+]
+
+Report = Annotated[
+    Path | None,
+    option(
+        "--report",
+        "Also write a page with plots to this file, such as report.html.",
+        metavar="FILE",
+    ),
+]
+
+ClassOrderSeeds = Annotated[
+    str | None,
+    option(
+        "--class-order-seeds",
+        "Train and sweep a base model for each of these, such as 0,1,2.",
+        panel=_BASES,
+        metavar="N,N,...",
+        default="one base model",
+    ),
+]
+
+Backbones = Annotated[
+    str | None,
+    option(
+        "--backbones",
+        "Train and sweep a base model with each of these, such as resnet9,resnet18.",
+        panel=_BASES,
+        metavar="NAMES",
+        default="one base model",
+    ),
+]
+
+SaveModels = Annotated[
+    bool, option("--save-models", "Keep the proxies and bias of every trial.", panel=_RUN)
+]
+
+ResumeSweep = Annotated[
+    Path | None,
+    option(
+        "--resume",
+        "Continue the run in this folder, such as runs/sweep-20250131-120000.",
+        panel=_RUN,
+        metavar="FOLDER",
+    ),
+]
+
+ExecutorName = Annotated[
+    Executor,
+    option(
+        "--executor",
+        "Run trials in this process, or on a Ray cluster.",
+        panel=_WORKERS,
+        metavar="local|ray",
+        default="local",
+    ),
+]
+
+RayAddress = Annotated[
+    str | None,
+    option(
+        "--ray-address",
+        "Cluster to join, such as 10.0.0.1:6379, or auto for the one on this machine.",
+        panel=_WORKERS,
+        metavar="HOST:PORT|auto",
+        default="one of its own",
+    ),
+]
+
+GpusPerWorker = Annotated[
+    float,
+    option(
+        "--gpus-per-worker",
+        "GPUs for each Ray worker, such as 0.5.",
+        panel=_WORKERS,
+        metavar="X",
+        default="0",
+    ),
+]
+
+Threads = Annotated[
+    int | None,
+    option(
+        "--threads",
+        "PyTorch threads in each process that runs trials, such as 4; the last digits of "
+        "results depend on it.",
+        panel=_WORKERS,
+        metavar="N",
+        default="1 on Ray, else PyTorch's own number",
+    ),
+]
+
+Sources = Annotated[
+    list[str] | None,
+    argument("IMAGES", 'Files, folders or globs, such as photos/ or "*.jpg"; - reads a list.'),
+]
+
+Top = Annotated[
+    int,
+    option(
+        "--top",
+        "How many of the most probable classes to name.",
+        metavar="N",
+        default="3",
+        min=1,
+    ),
+]
+
+Unknown = Annotated[
+    bool, option("--unknown", "Mark images that are of no known class.", panel=UNKNOWN)
+]
+
+Csv = Annotated[bool, option("--csv", "Print results as CSV.")]
+
+ExportFormatName = Annotated[
+    ExportFormat,
+    option(
+        "--format",
+        "ONNX, a PyTorch program, or both.",
+        panel=EXPORT,
+        metavar="onnx|torch|all",
+        default="all",
+    ),
+]
+
+Check = Annotated[
+    bool,
+    option(
+        "--check",
+        "Compare the export, made now or before, with the checkpoint.",
+        panel=EXPORT,
+    ),
+]
+
+CheckImages = Annotated[
+    list[Path] | None,
+    option(
+        "--images",
+        "Photos to compare on: a file, folder or glob, such as photos/; repeat it for several.",
+        panel=EXPORT,
+        metavar="FOLDER|FILE",
+        default="test images, or noise",
+    ),
+]
+
+ExportFolder = Annotated[
+    Path | None,
+    option(
+        "--out",
+        "Folder to write to.",
+        panel=EXPORT,
+        metavar="FOLDER",
+        default="export in the work folder",
+    ),
+]
+
+ExportOverwrite = Annotated[
+    bool, option("--overwrite", "Replace an export that exists.", panel=EXPORT)
+]
+
+OldName = Annotated[
+    str,
+    argument("NAME", 'The class, such as "my mug".', autocompletion=completion.known_classes),
+]
+
+Force = Annotated[bool, option("--force", "Base classes too.")]
+
+NewName = Annotated[str, argument("NEW_NAME", 'Its new name, such as "blue mug".')]
+
+Clear = Annotated[bool, option("--clear", "Delete all cached embeddings and decoded images.")]
+
+AtLeast = Annotated[
+    float,
+    option(
+        "--at-least",
+        "Similarity from which images count as the same; that of equal ones is 1.",
+        metavar="X",
+        default="0.85",
+        min=0,
+        max=1,
+    ),
+]
