@@ -37,15 +37,8 @@ from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import (
-    Config,
-    ExportFormat,
-    FinetuneConfig,
-    FreezeBase,
-    ImprintConfig,
-    Loss,
-    Section,
-)
+from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig, Section
+from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss
 from lowshot_cli.data.decoding import as_pixels, decode
 from lowshot_cli.data.photos import Photos, find_photos
 from lowshot_cli.environment import pick_device

@@ -13,7 +13,8 @@ from lowshot_cli.adaptation.methods import check_proxy, imprint_one
 from lowshot_cli.adaptation.supports import distinct, pixel_hash, support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
-from lowshot_cli.config.schema import DEFAULT_SHOTS, Config, ImprintConfig
+from lowshot_cli.config.schema import Config, ImprintConfig
+from lowshot_cli.config.values import DEFAULT_SHOTS
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.data.image_files import as_text

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
-from lowshot_cli.config.schema import Config, storable
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import storable
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
 from lowshot_cli.models.backbones import build_backbone, load_state

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowshot_cli.checkpoint.metadata import Meta, how_to_make, read_metadata
-from lowshot_cli.config.schema import CHAIN
+from lowshot_cli.config.values import CHAIN
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.storage.files import file_hash
 

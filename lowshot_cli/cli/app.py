@@ -17,7 +17,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli.cli import flags as f
 from lowshot_cli.cli import torchrun
-from lowshot_cli.config.schema import COMMON, DEFAULT_DATASET, Config
+from lowshot_cli.config.presentation import COMMON
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 

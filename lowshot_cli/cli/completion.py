@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_METHODS
-from lowshot_cli.config.schema import CHAIN
+from lowshot_cli.config.values import CHAIN
 from lowshot_cli.errors import CheckpointError, LowshotError
 
 if TYPE_CHECKING:

@@ -13,7 +13,9 @@ from pydantic.fields import FieldInfo
 from typer import Argument, Option
 
 from lowshot_cli.cli import completion
-from lowshot_cli.config.schema import COMMON, FALSE_ALARM, Config, Section, presentation
+from lowshot_cli.config.presentation import COMMON, presentation
+from lowshot_cli.config.schema import Config, Section
+from lowshot_cli.config.values import FALSE_ALARM
 
 # Settings that commands share: where images come from, and the rest.
 DATASET_SETTINGS = ("dataset", "data_dir", "image_size", "skip_bad")

@@ -23,7 +23,7 @@ from lowshot_cli.cli.flags import (
     Overwrite,
 )
 from lowshot_cli.cli.torchrun import silence_other_ranks
-from lowshot_cli.config.schema import FALSE_ALARM
+from lowshot_cli.config.values import FALSE_ALARM
 
 classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
 data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")

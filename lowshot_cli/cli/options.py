@@ -7,7 +7,8 @@ from typing import Annotated
 
 from lowshot_cli.cli import completion
 from lowshot_cli.cli.flags import EXPORT, UNKNOWN, argument, option
-from lowshot_cli.config.schema import NEW_CLASSES, TRAINING, Executor, ExportFormat
+from lowshot_cli.config.presentation import NEW_CLASSES, TRAINING
+from lowshot_cli.config.values import Executor, ExportFormat
 
 _REBUILD, _BASES = "A trial of a sweep", "Several base models"
 _RUN, _WORKERS = "Run folder", "Where trials run"

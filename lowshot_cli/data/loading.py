@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lowshot_cli.config.schema import DEFAULT_DATASET, Config
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, silent

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import ExportFormat
+from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.errors import CheckpointError, LowshotError, one_line
 from lowshot_cli.export.formats import (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import ExportFormat
+from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.export.formats import (
     CARD_FILE,
     LABELS_FILE,

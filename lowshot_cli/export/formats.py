@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-from lowshot_cli.config.schema import ExportFormat
+from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.errors import LowshotError
 
 ONNX_FILE, TORCH_FILE, LABELS_FILE, CARD_FILE = (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowshot_cli.config.schema import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.errors import UsageError, did_you_mean
 from lowshot_cli.models.pretrained import PretrainedBackbone
 

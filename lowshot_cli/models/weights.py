@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowshot_cli.config.schema import DEFAULT_WEIGHTS, Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.values import DEFAULT_WEIGHTS
 from lowshot_cli.errors import CheckpointError, UsageError, one_line
 from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.workdir import chain_path
-from lowshot_cli.config.schema import BACKBONES, EMBEDDING_SIZE, Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.evaluation.statistics import (
     METRICS,

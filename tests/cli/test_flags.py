@@ -17,7 +17,8 @@ from lowshot_cli.cli.flags import (
     reword,
     setting_flags,
 )
-from lowshot_cli.config.schema import Config, Section, presentation
+from lowshot_cli.config.presentation import presentation
+from lowshot_cli.config.schema import Config, Section
 
 RunCommand = Callable[..., Result]
 SECTIONS = {"train_base": "train-base", "imprint": "imprint", "finetune": "finetune"} | {

@@ -19,7 +19,8 @@ from lowshot_cli.cli.context import (
     reject_with,
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
-from lowshot_cli.config.schema import CHAIN, Config
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import CHAIN
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation import evaluate as evaluation

@@ -19,7 +19,8 @@ from lowshot_cli.cli.context import (
     with_dataset_of,
 )
 from lowshot_cli.cli.contract import export_record
-from lowshot_cli.config.schema import Config, ExportFormat
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data import cifar100 as cifar
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.export import export as exporter

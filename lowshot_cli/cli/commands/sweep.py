@@ -23,7 +23,7 @@ from lowshot_cli.cli.context import (
 )
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config, difference
-from lowshot_cli.config.schema import Executor as ExecutorName
+from lowshot_cli.config.values import Executor as ExecutorName
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, Interrupted, UsageError

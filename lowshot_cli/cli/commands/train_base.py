@@ -12,7 +12,8 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
 from lowshot_cli.cli.contract import training_record
 from lowshot_cli.cli.torchrun import process_group
-from lowshot_cli.config.schema import DEFAULT_DATASET, DEFAULT_WEIGHTS, Config
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import DEFAULT_DATASET, DEFAULT_WEIGHTS
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import RankLost
 from lowshot_cli.models import weights

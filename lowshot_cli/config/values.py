@@ -1,0 +1,126 @@
+"""What settings may be: their choices, their ranges, and the forms in which people write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from lowshot_cli.config.methods import imprint_method, sweep_method
+from lowshot_cli.errors import did_you_mean
+
+DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+Split = Literal["seeded", "alphabetical"]
+Scope = Literal["head", "full"]
+Loss = Literal["adaptive", "plain"]
+FreezeBase = Literal["always", "alternate", "never"]
+ExportFormat = Literal["onnx", "torch", "all"]
+Executor = Literal["local", "ray"]
+ImprintMethod = Annotated[str, AfterValidator(imprint_method)]
+SweepMethod = Annotated[str, AfterValidator(sweep_method)]
+
+DEFAULT_DATASET = "cifar100"
+# Support images of a class of a dataset.
+DEFAULT_SHOTS = 5
+# The package's own backbones, and the libraries whose models are named `library:model`.
+BACKBONES = ("resnet9", "resnet18")
+LIBRARIES = ("torchvision", "timm")
+# Dimensions of the embedding of the package's own backbones.
+EMBEDDING_SIZE = 64
+# Published weights of a library's model, where a file could be named.
+DEFAULT_WEIGHTS = "DEFAULT"
+# Percent of the hold-out that may be taken for unknown images.
+FALSE_ALARM = 5.0
+# Checkpoints of a work folder, each made from the one before.
+CHAIN = ("base", "imprinted", "finetuned")
+
+
+def _split_commas(value: object) -> object:
+    """`1,5,10` on the command line is the list that YAML would write as [1, 5, 10]."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _names_or_number(value: object) -> object:
+    """`40` is a number of classes, `apple,bus` a list of names; YAML may give either directly."""
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
+    return _split_commas(value)
+
+
+def _all_or_names(value: object) -> object:
+    return "all" if value == "all" else _names_or_number(value)
+
+
+def _none_or_points(value: object) -> object:
+    """`none` is a word in YAML and on the command line, so both ways of writing it mean bias 0."""
+    return value.lower() if isinstance(value, str) else value
+
+
+def storable(value: str) -> str:
+    """Text that a checkpoint can hold.
+
+    Raises:
+        ValueError: it cannot, and why.
+    """
+    if "\0" in value or not value.strip():
+        raise ValueError("should not be empty or hold NUL")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("should be valid UTF-8") from None
+    return value
+
+
+def _path(value: Path) -> Path:
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError("should be valid UTF-8") from None
+    if "\0" in str(value):
+        raise ValueError("should not hold NUL")
+    return value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("needs at least one entry")
+    if len(set(values)) != len(values):
+        raise ValueError("names something twice")
+    return values
+
+
+def _backbone(value: str) -> str:
+    """Models of a library are looked up where the library is at hand."""
+    library, colon, model = value.partition(":")
+    if value in BACKBONES or (colon and library in LIBRARIES and model):
+        return value
+    known = [*BACKBONES, *(f"{name}:{model or value}" for name in LIBRARIES)]
+    hint = did_you_mean(value, known)
+    choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
+    raise ValueError(f"should be one of {choices}" + (f" ({hint})" if hint else ""))
+
+
+MaxForgetting = Annotated[
+    Literal["none"] | Annotated[float, Field(ge=0, le=100)], BeforeValidator(_none_or_points)
+]
+Count = Annotated[int, Field(gt=0)]
+StorableText = Annotated[str, AfterValidator(storable)]
+FilePath = Annotated[Path, AfterValidator(_path)]
+Names = Annotated[tuple[StorableText, ...], AfterValidator(_distinct)]
+Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]
+Methods = Annotated[
+    tuple[SweepMethod, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)
+]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BaseClasses = Annotated[Count | Names | None, BeforeValidator(_names_or_number)]
+NovelClasses = Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)]
+BackboneName = Annotated[str, AfterValidator(_backbone)]
+Side = Annotated[int, Field(ge=8, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
