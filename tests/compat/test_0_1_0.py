@@ -142,7 +142,6 @@ def test_a_trial_of_its_run_folder_becomes_a_model_again(lowshot: RunCommand, ru
     assert (model.meta.supports[0].method, model.meta.max_forgetting) == ("whitened", 10)
 
 
-@pytest.mark.skip(reason="the former header of results.csv is not read yet")
 @pytest.mark.parametrize("rows", [24, 13, 12])
 def test_its_run_folder_is_resumed(lowshot: RunCommand, runs: Path, rows: int) -> None:
     table = runs / "run" / "results.csv"
