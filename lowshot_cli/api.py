@@ -21,15 +21,14 @@ array `(B, H, W, 3)` or tensor `(B, 3, H, W)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from lowshot_cli.adaptation.bias import without_class
@@ -37,29 +36,24 @@ from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig, Section
+from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig
 from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss
-from lowshot_cli.data.decoding import as_pixels, decode
-from lowshot_cli.data.photos import Photos, find_photos
+from lowshot_cli.config.yaml_file import make_section
+from lowshot_cli.data.in_memory import AnyImage, AnyImages, decode_any, list_images
+from lowshot_cli.data.photos import Photos
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.open_set import unknown_threshold
 from lowshot_cli.evaluation.predict import Prediction, describe
 from lowshot_cli.export import export as exporter
-from lowshot_cli.export.formats import ensure_installed
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
 from lowshot_cli.storage.files import ensure_writable
 
-AnyImage = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
-
-
 Budget = float | Literal["none"]
-
-
-_Section = TypeVar("_Section", bound=Section)
+_Many = list[Any] | tuple[Any, ...]
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
@@ -75,7 +69,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         UsageError: there is no such device.
     """
     checkpoint = ckpt.load(Path(path))
-    return Model(checkpoint, fused(checkpoint.network(_device(device))))
+    return Model(checkpoint, fused(checkpoint.network(pick_device(device))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,29 +107,17 @@ class Model:
 
     @overload
     def predict(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        top: int = 3,
-        false_alarm: float | None = None,
+        self, images: _Many, *, top: int = 3, false_alarm: float | None = None
     ) -> list[Prediction]: ...
 
     # Whether a path is of one image or of a folder shows at run time.
     @overload
     def predict(
-        self,
-        images: AnyImage | Iterable[AnyImage],
-        *,
-        top: int = 3,
-        false_alarm: float | None = None,
+        self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
     ) -> Any: ...
 
     def predict(
-        self,
-        images: AnyImage | Iterable[AnyImage],
-        *,
-        top: int = 3,
-        false_alarm: float | None = None,
+        self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
     ) -> Prediction | list[Prediction]:
         """Classify an image, or many.
 
@@ -156,7 +138,7 @@ class Model:
             raise UsageError(f"`top` is {top}", "give 1 or more")
         if false_alarm is not None and not 0 <= false_alarm <= 100:
             raise UsageError(f"`false_alarm` is {false_alarm}", "give a percentage from 0 to 100")
-        given, is_one = _listed(images)
+        given, is_one = list_images(images)
         names = [
             str(image) if isinstance(image, str | Path) else str(number)
             for number, image in enumerate(given)
@@ -169,7 +151,7 @@ class Model:
 
     __call__ = predict
 
-    def predict_proba(self, images: AnyImage | Iterable[AnyImage]) -> Tensor:
+    def predict_proba(self, images: AnyImages) -> Tensor:
         """Probabilities `(B, C)` fp32, on the CPU, in the order of `classes`; one image is B = 1.
 
         Raises:
@@ -178,17 +160,17 @@ class Model:
         parts = self.embed(images).split(chunk_size(len(self.classes)))
         return torch.cat([self.checkpoint.head.probabilities(part) for part in parts])
 
-    def embed(self, images: AnyImage | Iterable[AnyImage]) -> Tensor:
+    def embed(self, images: AnyImages) -> Tensor:
         """Unit embeddings `(B, D)` fp32, on the CPU; one image is B = 1.
 
         Raises:
             DataError: something that is not an image.
         """
-        return self._embed(_listed(images)[0])
+        return self._embed(list_images(images)[0])
 
     def imprint(
         self,
-        images: AnyImage | Iterable[AnyImage],
+        images: AnyImages,
         name: str,
         *,
         method: str = "whitened",
@@ -219,7 +201,7 @@ class Model:
                 like the average of the base classes.
             UsageError: a class that the model knows, or a setting out of range.
         """
-        options = _settings(
+        options = make_section(
             ImprintConfig,
             classes=(name,),
             method=method,
@@ -227,8 +209,8 @@ class Model:
             shots=shots,
             views=views,
         )
-        config = _settings(Config, imprint=options, seed=seed)
-        given, _ = _listed(images)
+        config = make_section(Config, imprint=options, seed=seed)
+        given, _ = list_images(images)
         files = tuple(
             Path(image) if isinstance(image, str | Path) else Path(f"image {number}")
             for number, image in enumerate(given)
@@ -270,7 +252,7 @@ class Model:
         Raises:
             UsageError: no novel class, or a setting out of range.
         """
-        options = _settings(
+        options = make_section(
             FinetuneConfig,
             scope="head",
             steps=steps,
@@ -283,9 +265,7 @@ class Model:
         )
         return self._child(finetune(self.checkpoint, Config(finetune=options)))
 
-    def evaluate(
-        self, images: AnyImage | Iterable[AnyImage], labels: str | Sequence[str]
-    ) -> Evaluation:
+    def evaluate(self, images: AnyImages, labels: str | Sequence[str]) -> Evaluation:
         """Measure the model on images whose classes are known.
 
         Args:
@@ -300,7 +280,7 @@ class Model:
             DataError: something that is not an image, or another number of labels than of images.
             UsageError: a class that the model does not know.
         """
-        given, _ = _listed(images)
+        given, _ = list_images(images)
         names = [labels] * len(given) if isinstance(labels, str) else list(labels)
         if len(names) != len(given):
             raise DataError(
@@ -345,9 +325,9 @@ class Model:
         Raises:
             LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
         """
-        ensure_installed(format, making=True, checking=False)
+        files = exporter.export(self.checkpoint, format)
         ensure_writable(Path(folder))
-        exporter.write(Path(folder), exporter.export(self.checkpoint, format))
+        exporter.write(Path(folder), files)
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint, whole or not at all.
@@ -367,93 +347,4 @@ class Model:
 
     def _pixels(self, images: Sequence[AnyImage]) -> Tensor:
         size = self.checkpoint.meta.image_size
-        return torch.stack([torch.from_numpy(_decoded(image, size)) for image in images])
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return pick_device("auto")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UsageError(
-            f"unknown `device` {str(device)!r}", "give cpu, cuda, or auto for a GPU if there is one"
-        ) from None
-    if found.type == "cuda":
-        pick_device("cuda")
-        if (found.index or 0) >= torch.cuda.device_count():
-            raise UsageError(
-                f"there is no `device` {str(device)!r}", "give cuda, or a lower number"
-            )
-    return found
-
-
-def _settings(section: type[_Section], **given: object) -> _Section:
-    """A section of the config from the settings that are given; None leaves a default.
-
-    Raises:
-        UsageError: one of them is out of range.
-    """
-    try:
-        return section(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = first["loc"][0] if first["loc"] else "the settings"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"`{name}`: {reason}", "help(lowshot_cli.Model) says what fits") from None
-
-
-def _listed(images: AnyImage | Iterable[AnyImage]) -> tuple[list[AnyImage], bool]:
-    """The images one by one, and whether it is one image rather than a list of one.
-
-    Raises:
-        DataError: there are none, or a path leads nowhere.
-    """
-    if isinstance(images, str | Path):
-        return _at(images), Path(images).is_file()
-    if isinstance(images, np.ndarray | Tensor) and images.ndim != 4:
-        return [images], True
-    if isinstance(images, Image.Image) or not isinstance(images, Iterable):
-        return [images], True
-    listed: list[AnyImage] = []
-    for image in images:
-        listed += _at(image) if isinstance(image, str | Path) else [image]
-    if not listed:
-        raise DataError("no images", "give at least one")
-    return listed, False
-
-
-def _at(path: str | Path) -> list[AnyImage]:
-    """The image at a path, or those in a folder."""
-    return [path] if Path(path).is_file() else list(find_photos([Path(path)]))
-
-
-def _decoded(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pixels `(3, S, S)` of an image.
-
-    Raises:
-        DataError: it is not one.
-    """
-    if isinstance(image, str | Path):
-        return decode(Path(image), size)
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"a tensor {list(image.shape)} is not an image", "give (3, H, W)")
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype.kind == "f":
-            if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-                raise DataError("a floating-point image has values outside 0 to 1", "scale it")
-            array = (255 * array).round().astype(np.uint8)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-            raise DataError(
-                f"an array {list(array.shape)} of {array.dtype} is not an image", "give (H, W, 3)"
-            )
-        try:
-            image = Image.fromarray(array)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"an array {list(array.shape)} is not an image", "give (H, W, 3)"
-            ) from None
-    return as_pixels(image, size)
+        return torch.stack([torch.from_numpy(decode_any(image, size)) for image in images])

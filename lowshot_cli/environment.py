@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     import torch
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one.
 
     Raises:
-        UsageError: `cuda` on a machine without it.
+        UsageError: an unknown name, or a GPU that PyTorch does not find.
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("PyTorch finds no GPU here", "`device=cpu` computes without one")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown `device` {str(name)!r}", "give auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        hint = "`device=cpu` computes without one"
+        raise UsageError(f"PyTorch finds no GPU {device} here", hint)
+    return device
 
 
 def versions() -> dict[str, str]:

@@ -284,7 +284,7 @@ class Config(Section):
         None,
         "Where images come from.",
         COMMON,
-        unset=f"the model's, or {DEFAULT_DATASET}",
+        unset=f"{DEFAULT_DATASET}, or the model's",
     )
     data_dir: FilePath | None = setting(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from lowshot_cli.config.schema import (
 )
 from lowshot_cli.errors import ConfigError, UsageError, nearest
 
+_Section = TypeVar("_Section", bound=Section)
 _SHORT = reprlib.Repr()
 
 
@@ -66,6 +67,18 @@ def load_config(
         return Config.model_validate(values)
     except ValidationError as error:
         raise UsageError(_explain(error), "see the help for what fits") from None
+
+
+def make_section(section: type[_Section], **given: object) -> _Section:
+    """A section of the config, or all of it, from settings; None leaves a default.
+
+    Raises:
+        UsageError: one of them is out of range.
+    """
+    try:
+        return section(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise UsageError(_explain(error), "see its description for what fits") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

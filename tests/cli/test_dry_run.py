@@ -82,7 +82,9 @@ def _cache() -> Path:
 def test_a_sweep_without_a_base_model_is_planned_with_its_training(
     lowshot: RunCommand, tmp_path: Path, tiny_yaml: Path
 ) -> None:
-    config = json.loads(tiny_yaml.read_text()) | {"sweep": {"trials": 2, "novel": 3}}
+    config = json.loads(tiny_yaml.read_text()) | {
+        "sweep": {"train_base": True, "trials": 2, "novel": 3}
+    }
     (tmp_path / "both.yaml").write_text(json.dumps(config))
     plan = _planned(lowshot, "sweep", "--config", "both.yaml")
     assert [stage["name"] for stage in plan["stages"]] == [

@@ -184,8 +184,14 @@ def load_base(path: Path, config: Config) -> Checkpoint:
 
     Raises:
         UsageError: it has novel classes.
-        CheckpointError: it was trained otherwise than the config says.
+        CheckpointError: there is none, or it was trained otherwise than the config says.
     """
+    if not path.exists():
+        raise CheckpointError(
+            f"no base model at {path}",
+            "`lowshot train-base` makes it; a sweep trains it first where its config has "
+            "`sweep: {train_base: true}`",
+        )
     base = ckpt.load(path)
     if base.novel_classes:
         raise UsageError(f"{path} has novel classes", "a sweep starts from a base model")

@@ -1,0 +1,75 @@
+"""Images in whatever form Python users have them: paths, PIL images, arrays and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from lowshot_cli.data.decoding import as_pixels, decode
+from lowshot_cli.data.photos import find_photos
+from lowshot_cli.errors import DataError
+
+AnyImage = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+# One image or many.
+AnyImages = AnyImage | Iterable[AnyImage]
+
+
+def list_images(images: AnyImages) -> tuple[list[AnyImage], bool]:
+    """The images one by one, and whether it is one image rather than a list of one.
+
+    Raises:
+        DataError: there are none, or a path leads nowhere.
+    """
+    if isinstance(images, str | Path):
+        return _at(images), Path(images).is_file()
+    if isinstance(images, np.ndarray | Tensor) and images.ndim != 4:
+        return [images], True
+    if isinstance(images, Image.Image) or not isinstance(images, Iterable):
+        return [images], True
+    listed: list[AnyImage] = []
+    for image in images:
+        listed += _at(image) if isinstance(image, str | Path) else [image]
+    if not listed:
+        raise DataError("no images", "give at least one")
+    return listed, False
+
+
+def _at(path: str | Path) -> list[AnyImage]:
+    """The image at a path, or those in a folder."""
+    return [path] if Path(path).is_file() else list(find_photos([Path(path)]))
+
+
+def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pixels `(3, S, S)` of an image.
+
+    Raises:
+        DataError: it is not one.
+    """
+    if isinstance(image, str | Path):
+        return decode(Path(image), size)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise DataError(f"a tensor {list(image.shape)} is not an image", "give (3, H, W)")
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype.kind == "f":
+            if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+                raise DataError("a floating-point image has values outside 0 to 1", "scale it")
+            array = (255 * array).round().astype(np.uint8)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
+            raise DataError(
+                f"an array {list(array.shape)} of {array.dtype} is not an image", "give (H, W, 3)"
+            )
+        try:
+            image = Image.fromarray(array)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"an array {list(array.shape)} is not an image", "give (H, W, 3)"
+            ) from None
+    return as_pixels(image, size)
