@@ -55,6 +55,28 @@ def test_lengths_count_signature_docstring_and_inner_functions() -> None:
     assert _lengths(code) == {"b:2": 5, "c:5": 2}
 
 
+def _texts(node: ast.AST) -> list[str]:
+    return [
+        each.value
+        for each in ast.walk(node)
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    ]
+
+
+def test_errors_of_the_engine_name_no_flag() -> None:
+    engine = [path for path in _sources() if "cli" not in path.relative_to(ROOT).parts[1:-1]]
+    raised = [
+        (path.name, text)
+        for path in engine
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Raise)
+        for text in _texts(node)
+    ]
+    assert len(raised) > 200
+    ours = [(name, text.replace("ray start --head", "")) for name, text in raised]
+    assert [entry for entry in ours if "--" in entry[1]] == []
+
+
 def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 300
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import platformdirs
 from safetensors import SafetensorError
-from torch import Tensor
 
-from lowshot_cli.storage.tensors import read_tensors, write_tensors
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ABANDONED_SECONDS = 24 * 3600
 
@@ -60,6 +60,8 @@ class DiskCache:
         A damaged entry is deleted. One that cannot be read just now, for lack of memory, of file
         descriptors or of a permission, stays.
         """
+        from lowshot_cli.storage.tensors import read_tensors
+
         path = self.path(key)
         try:
             tensors, _ = read_tensors(path)
@@ -73,6 +75,9 @@ class DiskCache:
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors; a folder that cannot be written to is no error."""
+        # Looking at a cache needs no torch, which takes seconds to import.
+        from lowshot_cli.storage.tensors import write_tensors
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # What a loss of power damages is made again; waiting for the disk costs more than that.

@@ -72,7 +72,8 @@ def _modules(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], [], ["sweep", "--help"], ["train-base", "--print-config"]],
+    [["--help"], ["--version"], [], ["sweep", "--help"], ["train-base", "--print-config"]]
+    + [["data", "cache"]],
     ids=lambda arguments: " ".join(arguments) or "nothing",
 )
 def test_what_only_informs_does_not_import_torch(arguments: list[str]) -> None:
@@ -80,7 +81,9 @@ def test_what_only_informs_does_not_import_torch(arguments: list[str]) -> None:
     modules = _modules(done)
     assert "lowshot_cli" in modules
     assert not modules & HEAVY
-    assert re.search("Usage: lowshot|lowshot [0-9]|train_base:", done.stdout + done.stderr)
+    assert re.search(
+        "Usage: lowshot|lowshot [0-9]|train_base:|embeddings", done.stdout + done.stderr
+    )
 
 
 def test_listing_classes_does_not_import_torch(workdir: Path) -> None:
