@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lowshot_cli.storage import cache as cache_module
 from lowshot_cli.storage.cache import DiskCache
 
 
@@ -41,7 +40,7 @@ def test_an_entry_that_cannot_be_read_just_now_is_kept(
         raise problem
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module, "read_tensors", fail)
+        patched.setattr("lowshot_cli.storage.tensors.read_tensors", fail)
         assert cache.read("entry") is None
     found = cache.read("entry")
     assert found is not None
