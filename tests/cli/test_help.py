@@ -72,8 +72,14 @@ def _modules(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], [], ["sweep", "--help"], ["train-base", "--print-config"]]
-    + [["data", "cache"]],
+    [
+        ["--help"],
+        ["--version"],
+        [],
+        ["sweep", "--help"],
+        ["train-base", "--print-config"],
+        ["data", "cache"],
+    ],
     ids=lambda arguments: " ".join(arguments) or "nothing",
 )
 def test_what_only_informs_does_not_import_torch(arguments: list[str]) -> None:
