@@ -19,7 +19,7 @@ from lowshot_cli.cli import flags as f
 from lowshot_cli.cli import torchrun
 from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import DEFAULT_DATASET
+from lowshot_cli.config.values import DEFAULT_DATASET, user_path
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
 
@@ -216,8 +216,8 @@ def command(
         shared = _shared_parameters(with_config=bool(settings))
 
         def run(ctx: typer.Context, **values: Any) -> None:
-            mine = {parameter.name: values[parameter.name] for parameter in own}
-            path = values.get("config")
+            mine = {parameter.name: _expanded(values[parameter.name]) for parameter in own}
+            path = _expanded(values.get("config"))
             if path is None and config_file:
                 path = config_file(mine)
             # An option that may be repeated and was not typed is an empty list.
@@ -236,6 +236,13 @@ def command(
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _expanded(value: Any) -> Any:
+    """A value of the command line; in paths, the shell may have left `~` as it is."""
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def _in_order(

@@ -52,6 +52,8 @@ _WHOLE_NAME = 16
 
 
 # Joins emoji into one.
+# Columns of a terminal: fewer than these are taken for unknown, for which the usual ones stand.
+_NARROWEST, _USUAL_WIDTH = 20, 80
 _JOINER = "\u200d"
 
 
@@ -225,7 +227,11 @@ class _Console(Console):
 
 
 def _console(file: Any) -> Console:
-    return _Console(file=file, markup=False, highlight=False, emoji=False)
+    made = _Console(file=file, markup=False, highlight=False, emoji=False)
+    # A terminal may not say how wide it is, or say 0.
+    if made.width < _NARROWEST:
+        made.width = _USUAL_WIDTH
+    return made
 
 
 def _bar(console: Console) -> Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from string import digits
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -50,6 +51,9 @@ def _names_or_number(value: object) -> object:
     """`40` is a number of classes, `apple,bus` a list of names; YAML may give either directly."""
     if isinstance(value, str) and value.strip().isdigit():
         return int(value)
+    for name in value if isinstance(value, list | tuple) else ():
+        if not isinstance(name, str):
+            raise ValueError(f"names are text, so put quotes around {name!r}")
     return _split_commas(value)
 
 
@@ -59,7 +63,15 @@ def _all_or_names(value: object) -> object:
 
 def _none_or_points(value: object) -> object:
     """`none` is a word in YAML and on the command line, so both ways of writing it mean bias 0."""
-    return value.lower() if isinstance(value, str) else value
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        return value and "none"
+    try:
+        points = float(value) if isinstance(value, str | int | float) else -1.0
+    except ValueError:
+        points = -1.0
+    if isinstance(value, bool) or not 0 <= points <= 100:
+        raise ValueError("should be points from 0 to 100, or none")
+    return points
 
 
 def storable(value: str) -> str:
@@ -77,7 +89,16 @@ def storable(value: str) -> str:
     return value
 
 
+def user_path(value: str | Path) -> Path:
+    """A path as a person wrote it, with `~` for a home folder."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # nobody's home
+        return Path(value)
+
+
 def _path(value: Path) -> Path:
+    value = user_path(value)
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
@@ -100,8 +121,10 @@ def _backbone(value: str) -> str:
     library, colon, model = value.partition(":")
     if value in BACKBONES or (colon and library in LIBRARIES and model):
         return value
-    known = [*BACKBONES, *(f"{name}:{model or value}" for name in LIBRARIES)]
-    hint = did_you_mean(value, known)
+    hint = did_you_mean(value, [*BACKBONES, *(f"{name}:{model}" for name in LIBRARIES)])
+    # The number in `resnet50` is meant: it is a library's network, not a slip of `resnet9`.
+    if any(value.rstrip(digits) == name.rstrip(digits) for name in BACKBONES):
+        hint = f"did you mean 'torchvision:{value}'?"
     choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
     raise ValueError(f"should be one of {choices}" + (f" ({hint})" if hint else ""))
 

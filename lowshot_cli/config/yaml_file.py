@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from lowshot_cli.config.schema import (
     Config,
@@ -81,6 +82,21 @@ def make_section(section: type[_Section], **given: object) -> _Section:
         raise UsageError(_explain(error), "see its description for what fits") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, as `yaml.SafeLoader`; a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = lines[key.value]
+                raise ValueError(f"{key.value!r} stands twice, in lines {first} and {line}")
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -89,7 +105,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path} is too long for a config", f"it may take {_MOST_BYTES:,} bytes"
             )
-        values = yaml.safe_load(content.decode("utf-8"))
+        values = yaml.load(content.decode("utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -112,6 +128,7 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
         source: the file at fault; None where settings were given one by one.
     """
     bullets: dict[str, str] = {}
+    asked: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
         location = [str(part) for part in problem["loc"]]
         if problem["type"] == "extra_forbidden":
@@ -122,8 +139,11 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
         else:
             path = location[: 2 if location and location[0] in _SECTIONS else 1] or ["config"]
             value = _SHORT.repr(problem["input"]).strip("'\"")
-            text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-            bullets.setdefault(".".join(path), f"{text}, got '{value}'")
+            # What takes several forms has a problem for each of them.
+            forms = asked.setdefault(".".join(path), [])
+            if (text := _wanted(problem)) not in forms:
+                forms.append(text)
+            bullets[".".join(path)] = f"{' or '.join(forms)}, got '{value}'"
     # A setting of a section may have been given alone, as a flag has it.
     names = {name: name if source else f"`{name.split('.')[-1]}`" for name in bullets}
     lines = [f"{names[name]}: {text}" for name, text in bullets.items()]
@@ -131,6 +151,11 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
     if len(lines) == 1:
         return f"{start}{lines[0]}"
     return "\n".join([f"{start}{len(lines)} problems", *(f"  - {line}" for line in lines)])
+
+
+def _wanted(problem: ErrorDetails) -> str:
+    """What a value should be, by one problem of it."""
+    return problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from lowshot_cli.cli.context import (
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import CHAIN
+from lowshot_cli.config.values import CHAIN, user_path
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation import evaluate as evaluation
@@ -78,6 +78,24 @@ def evaluate(
         output.finish([report])
 
 
+def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str, list[Path]]:
+    """Paths by class, of texts such as `mug=photos/`; names and paths may have `=` in them.
+
+    Raises:
+        UsageError: a text without a class or a path.
+    """
+    sources: dict[str, list[Path]] = {}
+    for text in labelled:
+        places = [position for position, letter in enumerate(text) if letter == "="]
+        longest = (place for place in reversed(places) if text[:place] in known)
+        at = next(longest, min(places, default=0))
+        name, path = text[:at], text[at + 1 :]
+        if not (name and path):
+            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
+        sources.setdefault(name, []).append(user_path(path))
+    return sources
+
+
 def evaluate_photos(
     config: Config,
     output: Output,
@@ -91,15 +109,10 @@ def evaluate_photos(
         UsageError: a photo without a class, or `others` name options that need test images.
     """
     reject_with("--images", others, "these need the dataset's images")
-    sources: dict[str, list[Path]] = {}
-    for text in labelled:
-        name, equals, place = text.rpartition("=")
-        if not (equals and name and place):
-            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
-        sources.setdefault(name, []).append(Path(place))
     answers, shown = [], []
     for named_path in paths or (None,):
         path, checkpoint = model_in_use(config, named_path)
+        sources = _photos_by_class(labelled, checkpoint.meta.classes)
         network = fused(checkpoint.network(pick_device(config.device)))
         embedded, repeated = {}, 0
         for name, places in sources.items():

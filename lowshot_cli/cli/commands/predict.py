@@ -11,6 +11,7 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import model_in_use, report_skipped
 from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import user_path
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.environment import pick_device
@@ -66,4 +67,4 @@ def _listed(sources: Sequence[str]) -> Iterator[Path]:
         if source == "-":
             yield from (Path(line) for line in sys.stdin.read().splitlines() if line)
         else:
-            yield Path(source)
+            yield user_path(source)
