@@ -1,4 +1,4 @@
-"""What results may depend on besides the config: versions, and the hardware at hand."""
+"""What results may depend on besides the config: versions and hardware."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one.
+    """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one.
 
     Raises:
         UsageError: an unknown name, or a GPU that PyTorch does not find.
@@ -29,7 +29,7 @@ def pick_device(name: str | torch.device) -> torch.device:
     except RuntimeError:
         raise UsageError(f"unknown `device` {str(name)!r}", "give auto, cpu or cuda") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        hint = "`device=cpu` computes without one"
+        hint = "`device=cpu` works without one"
         raise UsageError(f"PyTorch finds no GPU {device} here", hint)
     return device
 
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The CPU with its cores and threads, and the GPU where one is used, but no host's name.
+    """The CPU with its cores and threads, and the GPU if one is used; never the host's name.
 
     For example `AMD EPYC 9B14, 2 cores, 2 threads, x86_64 Linux`.
     """

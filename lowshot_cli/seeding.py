@@ -1,4 +1,4 @@
-"""Counter-based random keys, so that every draw depends on the seed and on what it is for."""
+"""Counter-based random keys: a draw depends only on its seed and on what it is for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stream(IntEnum):
     """Every kind of random draw. The numbers decide the draws, so they never change."""
 
     HOLDOUT = 1
-    """Base training images that are held out; without a seed."""
+    """Base training images that are held out; drawn without a seed."""
 
     SUPPORT = 2
     """Support images of a trial."""
@@ -70,11 +70,11 @@ def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
     """A PyTorch generator on the CPU for one draw.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         stream: what is drawn.
-        key: non-negative numbers that tell this draw from others of the stream, such as a step.
+        key: non-negative numbers that distinguish this draw from others of the stream, such as a step.
     """
     import torch
 
-    # PyTorch's seeds are signed, so one of the key's 64 bits goes.
+    # PyTorch's seeds are signed, so one of the key's 64 bits is dropped.
     return torch.Generator().manual_seed(int(hash_keys(seed, stream, *key)[0]) >> 1)

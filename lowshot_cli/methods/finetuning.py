@@ -1,8 +1,8 @@
 """Fine-tuning of proxies after imprinting: the novel ones alone, or all (section 3.2).
 
-The backbone stays as it is, so embeddings are computed once and a step is a matrix product. Shapes
-in the comments: T trials, W novel classes a trial, n supports of a trial, N base samples, C base
-classes, D numbers of an embedding.
+The backbone is frozen, so embeddings are computed once and a step is a matrix product. Sizes in
+shapes: T trials, W novel classes and n supports per trial, N base samples, C base classes, D the
+size of an embedding.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lowshot_cli.models.head import chunk_size
 def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
     """Loss weight of a sample of each class.
 
-    `adaptive` weighs a class by the inverse of how many of its samples one pass holds, so that all
-    classes count alike, whether their samples are repeated or not. `novel_weight` replaces that
-    with a fixed ratio, novel to base; `plain` weighs all samples alike.
+    `adaptive` weighs a class by the inverse of its number of samples in one pass, so all classes
+    count alike, however often their samples are repeated. `novel_weight` replaces that with a fixed
+    ratio, novel to base; `plain` weighs all samples alike.
 
     Args:
-        counts: `(C,)` samples of each class that one pass over the batches holds.
+        counts: `(C,)` number of samples of each class in one pass, base classes first.
         loss: `adaptive` or `plain`.
         n_base: how many of the classes are base classes.
-        novel_weight: weight of a novel sample, that of a base sample being 1.
+        novel_weight: weight of a novel sample if a base sample has weight 1; None for no ratio.
 
     Returns:
         `(C,)` fp32, scaled so that the weights of all samples average 1.
@@ -47,7 +47,7 @@ def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | 
 
 
 def sample_weights(labels: Tensor, n_base: int, ways: int, config: FinetuneConfig) -> Tensor:
-    """Loss weight `(N,)` of each sample whose labels `(N,)` make up one pass."""
+    """Loss weight `(N,)` of each sample of one pass, given the labels `(N,)` of them all."""
     counts = torch.bincount(labels, minlength=n_base + ways)
     return class_weights(counts, config.loss, n_base, config.novel_weight)[labels]
 
@@ -57,9 +57,9 @@ class BaseSamples:
     """Base embeddings that keep novel proxies away from the base classes.
 
     Attributes:
-        embeddings: `(N, D)` unit embeddings, none of which sets the bias afterwards.
+        embeddings: `(N, D)` unit embeddings; other ones must set the bias afterwards.
         labels: `(N,)` int64 base classes.
-        proxies: `(C, D)` of the base classes.
+        proxies: `(C, D)` unit base proxies.
         scale: factor on the cosines.
     """
 
@@ -88,14 +88,14 @@ def finetune_proxies(
         P(w | x) = exp(s (x p_w + b)) / (exp(L(x)) + sum over v of exp(s (x p_v + b)))
         gradient with respect to p_w = sum over x of weight(x) s (P(w | x) - [y = w]) x
 
-    The bias is trained along and dropped at the end. Without it proxies would have to turn away
-    from the base classes to lower all novel logits alike, which is the operating point's business.
-    Adam (Kingma and Ba, ICLR 2015) on proxies and bias; proxies are normalised after every step.
+    The bias is trained with the proxies and dropped at the end. Without it, proxies could lower all
+    novel logits together only by turning away from the base classes; how far to lower them is for
+    the operating point to decide. Adam (Kingma and Ba, ICLR 2015) updates proxies and bias.
 
     Args:
         proxies: `(T, W, D)` unit proxies to start from.
         support: `(T, n, D)` unit support embeddings of all novel classes of a trial.
-        targets: `(n,)` int64 novel class 0..W-1 of each, the same for every trial.
+        targets: `(n,)` int64 novel class 0..W-1 of each support, the same for every trial.
         base: samples and proxies of the base classes, the same for every trial.
         config: `steps`, `head_lr`, `prior_shots`, `loss` and `novel_weight` are read.
 
@@ -118,7 +118,7 @@ def finetune_proxies(
         # Base samples, the same for all trials: one product for all T x W proxies.
         cosines = (proxies.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)  # (T, W, N)
         logits = base.scale * (cosines + bias[:, :, None])  # (T, W, N)
-        on_base = _novel_softmax(logits, base_lse) * base_weight  # (T, W, N); no target is novel
+        on_base = _novel_softmax(logits, base_lse) * base_weight  # (T, W, N); [y = w] is 0
         # Supports, each trial's own.
         logits = base.scale * (proxies @ support.mT + bias[:, :, None])  # (T, W, n)
         error = _novel_softmax(logits, support_lse[:, None]) - onehot  # (T, W, n)
@@ -126,8 +126,8 @@ def finetune_proxies(
 
         gradient = (on_base.view(trials * ways, -1) @ base.embeddings).view_as(proxies)
         gradient = base.scale * (gradient + on_support @ support)  # (T, W, D)
-        push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))  # (T,), of the bias
-        # The part of a gradient along its proxy would change the length alone, so it is left out.
+        push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))  # (T,), bias gradient
+        # The part of a gradient along its proxy only changes the proxy's length, so remove it.
         radial = (gradient * proxies).sum(-1, keepdim=True)  # (T, W, 1)
         take_step([gradient - radial * proxies, push[:, None]])
         proxies.copy_(F.normalize(proxies, dim=-1))
@@ -135,10 +135,10 @@ def finetune_proxies(
 
 
 def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
-    """Adam: a function that takes gradients and moves the parameters, in place.
+    """A function that takes gradients and updates the parameters in place, by Adam.
 
-    The same as `torch.optim.Adam`, which loads so much of PyTorch when it is first made that this
-    takes longer than the fine-tuning.
+    It computes what `torch.optim.Adam` does. The first construction of that class imports so much
+    of PyTorch that it takes longer than the fine-tuning.
     """
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     counts = [torch.tensor(0.0) for _ in parameters]
@@ -167,15 +167,15 @@ def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tens
 def shrink_towards_start(
     proxies: Tensor, start: Tensor, counts: Tensor, prior_shots: float
 ) -> Tensor:
-    """Proxies between where they started and where training moved them.
+    """Pull trained proxies back towards where they started.
 
-    What few samples teach is mostly noise, so a proxy moves by n / (n + prior) of the way, the
-    shrinkage of a posterior mean whose prior is worth `prior_shots` samples.
+    A few samples are noisy evidence, so a proxy keeps only n / (n + prior) of the way it has moved.
+    This is the posterior mean under a prior that is worth `prior_shots` samples.
 
     Args:
         proxies: `(..., W, D)` trained unit proxies.
         start: `(..., W, D)` unit proxies before training.
-        counts: `(W,)` samples of each class, n.
+        counts: `(W,)` number of samples of each class, n.
         prior_shots: samples that the start is worth; 0 keeps the trained proxies.
 
     Returns:
@@ -183,7 +183,7 @@ def shrink_towards_start(
     """
     share = counts / (counts + prior_shots)  # (W,)
     shrunk = F.normalize(torch.lerp(start, proxies, share[:, None]), dim=-1)  # (..., W, D)
-    # A proxy that was not trained stays the same bit for bit; normalising it again would round it.
+    # A proxy that did not move stays the same bit for bit; normalising it again would round it.
     return torch.where((proxies == start).all(-1, keepdim=True), start, shrunk)
 
 
@@ -206,12 +206,14 @@ def _novel_softmax(logits: Tensor, base_lse: Tensor) -> Tensor:
 def finetune_all_proxies(
     proxies: Tensor, support: Tensor, targets: Tensor, base: BaseSamples, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Train novel proxies together with the base proxies, on every second step or on all.
+    """Train novel and base proxies together, the base proxies in every second step or in all.
+
+    This runs for one model, not for thousands of trials, so autograd is fast enough.
 
     Args:
         proxies: `(W, D)` unit novel proxies to start from.
         support: `(n, D)` unit support embeddings.
-        targets: `(n,)` int64 novel class 0..W-1 of each.
+        targets: `(n,)` int64 novel class 0..W-1 of each support.
         base: samples and proxies of the base classes.
         config: as for `finetune_proxies`; `freeze_base` is `alternate` or `never`.
 
@@ -227,12 +229,13 @@ def finetune_all_proxies(
     weights = sample_weights(labels, n_base, len(proxies), config)  # (N + n,)
     base_proxies, proxies, bias = base.proxies.clone(), proxies.clone(), proxies.new_zeros(1)
     parameters = [proxies, bias, base_proxies]
-    # Two optimisers, so that a step in which base proxies are frozen leaves their momentum alone.
+    # Two optimisers, so that a step with frozen base proxies leaves their momentum alone.
     move_novel = adam_steps(parameters[:2], config.head_lr)
     move_base = adam_steps(parameters[2:], config.head_lr)
     for parameter in parameters:
         parameter.requires_grad_()
     for step in range(config.steps):
+        # (N + n, C + W); as above, only novel classes have a bias.
         cosines = torch.cat([embeddings @ base_proxies.T, embeddings @ proxies.T + bias], 1)
         losses = F.cross_entropy(base.scale * cosines, labels, reduction="none")  # (N + n,)
         *of_novel, of_base = torch.autograd.grad((losses * weights).mean(), parameters)

@@ -1,8 +1,12 @@
-"""The operating point: how far novel classes may push, and what that costs base classes.
+"""The operating point: how large the bias of novel classes may be, and what it costs base classes.
 
-A query goes to a novel class where its novel cosine plus the novel bias beats its best base cosine.
-The margin of a base query is the bias at which that happens: best base cosine minus best novel one.
-So sorted margins tell for every bias how many base queries are lost, and the other way round.
+A query goes to a novel class if its best novel cosine plus the bias exceeds its best base cosine.
+The margin of a base query is the bias at which this happens: best base cosine minus best novel one.
+So the sorted margins give the number of base queries that any bias loses, and the largest bias for
+any number of losses. A tie counts as lost.
+
+Sizes in shapes: T trials, W novel proxies per trial, C base classes, N base queries, n of which are
+kept, D the size of an embedding.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from lowshot_cli.models.head import nearest_proxies
 
+# Points of base accuracy.
 DEFAULT_MAX_FORGETTING = 2.0
 
 
@@ -26,9 +31,10 @@ _CLEARANCE = 1e-6
 
 @dataclass(frozen=True)
 class BaseQueries:
-    """Base queries, reduced to what decides how much novel proxies cost.
+    """Base queries, reduced to what is needed to count those that novel proxies cost.
 
-    A query that the base model gets wrong before and after cannot be lost, so it is left out.
+    A query that both the pristine and the present model get wrong cannot be lost, so it is left
+    out.
 
     Attributes:
         embeddings: `(n, D)` of the queries that are right now or were right before.
@@ -60,13 +66,13 @@ class BaseQueries:
             proxies: `(C, D)` of the base classes.
             embeddings: `(N, D)` unit embeddings of base queries.
             labels: `(N,)` int64 base classes.
-            right_before: `(N,)` bool under the pristine model, where it differs from this one.
-            nearest: the result of `nearest_proxies`, where that is known.
+            right_before: `(N,)` bool under the pristine model, if it differs from this one.
+            nearest: the result of `nearest_proxies`, if it is known.
         """
         best, predicted = nearest or nearest_proxies(embeddings, proxies)
         right_now = predicted == labels
         before = right_now if right_before is None else right_before
-        keep = before | right_now  # (N,), of which n are true
+        keep = before | right_now  # (N,), n of them true
         return cls(embeddings[keep], best[keep], before[keep], right_now[keep], len(labels))
 
     def margins(self, proxies: Tensor) -> Tensor:
@@ -78,10 +84,10 @@ class BaseQueries:
         return self.best - cosines.amax(1)  # (n,) - (T, n)
 
     def critical_shifts(self, margins: Tensor, points: tuple[float, ...]) -> Tensor:
-        """Shifts `(T, len(points))` below which at most that many points of base accuracy are lost.
+        """Shifts `(T, len(points))` below which each budget of base accuracy, in points, is kept.
 
-        Only queries that were right before count as lost. Those among them that changed base
-        proxies or a changed backbone turned wrong are lost at any shift.
+        Only queries that were right before can be lost. Those that changed base proxies or a
+        changed backbone already get wrong are lost at any shift: their margin is minus infinity.
         """
         if not bool(self.right_now.all() & self.right_before.all()):
             margins = margins.masked_fill(~self.right_now, -torch.inf)[:, self.right_before]
@@ -98,17 +104,17 @@ class BaseQueries:
 def score_base(
     proxies: Tensor, queries: BaseQueries, bias: Tensor, points: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """What the novel proxies of many trials cost base classes, with one product for all of it.
+    """What the novel proxies of many trials cost the base classes, from one matrix product.
 
     Args:
         proxies: `(T, W, D)` unit novel proxies of each trial.
         queries: base queries.
         bias: `(T,)` added to the novel cosines.
-        points: of base accuracy that may be lost, ascending.
+        points: budgets of base accuracy, in points, ascending.
 
     Returns:
-        Base accuracy `(T,)` in percent with the bias; `(T, len(points))` the shifts of the novel
-        cosines below which at most so many points are lost.
+        Base accuracy `(T,)` in percent with the bias; for each budget the shift
+        `(T, len(points))` of the novel cosines below which no more than that is lost.
     """
     margins = queries.margins(proxies)  # (T, n)
     return queries.accuracy(margins, bias), queries.critical_shifts(margins, points)
@@ -123,7 +129,7 @@ def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float)
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
-        `(T,)`; 0 where no bias costs more than that.
+        `(T,)`; 0 where no bias, however large, costs more than that.
     """
     shifts = holdout.critical_shifts(holdout.margins(proxies), (max_forgetting,))[:, 0]
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
@@ -152,8 +158,8 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
 
     Args:
         margins: `(T, n)` fp32, of the base queries that the base model gets right; minus infinity
-            for one that changed base proxies have already turned wrong.
-        budgets: how many may be lost, ascending.
+            for one that the changed model already gets wrong.
+        budgets: how many queries may be lost, ascending.
 
     Returns:
         `(T, len(budgets))`: per budget b the (b + 1)-th smallest margin. Any smaller shift loses at
@@ -168,8 +174,8 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
 
 
 def _smallest(values: Tensor, places: list[int]) -> Tensor:
-    """The values at these places, ascending, of each sorted `(n,)` of `(T, n)`."""
-    if values.device.type == "cpu":  # where NumPy's selection is the faster one
+    """What stands at these ascending places of each trial's sorted values `(T, n)`."""
+    if values.device.type == "cpu":  # NumPy's selection is faster there
         return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places])
     return values.topk(places[-1] + 1, largest=False).values[:, torch.tensor(places)]
 

@@ -1,8 +1,8 @@
-"""Names to networks.
+"""Backbones by name.
 
-Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised. The package's own return
-besides the activations of their last two stages, averaged over pixels: `(B, M1)` and `(B, M2)`,
-none of them negative. `embedding_size` is E, `stage_sizes` are M1 and M2.
+Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised. lowshot's own backbones
+also return the activations of their last two stages, averaged over pixels: `(B, M1)` and `(B, M2)`,
+never negative. `embedding_size` is E, `stage_sizes` are M1 and M2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.errors import UsageError, did_you_mean
 from lowshot_cli.models.pretrained import PretrainedBackbone
 
-# Above this side length in pixels a network may halve the image at once, as ImageNet's does.
+# Side in pixels up to which the stem of `resnet18` keeps the size of an image; ImageNet's halves it.
 SMALL_IMAGE = 64
 
 
@@ -32,13 +32,14 @@ def build_backbone(
 
     Args:
         name: `resnet9`, `resnet18`, `torchvision:NAME` or `timm:NAME`.
-        width: channels of the first stage of `resnet9`; others have their own.
-        embedding_size: E; None is 64, or the size of a library's model.
-        image_size: side of the images in pixels; decides the stem of `resnet18`.
+        width: channels of the first stage of `resnet9`; other backbones ignore it.
+        embedding_size: E; None takes 64, or what a library's model returns.
+        image_size: side of the images in pixels.
         input_size: side in pixels that images are resized to; None leaves them as they are.
 
     Raises:
-        UsageError: an unknown name, an absent library, or a size that the model cannot take.
+        UsageError: an unknown name, a library that is not installed, or a size that the model does
+            not accept.
     """
     side, size = input_size or image_size, embedding_size or EMBEDDING_SIZE
     backbone: Backbone
@@ -55,21 +56,21 @@ def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load a state dict of a module of the same structure.
 
     Raises:
-        RuntimeError: a name is missing or too many, or a shape differs.
+        RuntimeError: a name is missing or unexpected, or a shape differs.
     """
     state = OrderedDict(tensors)
-    # Modules that changed their layout, as MNASNet did, ask which one a state dict has.
+    # Modules whose layout has changed, as MNASNet's has, look up here which one a state dict has.
     state._metadata = backbone.state_dict()._metadata  # type: ignore[attr-defined]
     backbone.load_state_dict(state)
 
 
 def detached_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state dict on the CPU, apart from the graph; on the CPU it shares memory."""
+    """A module's state dict on the CPU, detached; a module on the CPU shares its memory."""
     return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
 class Resized(nn.Module):
-    """A backbone that sees images `(B, 3, H, W)` at another size, bilinearly resized."""
+    """A backbone that resizes images `(B, 3, H, W)` bilinearly before it uses them."""
 
     def __init__(self, backbone: Backbone, side: int, shrinks: bool = False) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Resized(nn.Module):
         return self.backbone.project
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the backbone returns."""
+        """What the backbone returns for the resized images."""
         resized = F.interpolate(
             images, (self.side, self.side), mode="bilinear", antialias=self.shrinks
         )
@@ -91,7 +92,7 @@ class Resized(nn.Module):
         return result
 
     def extra_repr(self) -> str:
-        """The size, which decides an embedding as weights do."""
+        """The side, so that a fingerprint of the network covers it as it covers the weights."""
         return f"side={self.side}"
 
 
@@ -169,7 +170,7 @@ class ResNet18(nn.Module):
 Backbone = ResNet9 | ResNet18 | PretrainedBackbone | Resized
 
 
-# Each from the width, the embedding size and the side of the images in pixels.
+# Each is built from the width, the embedding size and the side of the images in pixels.
 _OWN: dict[str, Callable[[int, int, int], Backbone]] = {
     "resnet9": lambda width, size, _: ResNet9(width, size),
     "resnet18": lambda _, size, side: ResNet18(size, side),

@@ -21,7 +21,7 @@ from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 
-# What a model raises that is traced although its flow depends on its input: some of timm's do.
+# What tracing raises if a model's control flow depends on its input, as in some of timm's models.
 _UNTRACEABLE = (TraceError, TypeError, RuntimeError)
 
 
@@ -30,7 +30,7 @@ class Views:
     """Which augmented views of each image are averaged: `count` shifts, every second one mirrored.
 
     Attributes:
-        count: of views.
+        count: number of views.
         flip: whether to mirror.
         seed: decides the shifts.
     """
@@ -50,8 +50,8 @@ def embed(
     """Embed images in evaluation mode.
 
     Args:
-        network: is not changed, nor the mode it is in.
-        pixels: `(N, 3, H, W)` uint8; of an `ImageSubset` one batch at a time is copied.
+        network: is left unchanged, and in its mode.
+        pixels: `(N, 3, H, W)` uint8; an `ImageSubset` is copied one batch at a time.
         dtype: fp32, or bf16 for autocast.
         views: average the embeddings of augmented views instead (Qi et al. 2018, section 3.2).
 
@@ -64,7 +64,7 @@ def embed(
 def _embed_fused(
     network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
 ) -> Tensor:
-    if not len(pixels):  # a batch of one tells D
+    if not len(pixels):  # one blank image shows what D is
         blank = torch.zeros((1, *pixels[:0].shape[1:]), dtype=torch.uint8)
         return _forward(network, blank, dtype)[:0]
     chunks = []
@@ -83,8 +83,8 @@ def _embed_fused(
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    A network that is fused already is returned as it is. A backbone that cannot be traced, because
-    its flow depends on its input, keeps its BatchNorms: its embeddings are the same, but slower.
+    A network that is already fused is returned as it is. A backbone whose control flow depends on
+    its input cannot be traced and keeps its BatchNorms: it gives the same embeddings, more slowly.
     """
     if isinstance(network.backbone, GraphModule):
         return network
@@ -96,7 +96,7 @@ def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
 
 @torch.inference_mode()
 def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
-    """Mean `(M,)` over images `(N, 3, H, W)` uint8 of the network's stages."""
+    """Mean `(M,)` of the network's stages over images `(N, 3, H, W)` uint8."""
     network = fused(network)
     images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
     total = torch.stack([network.stages(batch).double().sum(0) for batch in images]).sum(0)
@@ -104,7 +104,7 @@ def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
 
 
 def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:
-    """Augmented views `(B, 3, H, W)` of a batch, one after the other.
+    """Augmented views `(B, 3, H, W)` of a batch, one at a time.
 
     A view shifts and mirrors every image alike, so an embedding depends on its image alone.
     """
@@ -148,9 +148,9 @@ class Embedder:
     """Embeds classes of images, through the cache.
 
     Attributes:
-        network: whose weights must not change while this embedder is used.
+        network: its weights must not change while the embedder is used.
         dtype: fp32 or bf16.
-        cache: of embeddings; None embeds everything again.
+        cache: keeps embeddings; None embeds everything again.
         on_progress: gets a report after each class.
     """
 
@@ -168,7 +168,7 @@ class Embedder:
     def each(
         self, images: Images, labels: Sequence[int], views: Views | None = None
     ) -> Iterator[Tensor]:
-        """The same, one class after the other, so that they need not all be in memory."""
+        """The same, one class at a time, so that not all need be in memory."""
         keys = self._keys(images, labels, views)
         total, done = self._missing(images, labels, keys), 0
         for label, key in zip(labels, keys, strict=True):
@@ -195,7 +195,7 @@ class Embedder:
         if not isinstance(network.backbone, GraphModule) and any(
             isinstance(module, norms) for module in network.backbone.modules()
         ):
-            note = "this backbone cannot be optimised, so embedding takes longer than it might"
+            note = "this backbone cannot be optimised, so embedding takes longer than it could"
             self.on_progress(Progress("embedding", 0, 1, note=note))
         return network
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Weights of the last stage and of the one before in an embedding whose trained part weighs 1.
+# Weights of the last stage and the one before it in an embedding, whose trained part has weight 1.
 STAGE_WEIGHTS = (2.0, 1.0)
 
 
-# Length of an embedding with its stages before it is scaled to 1.
+# Length of an embedding with stages, before it is scaled to length 1.
 JOINT_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
 
 
-# Keeps the slope of a root finite where an activation is 0.
+# Keeps the gradient of a square root finite where an activation is 0.
 _FLOOR = 1e-6
 
 
@@ -56,14 +56,13 @@ class Normalisation:
 
 
 class EmbeddingNetwork(nn.Module):
-    """A backbone, and what is made of its features: embeddings on the unit sphere.
+    """A backbone whose features become embeddings on the unit sphere.
 
     The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
     section 3.1), and base classes are classified by it alone. The longer a backbone is trained, the
-    less of what base classes do not need is left in it. Earlier stages keep that (hypercolumns,
-    Hariharan et al., CVPR 2015). So beside the trained part an embedding holds the square roots of
-    their mean activations, centred, normalised and weighted, which the proxies of novel classes
-    use.
+    more its output drops what base classes do not need, but earlier stages keep it (hypercolumns,
+    Hariharan et al., CVPR 2015). So after the trained part an embedding also holds the square roots
+    of their mean activations, centred, normalised and weighted, for the proxies of novel classes.
 
     Attributes:
         backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`, or
@@ -90,7 +89,7 @@ class EmbeddingNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device that holds the weights."""
         return next(self.parameters()).device
 
     def trained(self, images: Tensor) -> Tensor:
@@ -100,6 +99,7 @@ class EmbeddingNetwork(nn.Module):
     def stages(self, images: Tensor) -> Tensor:
         """The stages of images and their mirror images, `(B, M)`, not yet centred."""
         trained, *stages = self._parts(images)
+        # The empty slice makes the result `(B, 0)` for a backbone without stages.
         return torch.cat([trained[:, :0], *stages], 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,11 +133,11 @@ class EmbeddingNetwork(nn.Module):
     def _view(self, images: Tensor) -> list[Tensor]:
         """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)` of images alone, unit."""
         trained, *stages = self.backbone(images)
-        # Roots, as a few activations would outweigh all others.
+        # Without the square roots a few large activations would outweigh all others.
         roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
         return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether they hold no infinity and no NaN."""
+    """Whether all tensors are free of infinities and NaNs."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lowshot_cli.models.embedding import JOINT_LENGTH, EmbeddingNetwork
 
-# Cosines lie within -1 and 1, where a softmax over many classes is nearly flat; so they are scaled.
+# Cosines lie between -1 and 1, so without a scale a softmax over many classes is nearly flat.
 INITIAL_SCALE = 10.0
 
 
-# 128 MiB of fp32.
+# Cosines computed at once: 128 MiB of fp32.
 _MOST_COSINES = 2**25
 
 
@@ -34,7 +34,7 @@ class CosineClassifier(nn.Module):
         return result
 
     def unit_proxies(self, count: int) -> Tensor:
-        """The first `count` proxies, `(count, E)` unit; any after them only served training."""
+        """The first `count` proxies, `(count, E)` unit; any after them serve training only."""
         return F.normalize(self.proxies.detach().cpu()[:count], dim=1)
 
 
@@ -44,7 +44,7 @@ class Head:
 
     Attributes:
         proxies: `(C, D)` fp32, one of length 1 for each class, base classes first. Those of base
-            classes are zero wherever embeddings hold more than their trained part.
+            classes are zero beyond the trained part of embeddings.
         scale: the learned factor on the cosines.
         n_base: how many of the classes are base classes.
         bias: added to the cosine of every novel class.
@@ -67,9 +67,8 @@ class Head:
 
     def best(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Largest cosine plus bias `(B,)` of each embedding, and the class `(B,)` that has it."""
-        parts = embeddings.split(
-            chunk_size(len(self.proxies))
-        )  # so that (B, C) need not fit memory
+        # In chunks, as all cosines (B, C) may not fit into memory.
+        parts = embeddings.split(chunk_size(len(self.proxies)))
         values, classes = zip(*(self.cosines(part).max(1) for part in parts), strict=True)
         return torch.cat(values), torch.cat(classes)
 
@@ -83,14 +82,14 @@ class Head:
 
     @classmethod
     def of_base(cls, proxies: Tensor, scale: float, size: int) -> Head:
-        """The head of a base model for embeddings `(B, D)`; its logits are those of training.
+        """The head of a base model for embeddings `(B, D)`, with the logits of training.
 
         Args:
             proxies: `(C, E)` unit proxies, as trained.
             scale: the learned factor on the cosines of trained parts.
             size: D, which is E where the backbone returns no stages.
         """
-        # Beside stages the trained part of an embedding is that much shorter than 1.
+        # With stages, the trained part of a unit embedding has length 1 / JOINT_LENGTH.
         length = JOINT_LENGTH if size > proxies.shape[1] else 1.0
         return cls(pad_to(proxies, size), scale * length, len(proxies))
 
@@ -106,15 +105,15 @@ class Head:
 
 
 def chunk_size(n_proxies: int) -> int:
-    """How many queries are compared with `n_proxies` proxies at once, in 128 MiB of cosines."""
+    """How many queries to compare with `n_proxies` proxies at once, in 128 MiB of cosines."""
     return max(1, _MOST_COSINES // max(1, n_proxies))
 
 
 def nearest_proxies(embeddings: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest cosine `(B,)` of embeddings `(B, D)` with proxies `(C, D)`, and whose it is."""
+    """Largest cosine `(B,)` of embeddings `(B, D)` with proxies `(C, D)`, and its index `(B,)`."""
     return Head(proxies, 1.0, len(proxies)).best(embeddings)
 
 
 def pad_to(proxies: Tensor, size: int) -> Tensor:
-    """Pad proxies `(..., E)` with zeros for embeddings of size D, to read their trained part."""
+    """Pad proxies `(..., E)` with zeros to size D, so that they read only the trained part."""
     return F.pad(proxies, (0, size - proxies.shape[-1]))

@@ -1,4 +1,4 @@
-"""Models that libraries publish, without their classifiers."""
+"""Models of torchvision and timm, without their classifiers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PretrainedBackbone(nn.Module):
 
     Attributes:
         model: the model without its classifier.
-        classifier: name of the layers in it that are left out, as state dicts call them.
-        project: to another number of features, where one is asked for.
+        classifier: names, as in state dicts, of the layers that are left out.
+        project: maps the features to another number of them, if one is asked for.
         embedding_size: E.
         stage_sizes: empty, as it returns no earlier stages.
     """
@@ -30,12 +30,13 @@ class PretrainedBackbone(nn.Module):
 
         Args:
             name: `torchvision:NAME` or `timm:NAME`.
-            embedding_size: E; None is the model's own number of features.
-            side: of its images in pixels.
+            embedding_size: E; None takes the model's own number of features.
+            side: side of its images in pixels.
 
         Raises:
-            UsageError: an unknown name, an absent library, or images that the model cannot take.
-            NotImplementedError: on the meta device, a model that reads tensors to be built.
+            UsageError: an unknown name, a library that is not installed, or a side that the model
+                does not accept.
+            NotImplementedError: on the meta device, a model whose construction reads tensors.
         """
         super().__init__()
         ensure_known(name)
@@ -49,7 +50,7 @@ class PretrainedBackbone(nn.Module):
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UsageError(
                 f"{name} cannot take images of {side} pixels: {one_line(error, 120)}",
-                "`input_size` resizes them, most models are made for 224",
+                "`input_size` resizes them; most models are made for 224",
             ) from None
         wanted = size if embedding_size is None else embedding_size
         self.project = nn.Identity() if wanted == size else nn.Linear(size, wanted, bias=False)
@@ -62,10 +63,10 @@ class PretrainedBackbone(nn.Module):
 
 
 def ensure_known(backbone: str) -> None:
-    """Check that a library has the model of a name.
+    """Check that a library has a model of this name.
 
     Raises:
-        UsageError: it has not, or the library is absent.
+        UsageError: it has none, or is not installed.
     """
     library, _, name = backbone.partition(":")
     if library == "torchvision":
@@ -73,10 +74,10 @@ def ensure_known(backbone: str) -> None:
 
         known = models.list_models(module=models)
     elif library == "timm":
-        # A name that is not in the list, such as `hf-hub:...`, would make it reach for the network.
+        # A name that is not in the list, such as `hf-hub:...`, would make timm use the network.
         known = import_timm().list_models()
     else:
-        raise UsageError(f"unknown backbone {backbone!r}", "torchvision:NAME or timm:NAME")
+        raise UsageError(f"unknown backbone {backbone!r}", "give torchvision:NAME or timm:NAME")
     if name not in known:
         raise UsageError(
             f"{library} has no classification model {name!r}",
@@ -108,7 +109,7 @@ def _of_torchvision(name: str, side: int) -> _Built:
 
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # Their published weights were trained on images normalised otherwise than ImageNet's.
+        # Their published weights expect another normalisation, which this option adds.
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     elif name.startswith("vit_"):
         options = {"image_size": side}
@@ -136,7 +137,7 @@ def timm_classifier(model: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _feature_size(model: nn.Module, side: int) -> int:
-    """Number of features, from an image of `side` pixels."""
+    """Number of features, from one blank image of `side` pixels."""
     features = model.eval()(torch.zeros(1, 3, side, side))
     model.train()
     if not isinstance(features, Tensor) or features.ndim != 2:

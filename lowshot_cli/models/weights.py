@@ -23,14 +23,15 @@ from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
 from lowshot_cli.storage.tensors import read_tensors
 
-# ImageNet's, of values 0..1.
+# ImageNet's: mean and standard deviation of values 0..1, and the usual side in pixels.
 _MEAN, _STD, _SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 
 
-# Prefixes that programs put before the names of a state dict, as lowshot's checkpoints do.
+# Prefixes that DataParallel and `torch.compile` put before the names of a state dict.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
 
+# Prefixes of a backbone within a larger model, as in lowshot's checkpoints.
 _PREFIXES = tuple(
     f"{outer}{inner}"
     for outer in ("", "backbone.", "backbone.backbone.")
@@ -42,6 +43,7 @@ _PREFIXES = tuple(
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
+# Names that a message shows.
 _SHOWN = 3
 
 
@@ -58,7 +60,7 @@ class LoadedWeights:
     unexpected: tuple[str, ...]
 
     def notes(self) -> list[str]:
-        """A line for people on each of the two that is not empty."""
+        """A line for the user about each of the two that is not empty."""
         found = {"missing": self.missing, "not used": self.unexpected}
         return [f"weights: {len(n)} {what}: {_few(n)}" for what, n in found.items() if n]
 
@@ -88,9 +90,9 @@ def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
 
 
 def photo_side(config: Config) -> int | None:
-    """Side in pixels at which to read the photos of a folder, mostly larger than the default.
+    """Side in pixels at which the network wants the images of a folder, mostly above the default.
 
-    None where the config says it, or the network does not ask for a size.
+    None if the config sets the side, or the network asks for none.
     """
     if config.dataset != "folder" or config.image_size is not None:
         return None
@@ -105,18 +107,18 @@ def _scaled(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def _of_torchvision(name: str) -> Any:
-    """The weights that torchvision holds best for a model, not yet downloaded."""
+    """The weights that torchvision recommends for a model, not yet downloaded."""
     from torchvision.models import get_model_weights
 
     return get_model_weights(name).DEFAULT
 
 
 def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[str, Tensor]:
-    """The state dict that `weights` names, downloaded at need.
+    """The state dict that `weights` names, downloaded if necessary.
 
     Args:
         options: `backbone` and `weights`, which must be given.
-        show_progress: of a download, on stderr.
+        show_progress: show the progress of a download on stderr.
 
     Raises:
         UsageError: a backbone without published weights.
@@ -146,7 +148,7 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
             return dict(
                 published.get_state_dict(progress=show_progress, check_hash=True, weights_only=True)
             )
-    except Exception as error:  # whatever the network and the libraries over it come up with
+    except Exception as error:  # the network and these libraries raise errors of many kinds
         what = published.url if published else "them"
         raise CheckpointError(
             f"cannot download the weights of {backbone}: {one_line(error, 200)}",
@@ -196,7 +198,7 @@ def load_weights(
     Args:
         backbone: from `build_backbone`.
         tensors: a state dict, of the whole model or of a wrapper around it.
-        source: how the weights are named to people.
+        source: what messages call the weights.
 
     Raises:
         CheckpointError: nothing matches, a shape differs, or a number is not finite.
@@ -235,7 +237,7 @@ def load_weights(
 
 
 def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Weights `(C, E)` of the classifier that a backbone leaves out of a state dict.
+    """Weights `(C, E)` of the classifier in a state dict, which a backbone leaves out.
 
     Raises:
         CheckpointError: the state dict has no such layer, or one for other features.
@@ -246,14 +248,14 @@ def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tens
     weight = given.get(f"{inner.classifier[0]}.weight") if inner.classifier else None
     if weight is None or weight.flatten(1).shape[1] != inner.embedding_size:
         raise CheckpointError(
-            "the weights hold no classifier of this backbone's features",
+            "the weights hold no classifier for this backbone's features",
             "adopt it with its images: `dataset=folder`, and their folder as `data_dir`",
         )
     return weight.flatten(1).float()  # some are 1x1 convolutions, (C, E, 1, 1)
 
 
 def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that the model has for them."""
+    """The tensors under the names that the model uses."""
     plain = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", n)): t for n, t in tensors.items()}
     views = [
         {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}

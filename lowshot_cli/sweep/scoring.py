@@ -1,11 +1,11 @@
-"""What trials reach, many at once.
+"""The metrics of many trials at once.
 
-A margin is how far a query's best base cosine lies above its novel one. With every novel cosine
-shifted by s, a base query stays right while its margin is above s, and a novel query is right once
-its margin is below s; ties count as wrong for both.
+A margin is how far a query's best base cosine lies above its best novel one. If every novel cosine
+is shifted by s, a base query stays right while its margin is above s, and a novel query is right
+once its margin is below s; ties count as wrong for both.
 
-In shapes T is the number of trials, W of novel proxies of a trial, C of base classes, n of base
-queries, Q of queries of one novel class, P of budgets, D the size of embeddings.
+Sizes in shapes: T trials, b of them in a block, W novel proxies per trial, C base classes, n base
+queries, Q queries of one novel class, P budgets, D the size of an embedding.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class NovelQueries:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a tile of trials reaches.
+    """The metrics of a tile of trials.
 
     Attributes:
         metrics: per name in `METRICS` the values `(T,)`, percent or points.
-        confused_percent: `(T, C)` percent of the novel queries that each base class took.
+        confused_percent: `(T, C)` percent of the novel queries that go to each base class.
     """
 
     metrics: dict[MetricName, FloatArray]
@@ -93,7 +93,7 @@ def score_trials(
         part, count = block.trials, len(block.trials)
         threshold = bias[block.padded][:, None]  # (b, 1)
         hits = (block.own < threshold).sum(1)  # (b,)
-        # A query that no novel proxy takes goes to its nearest base class.
+        # A query that no novel proxy wins goes to its nearest base class.
         lost = (block.nearest >= threshold).float() @ block.queries.nearest  # (b, C)
         right[part] += hits[:count]
         reached[part] += _count_reached(block, shifts)[:count]
@@ -149,7 +149,7 @@ class _Block:
     """The queries of one class in up to `_BLOCK` of the trials that add it.
 
     Attributes:
-        queries: Q of them.
+        queries: the Q test queries of the class.
         trials: positions of the trials, at most b.
         padded: `(b,)` the same, the last repeated up to `_BLOCK`.
         own: `(b, Q)` margins to the class's own proxy.
@@ -166,7 +166,8 @@ class _Block:
 def _blocks(proxies: Tensor, units: Tensor, novel: Mapping[int, NovelQueries]) -> Iterator[_Block]:
     """Go through the novel queries, class by class, in blocks of the trials that add the class.
 
-    With one shape for all products a row does not depend on how many other trials share its class.
+    All products of a class have one shape, so the last bits of a trial's result do not depend on
+    how many other trials add the class.
     """
     for label in units.unique().tolist():
         queries = novel[label]
@@ -184,12 +185,12 @@ def _count_reached(block: _Block, shifts: Tensor) -> Tensor:
 
 
 def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[Tensor, Tensor]:
-    """How the queries of a class fare in trials that have the class.
+    """Margins of the queries of a class in trials that add the class.
 
     Args:
         proxies: `(b, W, D)` novel proxies.
         is_own: `(b, W)` bool, which of them are the class's, on the CPU.
-        queries: Q of them.
+        queries: the Q test queries of the class.
 
     Returns:
         Margins `(b, Q)` to the class's own proxy, infinite where another novel proxy is at least as
