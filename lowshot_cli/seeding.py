@@ -72,7 +72,7 @@ def generator(seed: int, stream: Stream, *key: int) -> torch.Generator:
     Args:
         seed: the run's seed.
         stream: what is drawn.
-        key: non-negative numbers that distinguish this draw from others of the stream, such as a step.
+        key: non-negative numbers that distinguish draws of the stream, such as a step.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Datasets, picture files, splits and support draws."""
+"""Datasets, image files, splits and support draws."""

@@ -28,7 +28,7 @@ def draw_crops(
 
 
 def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """Move each image and mirror some; what lies beyond the edge is the image reflected.
+    """Shift each image and mirror some; the image is reflected at its edges.
 
     Args:
         pixels: `(B, 3, H, W)` uint8.
@@ -36,7 +36,7 @@ def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
         mirrored: `(B,)` bool.
     """
     batch, _, height, width = pixels.shape
-    rows = _reflect(shifts[:, :1] + torch.arange(height), height)  # (B, H), where each comes from
+    rows = _reflect(shifts[:, :1] + torch.arange(height), height)  # (B, H), the source of each row
     columns = _reflect(shifts[:, 1:] + torch.arange(width), width)  # (B, W)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = ((rows * width)[:, :, None] + columns[:, None, :]).to(pixels.device)  # (B, H, W)
@@ -46,7 +46,7 @@ def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Fold indices just outside 0..size-1 back at the border pixels."""
+    """Reflect indices just outside 0..size-1 at the border pixels."""
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
@@ -57,7 +57,7 @@ def draw_holes(count: int, side: int, size: int, generator: torch.Generator) -> 
 
     Args:
         count: B, the number of images.
-        side: S of each in pixels.
+        side: side S of each image in pixels.
         size: side of the square in pixels; parts beyond the edge are lost; 0 draws nothing.
         generator: source of the draws.
 
@@ -75,9 +75,9 @@ def draw_holes(count: int, side: int, size: int, generator: torch.Generator) -> 
 
 
 def quarter_turns(count: int, share: float) -> Tensor:
-    """By how many right angles each image of a batch is turned, `(count,)` int64.
+    """The number of right angles by which to turn each image of a batch, `(count,)` int64.
 
-    A share of the batch is turned, the first third of it by one, then by two, then by three.
+    The first `share` of the batch is turned: its first third by one, then by two, then by three.
     """
     each = int(share * count) // 3
     turns = torch.zeros(count, dtype=torch.int64)
@@ -88,14 +88,14 @@ def quarter_turns(count: int, share: float) -> Tensor:
 def turn(images: Tensor, labels: Tensor, turns: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Turn images by right angles, and make the turned ones classes of their own.
 
-    A network that recognises turned images has to see more in an image than its own classes need,
-    from which classes profit that it has not seen yet (Lee, Hwang, Shin: "Self-supervised label
+    A network that recognises turned images must learn more about an image than its own classes
+    need, which helps with classes it has not seen yet (Lee, Hwang, Shin: "Self-supervised label
     augmentation via input transformations", ICML 2020).
 
     Args:
         images: `(B, 3, S, S)` fp32.
         labels: `(B,)` int64 below `n_classes`.
-        turns: `(B,)` int64, right angles of each.
+        turns: `(B,)` int64, right angles by which to turn each.
         n_classes: C; an image turned by r right angles gets the label r·C + label.
     """
     if not bool(turns.any()):
@@ -122,15 +122,15 @@ def mix_up(images: Tensor, partners: Tensor, weight: float) -> Tensor:
 
 
 def with_partners(own: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
-    """Images of a batch from which some of its images can be mixed.
+    """The images of a batch that are needed to mix some of them with their partners.
 
     Args:
-        own: `(b,)` int64, places in the batch of the images that are wanted.
-        partners: `(B,)` int64, a permutation: which image each of the batch is mixed with.
+        own: `(b,)` int64, places in the batch of the images to mix.
+        partners: `(B,)` int64, a permutation: the partner of each image of the batch.
 
     Returns:
         `(n,)` int64, `own` followed by those partners of `own` that are not in it; and `(b,)`
-        int64, where among these n the partner of each stands.
+        int64, the position of each one's partner among these n.
     """
     wanted = partners[own]  # (b,)
     places = torch.cat([own, wanted[~torch.isin(wanted, own)]])  # (n,)

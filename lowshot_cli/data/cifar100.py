@@ -1,4 +1,4 @@
-"""CIFAR-100 in the layout that torchvision makes."""
+"""CIFAR-100 in the layout that torchvision uses."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load(data_dir: Path, on_progress: OnProgress = silent) -> Dataset:
-    """Load both splits; download the archive into `data_dir` where they are absent.
+    """Load both splits; download the archive into `data_dir` if they are absent.
 
     Raises:
-        DataError: absent and no network, or a file that is not CIFAR-100's.
+        DataError: the data are absent and cannot be downloaded, or a file is not CIFAR-100's.
     """
     folder = data_dir / FOLDER
     if not all((folder / name).is_file() for name in (*_SPLITS, "meta")):

@@ -1,4 +1,4 @@
-"""A dataset in memory or mapped: images, labels and names."""
+"""A dataset in memory or mapped from files: images, labels and class names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowshot_cli.errors import UsageError, did_you_mean
 
-# Images that are read, decoded or embedded at once.
+# Images that are read, decoded or embedded at a time.
 BATCH = 256
 
 
@@ -26,7 +26,7 @@ _HASHED_AT_ONCE = 1024
 class ImageSubset:
     """Some images of a split, copied out of it only when they are read.
 
-    So of a split that is mapped from a file, and may be larger than memory, one batch is in memory.
+    A split may be mapped from a file and larger than memory; only one batch of it is in memory.
 
     Attributes:
         pixels: `(N, 3, S, S)` uint8, the whole split.
@@ -40,15 +40,15 @@ class ImageSubset:
         return len(self.index)
 
     def __getitem__(self, places: slice | Tensor) -> Tensor:
-        """A copy `(m, 3, S, S)` of those at these places."""
+        """A copy `(m, 3, S, S)` of the images at these places."""
         return self.pixels[self.index[places]]
 
     def part(self, places: slice) -> ImageSubset:
-        """Those at these places, not yet copied."""
+        """The images at these places, not yet copied."""
         return ImageSubset(self.pixels, self.index[places])
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All of them, `size` at a time."""
+        """Copies of all images, `size` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to_device_if_it_fits(self, device: torch.device) -> ImageSubset:
@@ -60,7 +60,7 @@ class ImageSubset:
 
     @property
     def side(self) -> int:
-        """S in pixels."""
+        """Side S of the images in pixels."""
         return self.pixels.shape[-1]
 
 
@@ -74,7 +74,7 @@ class Images:
     Attributes:
         pixels: `(N, 3, H, W)` uint8.
         labels: `(N,)` int64, index into the dataset's class names.
-        files: file name of each image relative to the dataset, or None where there are no files.
+        files: file name of each image relative to the dataset, or None if there are no files.
         digests: hex digest of the pixels of each label's images, as far as they are known.
     """
 
@@ -93,7 +93,7 @@ class Images:
         return self.labels.argsort(stable=True).split(counts.tolist()) if len(counts) else ()
 
     def picked(self, index: Tensor) -> ImageSubset:
-        """Those with these indices, not yet copied."""
+        """The images with these indices, not yet copied."""
         return ImageSubset(self.pixels, index)
 
     def digest(self, label: int) -> str:
@@ -106,7 +106,7 @@ class Images:
         return self.digests[label]
 
     def describe(self, index: int) -> str:
-        """What to call an image in a message: its file where it has one, else its index."""
+        """What to call an image in a message: its file if it has one, else its index."""
         return self.files[index] if self.files else f"#{index}"
 
 
@@ -120,7 +120,7 @@ class Dataset:
         train: base and support images come from here.
         test: query images come from here.
         mirror: whether an image keeps its class when flipped left to right.
-        default_classes: base classes where the user names none; None means all.
+        default_classes: how many base classes to take if the user names none; None means all.
         skipped: unreadable images that were left out, each with the reason.
     """
 

@@ -1,8 +1,8 @@
-"""Downloading a dataset's archive without trusting whoever sends it.
+"""Download a dataset's archive without trusting the server.
 
-Not by `tarfile`'s extraction filters: what is wanted is a few members of known names, which are
-written atomically, and everything else about the archive is refused, links and absolute names
-too, which the `data` filter accepts or renames.
+`tarfile`'s extraction filters do not serve here: only a few members of known names are unpacked,
+atomically, and an archive with links or absolute names is refused, where the `data` filter accepts
+or renames them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Archive:
     """A `.tar.gz` on the internet.
 
     Attributes:
-        url: https.
+        url: an https URL.
         size: in bytes.
-        md5: hex digest of the whole.
-        files: the members that are wanted, and the most bytes that each may take.
+        md5: hex digest of the whole file.
+        files: the members to unpack, and the most bytes that each may take.
     """
 
     url: str
@@ -50,11 +50,11 @@ class Archive:
 
 
 class _AlteredError(Exception):
-    """What was sent is not the archive."""
+    """What the server sent is not the archive."""
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection only to https."""
+    """Follows redirections to https only."""
 
     def redirect_request(  # noqa: PLR0917 - as in the standard library
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
@@ -64,15 +64,15 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
 
 
 def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> None:
-    """Download an archive, and unpack the files that are wanted of it.
+    """Download an archive and unpack the files that are wanted.
 
     Nothing is unpacked before the checksum is right. An archive that was cut off or altered on its
     way is downloaded once more. It has no name on the disk, so nothing of it outlives the process.
 
     Args:
-        archive: to fetch.
+        archive: the archive to fetch.
         folder: where its files go, under their names in the archive.
-        on_progress: gets reports of the bytes.
+        on_progress: gets reports of the bytes received.
 
     Raises:
         DataError: no connection, an altered archive, or one that would be dangerous to unpack.
@@ -86,7 +86,7 @@ def fetch(archive: Archive, folder: Path, on_progress: OnProgress = silent) -> N
             except (_AlteredError, HTTPException) as error:
                 if attempt == _ATTEMPTS:
                     raise DataError(
-                        f"{archive.url} sent something else than expected, twice: {error}",
+                        f"{archive.url} did not send the expected archive, twice: {error}",
                         "try again later, or download it elsewhere",
                     ) from None
             except (URLError, TimeoutError, ConnectionError) as error:
@@ -123,7 +123,7 @@ def _download(archive: Archive, file: IO[bytes], on_progress: OnProgress) -> Non
 
 
 def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
-    """Copy the wanted files out of a `.tar.gz`; nothing else in it touches the disk.
+    """Unpack the wanted files of a `.tar.gz`; nothing else in it touches the disk.
 
     Raises:
         DataError: it is damaged, lacks a file, or has a member that would be dangerous to unpack.
@@ -143,7 +143,7 @@ def unpack(file: IO[bytes], archive: Archive, folder: Path) -> None:
                     write_atomically(path, content.read())
                     missing.discard(member.name)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive.url} is not an archive that can be read: {error}") from None
+        raise DataError(f"{archive.url} is not a readable archive: {error}") from None
     if missing:
         raise DataError(f"{archive.url} lacks {', '.join(sorted(missing))}")
 

@@ -1,8 +1,8 @@
 """Images that are in both splits, or nearly.
 
-`supports_seen_in_test` is strict and quick: such training images never become supports, as a class
-must not be learnt from the images it is measured on. `lookalikes` finds more, also pictures that
-were cropped, mirrored or recoloured, and some pairs that only look alike.
+`supports_seen_in_test` is strict and quick: such training images become supports only if no others
+are left, as a class must not be learnt from the images it is measured on. `lookalikes` finds more:
+also pictures that were cropped, mirrored or recoloured, and some pairs that merely look alike.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.seeding import IntArray
 
-# Root mean square difference of two thumbnails, in pixel values 0..255, up to which they show the
-# same picture. On CIFAR-100 it finds the same shot stored twice and nothing else.
+# Two thumbnails with at most this root mean square difference, in pixel values 0..255, show the same
+# picture. On CIFAR-100 it finds photos that are stored twice and nothing else.
 NEAR = 10.0
 
 
 _SIDE = 16
 
 
-# Similarity from which `lookalikes` count as the same picture. Judged by eye on CIFAR-100, most
-# pairs are, and about half of those just above it.
+# `lookalikes` of at least this similarity count as the same picture. Judged by eye on CIFAR-100,
+# most such pairs are, and about half of those just above it.
 SIMILAR = 0.85
 
 
-# A pair that is less similar before it is shifted is not looked at again.
+# A pair that is less similar than this without a shift is not compared under shifts.
 _PROMISING = 0.55
 
 
@@ -41,7 +41,7 @@ _SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down 
 _CHUNK = 500
 
 
-# Distances at once, 128 MiB of fp32.
+# Distances computed at once: 128 MiB of fp32.
 _MOST_PAIRS = 2**25
 
 
@@ -52,7 +52,7 @@ def thumbnails(pixels: Pixels) -> Tensor:
 
 
 def _halved(pixels: Tensor) -> Tensor:
-    """Images halved in size while it is even and large, at a fraction of the cost of pooling."""
+    """Images halved in size while their sides are even and large; pooling takes far longer."""
     while pixels.shape[-1] >= 2 * _SIDE and not any(side % 2 for side in pixels.shape[-2:]):
         wide = pixels[..., ::2].float() + pixels[..., 1::2]
         pixels = (wide[..., ::2, :] + wide[..., 1::2, :]) / 4
@@ -60,9 +60,9 @@ def _halved(pixels: Tensor) -> Tensor:
 
 
 def distances(images: Pixels, others: Pixels) -> Tensor:
-    """How far each of `(N, 3, H, W)` uint8 is from the nearest of `(M, 3, H, W)`, `(N,)`.
+    """Distance `(N,)` of each image `(N, 3, H, W)` uint8 to the nearest other `(M, 3, H, W)`.
 
-    Root mean square difference of thumbnails in pixel values 0..255; infinite where M is 0.
+    Root mean square difference of thumbnails in pixel values 0..255; infinite if M is 0.
     """
     if not len(others):
         return torch.full((len(images),), torch.inf)
@@ -76,7 +76,7 @@ def distances(images: Pixels, others: Pixels) -> Tensor:
 
 
 def supports_seen_in_test(dataset: Dataset, label: int) -> IntArray:
-    """Positions among a class's training images of those that are test images of it, or nearly."""
+    """Positions of those training images of a class that are also test images of it, or nearly."""
     train, test = (part.picked(part.of_class(label)) for part in (dataset.train, dataset.test))
     found: IntArray = np.flatnonzero((distances(train, test) <= NEAR).numpy())
     return found
@@ -88,7 +88,7 @@ class Lookalikes:
 
     Attributes:
         similarity: `(N,)` fp32 of each test image; 1 for the same picture.
-        nearest: `(N,)` int64 which training image it is.
+        nearest: `(N,)` int64 index of that training image.
     """
 
     similarity: Tensor
@@ -98,10 +98,10 @@ class Lookalikes:
 def lookalikes(test: Tensor, train: Tensor, on_progress: OnProgress = silent) -> Lookalikes:
     """Find for each test image the training image that most probably shows the same picture.
 
-    The similarity of two images is the mean of two correlations, of their thumbnails of 16x16 and
-    of what is left of these without the averages of 4x4 squares, at the best of both mirrorings and
-    of shifts by a sixteenth of a side. The first ignores brightness and contrast, the second does
-    not mistake one sky for another.
+    The similarity of two images is the mean of two correlations: of their 16x16 thumbnails, and of
+    these less their averages over 4x4 squares. The best of both mirrorings and of shifts by a
+    sixteenth of a side counts. The first correlation ignores brightness and contrast; the second
+    tells one sky from another.
 
     Args:
         test: `(N, 3, H, W)` uint8.
@@ -143,7 +143,7 @@ def _shifted(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def _features(images: Tensor) -> Tensor:
-    """Unit vectors `(N, 1536)` whose products are similarities, of `(N, 3, H, W)` pixel values."""
+    """Unit vectors `(N, 1536)` of images `(N, 3, H, W)`; their products are similarities."""
     coarse = thumbnails(images).view(-1, 3, _SIDE, _SIDE)
     quarter = F.adaptive_avg_pool2d(coarse, _SIDE // 4)
     fine = coarse - F.interpolate(quarter, _SIDE, mode="bilinear")

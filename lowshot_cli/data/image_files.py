@@ -14,14 +14,14 @@ from lowshot_cli.errors import DataError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
-# Images hardly shrink in an archive. One that grows by more than this was made to fill memory.
+# Images hardly compress, so an archive that grows by more than this was made to fill memory.
 _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
 
 
 _MOST_IMAGE_BYTES = 256 * 1024**2
 
 
-# train/<class>/<file> is as deep as a dataset goes.
+# Folders within a dataset: its files lie at most in train/<class>/.
 _DEPTH = 2
 
 
@@ -36,9 +36,9 @@ class Photo(NamedTuple):
 
     Attributes:
         name: its path within the dataset.
-        path: of the file, or of the archive that it is a member of.
-        version: tells this file from others of its name.
-        archive: open for reading, None for a file of its own.
+        path: the file's path, or that of the archive that it is a member of.
+        version: distinguishes this file from others of its name: size and time, or size and CRC.
+        archive: open for reading; None for a file of its own.
         member: its name in the archive.
     """
 
@@ -57,7 +57,7 @@ Tree = Mapping[_Parts, list[Photo]]
 
 
 def as_text(name: str) -> str:
-    """A name of the file system as text that can be stored: bytes that are no UTF-8 in hex."""
+    """A file's name as text that can be stored, with bytes that are not UTF-8 in hex."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -72,7 +72,7 @@ def is_outside(name: str) -> bool:
 def list_photos(root: Path) -> Tree:
     """The images of every folder under `root`, or in a `.zip`, by the folder's path in it.
 
-    Files that are hidden or no images by their names are left out, such as `Thumbs.db`.
+    Hidden files, and those without the name of an image such as `Thumbs.db`, are left out.
 
     Raises:
         DataError: neither a folder nor a readable archive.
@@ -85,7 +85,7 @@ def list_photos(root: Path) -> Tree:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
+    """Whether a file has the name of an image."""
     own = name.rpartition("/")[2]
     stem, _, suffix = own.rpartition(".")
     return bool(stem) and f".{suffix.lower()}" in SUFFIXES and not own.startswith(".")
@@ -93,7 +93,7 @@ def is_image(name: str) -> bool:
 
 def _list_folder(root: Path) -> Tree:
     tree: dict[_Parts, list[Photo]] = {}
-    # Links are followed, as class folders often are links; the depth keeps loops out.
+    # Links are followed, as class folders often are links; the limit on depth ends loops.
     for folder, below, files in os.walk(root, followlinks=True):
         parts = Path(folder).relative_to(root).parts
         below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
@@ -105,7 +105,7 @@ def _list_folder(root: Path) -> Tree:
 
 def _photo(folder: str, above: str, name: str) -> Photo:
     path = f"{folder}{os.sep}{name}"
-    status = os.stat(path)  # noqa: PTH116 - a Path takes several times as long as the call
+    status = os.stat(path)  # noqa: PTH116 - `Path.stat` takes several times as long
     return Photo(as_text(above + name), path, (status.st_size, status.st_mtime_ns))
 
 
@@ -125,17 +125,17 @@ def _list_archive(path: Path) -> Tree:
             continue
         photo = Photo(info.filename, str(path), (info.file_size, info.CRC), archive, info.filename)
         tree.setdefault(tuple(parts), []).append(photo)
-    # Archives of a folder hold that folder, not its content alone.
+    # An archive of a folder holds the folder itself, so drop folders that all images share.
     while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:
         tree = {parts[1:]: photos for parts, photos in tree.items()}
     return tree
 
 
 def _refuse_hostile(archive: ZipFile, path: Path) -> None:
-    """Refuse an archive with members outside it or links, or that grows too much when unpacked.
+    """Refuse an archive that holds links or members outside it, or grows too much when unpacked.
 
     Raises:
-        DataError: it is one of these; the message names the member.
+        DataError: it does; the message names the member.
     """
     total = 0
     for info in archive.infolist():

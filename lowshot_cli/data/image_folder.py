@@ -1,4 +1,4 @@
-"""People's own images: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
+"""The user's own images: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SIZE = 64
 TEST_SHARE = 0.2
 
 
-# Panoramas are photos too; what is twice as large again is still refused.
+# Pillow only warns of images this large, and panoramas are photos too; twice as large is refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -49,7 +49,7 @@ def load(
         on_progress: gets reports while images are decoded.
 
     Raises:
-        DataError: no such folder, no classes, a class without images, unreadable images.
+        DataError: no such folder, no classes, a class without images, or unreadable images.
     """
     tree = list_photos(root)
     if ("train",) in {parts[:1] for parts in tree} and ("test",) in {parts[:1] for parts in tree}:
@@ -69,7 +69,7 @@ def load(
     )
     for label, name in enumerate(names):
         if not len(images["train"].of_class(label)):
-            raise DataError(f"no image of class {name!r} can be read", f"look into {root}")
+            raise DataError(f"no image of class {name!r} can be read", f"check the files in {root}")
     return Dataset(
         "folder",
         names,
@@ -99,7 +99,7 @@ def _hold_out(classes: _Classes) -> tuple[_Classes, _Classes]:
     for name, files in classes.items():
         if len(files) < 2:
             raise DataError(f"class {name!r} has one image, training and testing need two")
-        # By name, so that neither a new class nor a new image moves the others across.
+        # By a hash of the name, so that a new class or image does not reshuffle the others.
         own = [file.name.rpartition("/")[2] for file in files]
         keys = {
             blake2b(f"{name}/{last}".encode()).digest(): file

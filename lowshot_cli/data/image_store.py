@@ -1,4 +1,4 @@
-"""Image files decoded once, into memory-mapped arrays that later runs open in no time."""
+"""Image files decoded once, into memory-mapped arrays that later runs open at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Decode = Callable[[IO[bytes], int], ByteArray]
 
 @dataclass(frozen=True)
 class _Decoded:
-    """About a split's array: the digest of each class, and the reason for each file not in it."""
+    """About a split's array: each class's digest, and why each unreadable file is not in it."""
 
     digests: list[str]
     bad: dict[str, str]
@@ -63,10 +63,10 @@ def load_or_decode(
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
 ) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """The images of each split, from the cache where these very files were decoded before.
+    """The images of each split, from the cache if the same files were decoded before.
 
-    The files are identified by a manifest of their names, sizes and times, so none of them is read
-    to find out whether it was decoded before. The arrays are mapped copy on write, so images take
+    The files are identified by their names, sizes and times, so none has to be read to find out
+    whether it was decoded before. The arrays are mapped copy on write, so images take
     memory only once they are read.
 
     Args:
@@ -106,8 +106,8 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
     """The error about unreadable files, of which the first ten are named.
 
     Args:
-        lines: about each of them.
-        among: what they are among, such as `20 images in photos/`.
+        lines: a line about each of them.
+        among: all files that were to be read, such as `20 images in photos/`.
     """
     more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     return DataError(
@@ -117,7 +117,7 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
 
 
 def _counting(total: int, on_progress: OnProgress) -> Report:
-    """A function that reports how many images are done, given how many more are."""
+    """A function that adds to the number of decoded images and reports it."""
     done = 0
 
     def report(count: int) -> None:
@@ -166,7 +166,7 @@ def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> st
 def _open(
     home: Path, splits: Mapping[str, ClassFiles], size: int
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
-    """What was decoded earlier; None if it is not there or not whole."""
+    """What was decoded earlier; None if it is absent or incomplete."""
     try:
         about = json.loads((home / _ABOUT).read_text(encoding="utf-8"))
         found = {}
@@ -183,7 +183,7 @@ def _open(
 def _fill(
     home: Path, splits: Mapping[str, ClassFiles], size: int, decode: Decode, report: Report
 ) -> bool:
-    """Decode into a hidden folder and rename it; False where the cache cannot be written to."""
+    """Decode into a hidden folder and rename it; False if the cache cannot be written to."""
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
@@ -208,7 +208,7 @@ def _fill(
 def _decode_into(
     array: ByteArray, classes: ClassFiles, size: int, decode: Decode, report: Report
 ) -> _Decoded:
-    """Fill `(N, 3, S, S)` in parallel, readable images first."""
+    """Fill `(N, 3, S, S)` in parallel, then move readable images before the others."""
     files = [file for group in classes for file in group]
     bad: dict[int, str] = {}
 
@@ -227,7 +227,7 @@ def _decode_into(
         for count in pool.map(fill, range(0, len(files), _CHUNK)):
             report(count)
     finally:
-        # Ctrl-C does not wait for the rest.
+        # After Ctrl-C, do not wait for the rest.
         pool.shutdown(cancel_futures=True)
     if bad:
         kept = [place for place in range(len(files)) if place not in bad]

@@ -20,10 +20,10 @@ AnyImages = AnyImage | Iterable[AnyImage]
 
 
 def list_images(images: AnyImages) -> tuple[list[AnyImage], bool]:
-    """The images one by one, and whether it is one image rather than a list of one.
+    """The images as a list, and whether a single image was given rather than a list of one.
 
     Raises:
-        DataError: there are none, or a path leads nowhere.
+        DataError: there are no images, or nothing is at a path.
     """
     if isinstance(images, str | Path):
         return _at(images), Path(images).is_file()
@@ -48,7 +48,7 @@ def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]
     """Pixels `(3, S, S)` of an image.
 
     Raises:
-        DataError: it is not one.
+        DataError: it is not a readable image.
     """
     if isinstance(image, str | Path):
         return decode(Path(image), size)

@@ -1,4 +1,4 @@
-"""From the name of a dataset to its images."""
+"""Datasets by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_dataset(
         on_progress: gets reports of a download, and of image files that are decoded.
 
     Raises:
-        DataError: absent or broken data.
+        DataError: the data are absent or broken.
     """
     from lowshot_cli.data import cifar100 as cifar
     from lowshot_cli.data import glyphs

@@ -25,8 +25,8 @@ class Photos:
 
     Attributes:
         pixels: `(N, 3, S, S)` uint8.
-        files: of each.
-        unreadable: files that are not among them, each with the reason.
+        files: the file of each.
+        unreadable: files that cannot be decoded, each with the reason.
     """
 
     pixels: Tensor
@@ -40,11 +40,11 @@ class Photos:
 
 
 def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
-    """Image files that are named, lie in a named folder, or match a named glob.
+    """The image files that `sources` name, in order and each once.
 
     Args:
         sources: files, folders and globs.
-        deep: look into folders within a folder too.
+        deep: search the folders within a folder too.
 
     Raises:
         DataError: a source that is absent or holds no images.
@@ -65,7 +65,7 @@ def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
                 files = sorted(path for path in root.glob(pattern) if is_image(path.name))
             except ValueError as error:  # such as ** beside other characters
                 raise DataError(
-                    f"{source} is not a pattern: {error}", "put ** between / /"
+                    f"{source} is not a pattern: {error}", "put ** between two slashes"
                 ) from None
             if not files:
                 raise DataError(f"there is no image at {source}", "check the path")
@@ -74,12 +74,12 @@ def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
 
 
 def read_photos(files: Sequence[Path], image_size: int, batch: int = BATCH) -> Iterator[Photos]:
-    """Decode image files in parallel, batch by batch; the next one is decoded meanwhile.
+    """Decode image files in parallel, one batch ahead of the one in use.
 
     Args:
         files: from `find_photos`.
         image_size: side in pixels.
-        batch: files at once.
+        batch: number of files in a batch.
     """
 
     def read(path: Path) -> ByteArray | str:
@@ -120,7 +120,7 @@ def load_photos(files: Sequence[Path], image_size: int, skip_bad: bool = False) 
         skip_bad: leave unreadable files out instead of refusing them.
 
     Raises:
-        DataError: unreadable files, or none that can be read.
+        DataError: some files cannot be read, or none with `skip_bad`.
     """
     parts = list(read_photos(files, image_size))
     photos = Photos(

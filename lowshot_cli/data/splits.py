@@ -1,9 +1,4 @@
-"""Class orders, hold-outs and support draws: every choice is a pure function of a seed.
-
-A draw keeps the images with the smallest keys, where a key is a hash of the seed, the draw's name
-and the image. So a draw depends on nothing but its own name: not on the draws before it, nor on
-how many are made or in which order. The first k of a draw of n are the draw of k.
-"""
+"""Base classes and the hold-out: pure functions of the data and, for the class order, a seed."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from lowshot_cli.seeding import Stream, smallest_keys
 
 
 def class_order(dataset: Dataset, split: str, seed: int) -> list[str]:
-    """Class names in the order in which they become base classes, then novel ones.
+    """Class names in the order in which they become base classes; the rest are novel.
 
     `seeded` is `numpy.random.RandomState(seed).permutation(n_classes)`, with seed 1993 the usual
     class-incremental order of CIFAR-100 (Rebuffi et al., iCaRL, CVPR 2017); `alphabetical` sorts.
@@ -63,14 +58,14 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
     """Split the training images of the base classes into fit and hold-out.
 
     The hold-out depends on the data alone, not on the seed, so that models trained with different
-    seeds are chosen and calibrated on the same images.
+    seeds are compared and calibrated on the same images.
 
     Returns:
         Indices of the fit and of the hold-out images, both int64, grouped by class in the order of
         `labels`.
 
     Raises:
-        UsageError: a class that has no image left to fit.
+        UsageError: a class has no image left to fit.
     """
     fit, holdout = [], []
     for label in labels:
@@ -87,7 +82,7 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
 
 
 def relabel(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Map dataset labels to positions in `classes`, -1 where a label is not among them."""
+    """Map dataset labels to their positions in `classes`; -1 for a label that is not among them."""
     size = int(max(labels.max().item() if len(labels) else 0, *classes)) + 1
     table = torch.full((size,), -1, dtype=torch.int64)
     table[torch.tensor(classes)] = torch.arange(len(classes))

@@ -1,4 +1,9 @@
-"""Support draws: which images of a class a trial may see."""
+"""Support draws: which images of a class a trial may see.
+
+A draw takes the images with the smallest keys, where a key is a hash of the seed, the draw's name
+and the image. So a draw depends on its own name alone: not on the draws before it, nor on how many
+are made or in which order. The first k images of a draw of n are the draw of k.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +35,14 @@ def draw_supports(
         trials: trial numbers `(T,)`.
         shots: images per trial; a draw of fewer shots is a prefix of a draw of more.
         available: how many images the class has.
-        avoided: positions of images that are drawn only when all others are; the others are drawn
+        avoided: positions of images that are drawn only after all others; the others are drawn
             as if these did not exist.
 
     Returns:
         `(T, shots)` int64 positions among the class's images, distinct within a row.
 
     Raises:
-        UsageError: more shots than images.
+        UsageError: there are fewer images than shots.
     """
     if not 0 < shots <= available:
         raise UsageError(
@@ -48,6 +53,7 @@ def draw_supports(
     keys = hash_keys(seed, Stream.SUPPORT, label, numbers, np.arange(available)[None, :])
     last = np.zeros(available, dtype=np.uint64)
     last[np.asarray(avoided, dtype=np.int64)] = 1
+    # The top bit puts avoided images after all others.
     keys = (keys >> np.uint64(1)) | (last << np.uint64(63))  # (T, available)
     if shots < available:
         nearest = np.argpartition(keys, shots - 1, axis=1)[:, :shots]

@@ -17,7 +17,7 @@ from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
 from lowshot_cli.errors import UsageError, did_you_mean
 from lowshot_cli.models.pretrained import PretrainedBackbone
 
-# Side in pixels up to which the stem of `resnet18` keeps the size of an image; ImageNet's halves it.
+# Up to this side in pixels the stem of `resnet18` keeps the size of an image, unlike ImageNet's.
 SMALL_IMAGE = 64
 
 

@@ -1,4 +1,4 @@
-"""A base model without training: its base classes are imprinted, or those of its classifier."""
+"""A base model without training: its proxies are imprinted, or its classifier's weights."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def adopt(
 ) -> TrainResult:
     """Imprint the base classes from all their fit images (Qi et al. 2018, section 3.2).
 
-    The scale, which training would have learnt, is the likeliest one on half of the hold-out.
+    The scale, which training would have learnt, is fitted on half of the hold-out.
 
     Args:
-        config: common part and `train_base`.
+        config: the common settings and `train_base`.
         dataset: where images come from.
-        task: its images.
-        network: its backbone is taken as it is.
+        task: the images of the base classes.
+        network: its backbone is used as it is.
         context: gets a report after each class, and is asked whether to stop.
 
     Raises:
-        Interrupted: `should_stop` said so.
-        TrainingError: a class whose features are zero or not finite.
+        Interrupted: `should_stop` returned true.
+        TrainingError: the features of a class are zero or not finite.
     """
     started = time.perf_counter()
     as_used = fused(EmbeddingNetwork(network.backbone, task.normalisation, mirror=task.flip))
@@ -56,7 +56,7 @@ def adopt(
         done += len(index)
         context.on_progress(Progress("imprinting", done, len(task.fit)))
         if context.should_stop():
-            raise Interrupted("stopped while imprinting", "the same command starts again")
+            raise Interrupted("stopped while imprinting", "the same command starts it again")
     proxies = torch.stack(prototypes)  # (C, E)
     _ensure_unit(proxies, task)
     seconds = time.perf_counter() - started
@@ -83,17 +83,17 @@ def _ensure_unit(proxies: Tensor, task: BaseTask) -> None:
 
 
 def adopt_without_data(config: Config) -> TrainResult:
-    """A base model from a weights file alone: its proxies are the classifier's rows, normalised.
+    """A base model from a weights file alone: its proxies are the classifier's weights, normalised.
 
     It has no hold-out, so nothing can be calibrated on it.
 
     Args:
-        config: `train_base` with weights, no epochs and the names of all classes in the order of
+        config: `train_base` with weights, 0 epochs and the names of all classes in the order of
             the classifier's outputs.
 
     Raises:
         UsageError: one of these is missing.
-        CheckpointError: weights that cannot be used, or without that classifier.
+        CheckpointError: the weights cannot be used, or have no such classifier.
     """
     options, names = config.train_base, config.train_base.classes
     expected = preprocessing(options)

@@ -1,4 +1,4 @@
-"""What long work is run with, besides its data and its settings."""
+"""What long work needs besides its data and its settings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Whom to tell, whom to ask, and where to compute.
+    """Where long work reports, when it stops, and where it computes.
 
     Attributes:
         on_progress: gets a report now and then.
-        should_stop: asked at every point at which the work can stop without losing anything.
+        should_stop: called wherever the work can stop without losing anything.
         ranks: the processes that share the work.
         device: where networks run.
     """
@@ -28,4 +28,4 @@ class RunContext:
 
 
 DEFAULT_CONTEXT = RunContext()
-"""In one process on the CPU, silently and to the end."""
+"""One process on the CPU that reports nothing and never stops early."""

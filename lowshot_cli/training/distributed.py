@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class NotLeader(Exception):
-    """Ends the work of a rank that does not lead, once only the leader has something left to do."""
+    """Ends the work of a rank that does not lead, once only the leader has work left."""
 
 
 @dataclass(frozen=True)
 class ProcessGroupView:
-    """One of the processes that train together; by default it is alone.
+    """One of the processes that train together; by default the only one.
 
     All ranks have to call a collective method, in the same order.
 
     Attributes:
-        number: of this process, from 0. Rank 0 leads: it alone writes.
-        count: of processes.
+        number: the rank of this process, from 0. Rank 0 leads: it alone writes.
+        count: number of processes.
         local: number of this process among those of its machine.
-        patient_group: group of all ranks in which one may wait long for another; None if there
-            is one process.
+        patient_group: group of all ranks in which one may wait long for another; None for a
+            single process.
     """
 
     number: int = 0
@@ -46,7 +46,7 @@ class ProcessGroupView:
 
     @property
     def part(self) -> slice:
-        """The share of any sequence that is this rank's: every `count`-th element."""
+        """This rank's share of any sequence: every `count`-th element."""
         return slice(self.number, None, self.count)
 
     def total(self, value: float) -> float:
@@ -67,7 +67,7 @@ class ProcessGroupView:
             tensor.copy_(mean.view_as(tensor))
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients that are means over all ranks. Collective, as is its use.
+        """The module, with gradients averaged over all ranks. Collective, and so is each use of it.
 
         It starts from rank 0's parameters and buffers. Buffers are not synchronised after that.
         """
@@ -81,7 +81,7 @@ class ProcessGroupView:
 
     @contextmanager
     def first_here(self) -> Iterator[None]:
-        """Let the first rank of each machine do something before the others there. Collective."""
+        """Let the first rank of each machine do something before the others of it. Collective."""
         if self.local > 0:
             dist.barrier(self.patient_group)
         yield
@@ -89,9 +89,9 @@ class ProcessGroupView:
             dist.barrier(self.patient_group)
 
     def require_leader(self) -> None:
-        """Go on as the leader alone.
+        """Continue as the leader alone.
 
-        An exception rather than a result that every caller would have to look at: it leaves the
+        The other ranks end by an exception, so that no caller has to check a result: it leaves the
         command through its contexts, as Ctrl-C does, and `cli/torchrun.py` turns it into exit 0.
 
         Raises:

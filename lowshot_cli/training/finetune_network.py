@@ -24,7 +24,7 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.distributed import ProcessGroupView
 from lowshot_cli.training.precision import pick_dtype
 
-# Pixels by which an image is shifted at most.
+# The largest shift of an image, in pixels.
 _CROP = 3
 
 
@@ -36,7 +36,7 @@ class NetworkData:
         base_pixels: N fit images `(3, H, W)` uint8, gathered a batch at a time.
         base_labels: `(N,)` int64 base classes.
         support_pixels: `(n, 3, H, W)` uint8 support images of all novel classes.
-        support_labels: `(n,)` int64 novel classes, numbered on from the base classes.
+        support_labels: `(n,)` int64 novel classes, numbered after the base classes.
         flip: whether images may be mirrored.
     """
 
@@ -60,9 +60,9 @@ def finetune_network(
 
     The shots are repeated until a novel class has as many samples as an average base class, and
     the class weights count the repeated samples. BatchNorm keeps its statistics, which batches full
-    of a few repeated images would distort. With `distil` the loss has that much of the divergence
-    from what the network predicted for base classes before (Li and Hoiem, "Learning without
-    Forgetting", ECCV 2016, at temperature 1).
+    of a few repeated images would distort. `distil` is the weight in the loss of the divergence from
+    the network's earlier predictions for base classes (Li and Hoiem, "Learning without Forgetting",
+    ECCV 2016, at temperature 1).
 
     Args:
         network: trained in place, in evaluation mode throughout.
@@ -71,7 +71,7 @@ def finetune_network(
         config: `epochs`, `lr`, `batch_size`, `freeze_base`, `loss`, `novel_weight`, `precision` and
             `distil` are read.
         seed: decides order and augmentation.
-        context: gets a report after each step; all its ranks end with the same network and proxies.
+        context: gets a report after each step. All ranks end with the same network and proxies.
 
     Returns:
         `(C, D)` unit proxies.
@@ -93,7 +93,7 @@ def finetune_network(
 
 
 class _Trained(nn.Module):
-    """Images `(B, 3, H, W)`, normalised, to logits `(B, C)`; everything that is trained."""
+    """Everything that is trained: maps normalised images `(B, 3, H, W)` to logits `(B, C)`."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Trained(nn.Module):
 
 
 class _Steps:
-    """Makes the steps of fine-tuning; the arguments are those of `finetune_network`."""
+    """Takes the steps of fine-tuning; the arguments are those of `finetune_network`."""
 
     def __init__(
         self,
@@ -142,23 +142,23 @@ class _Steps:
         self.optimiser = torch.optim.SGD(
             [*parameters, self.trained.novel_proxies], lr=config.lr, momentum=0.9, nesterov=True
         )
-        # On their own, so that steps without base proxies leave the momentum of these as it is.
+        # Separate, so that steps with frozen base proxies leave their momentum alone.
         self.base_optimiser = torch.optim.SGD(
             [self.trained.base_proxies], lr=config.lr, momentum=0.9, nesterov=True
         )
         self.model = ranks.parallel(self.trained)
 
     def take(self, step: int, chosen: Tensor, draws: torch.Generator) -> float:
-        """Make a step and return its loss; one that is not finite leaves everything as it is.
+        """Take a step and return its loss; if that is not finite, nothing changes.
 
         Args:
-            step: its number.
+            step: number of the step.
             chosen: `(B,)` int64, which of an epoch's samples the whole batch holds.
             draws: decides the augmentation.
         """
         part, device = self.ranks.part, self.trained.network.device
         shifts, mirrored = draw_crops(len(chosen), _CROP, self.data.flip, draws)  # (B, 2), (B,)
-        # The last batch of an epoch may be shared unevenly, so losses are not averaged here.
+        # Ranks may get uneven parts of an epoch's last batch, so each divides by an even share.
         own, share = chosen[part], len(chosen) / self.ranks.count  # (b,)
         images = _gather(self.data, self.samples[own])  # (b, 3, H, W)
         images = shift_and_mirror(images, shifts[part], mirrored[part])
@@ -183,7 +183,7 @@ class _Steps:
         return value
 
     def _distil(self, inputs: Tensor, logits: Tensor) -> Tensor:
-        """Divergence, summed over images, from what the network predicted before it was tuned."""
+        """Divergence, summed over images, from the network's predictions before fine-tuning."""
         teacher = self.teacher
         assert teacher is not None
         scaled = teacher.scale * _embed(teacher.network, inputs, teacher.dtype)  # (b, D)
@@ -195,7 +195,7 @@ class _Steps:
 def _diverged(step: int, total: int, config: FinetuneConfig) -> TrainingError:
     epoch = step * config.epochs // total + 1
     return TrainingError(
-        f"fine-tuning is no longer finite in epoch {epoch}, step {step + 1}; nothing was written",
+        f"fine-tuning diverged in epoch {epoch}, step {step + 1}; nothing was written",
         f"give a smaller `lr` than {config.lr:g}",
     )
 
@@ -208,7 +208,7 @@ def _embed(network: EmbeddingNetwork, inputs: Tensor, dtype: torch.dtype) -> Ten
 def _repeat_support(data: NetworkData) -> tuple[Tensor, Tensor]:
     """Image numbers and labels, both `(M,)` int64, of one epoch's samples.
 
-    Numbers from the count of fit images on are support images.
+    Numbers below the count of fit images are fit images, the others support images.
     """
     n_fit = len(data.base_labels)
     per_class = n_fit // len(data.base_labels.unique())
@@ -234,10 +234,10 @@ def _gather(data: NetworkData, numbers: Tensor) -> Tensor:
 def _batches(
     count: int, config: FinetuneConfig, seed: int
 ) -> Iterator[tuple[int, Tensor, torch.Generator]]:
-    """Step, its samples `(B,)` and a generator of the step's own, over all epochs."""
+    """For each step of all epochs: its number, its samples `(B,)` and its own generator."""
     step = 0
     for epoch in range(config.epochs):
-        # Within an epoch, 0 is the key of its order and s + 1 that of step s.
+        # Within an epoch, key 0 draws the order, and key s + 1 the augmentation of step s.
         shuffle = generator(seed, Stream.FINETUNE_STEP, epoch, 0)
         for chosen in torch.randperm(count, generator=shuffle).split(config.batch_size):
             yield step, chosen, generator(seed, Stream.FINETUNE_STEP, epoch, step + 1)

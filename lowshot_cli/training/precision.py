@@ -15,9 +15,9 @@ _PROBE_SECONDS = 0.5
 def pick_dtype(
     precision: str, device: torch.device, ranks: ProcessGroupView = ALONE
 ) -> torch.dtype:
-    """The autocast type; `auto` is bf16 on a GPU, and on a CPU that multiplies it faster.
+    """The autocast type; `auto` is bf16 on a GPU, and on a CPU that multiplies bf16 faster.
 
-    Of several ranks all have to find bf16 faster. Collective.
+    With several ranks, `auto` is bf16 only if it is so for all. Collective.
     """
     if precision == "auto":
         fast = device.type == "cuda" or matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
@@ -27,7 +27,7 @@ def pick_dtype(
 
 @cache
 def matrix_rate(dtype: torch.dtype, side: int = 768, repeats: int = 7) -> float:
-    """Floating-point operations a second of a square matrix product on the CPU, at best.
+    """Best rate of a square matrix product on the CPU, in floating-point operations a second.
 
     Whether bf16 pays cannot be read off the instruction set: with AVX-512 BF16, one maker's CPUs
     run it at half the rate of fp32 and another's at four times that rate.
@@ -38,6 +38,6 @@ def matrix_rate(dtype: torch.dtype, side: int = 768, repeats: int = 7) -> float:
         started = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - started)
-        if sum(seconds) > _PROBE_SECONDS:  # a type that is emulated would take a minute
+        if sum(seconds) > _PROBE_SECONDS:  # an emulated type would take a minute
             break
     return 2 * side**3 / min(seconds)

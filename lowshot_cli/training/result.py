@@ -23,21 +23,22 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.version import __version__
 
+# Bounds of a fitted scale.
 _SCALES = (1.0, 100.0)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training made.
+    """The result of training.
 
     Attributes:
         checkpoint: the base model.
-        base_accuracy: test accuracy in percent; None where there are no images.
+        base_accuracy: test accuracy in percent; None if there are no images.
         holdout_accuracy: hold-out accuracy in percent, likewise.
         epochs: passes over the fit images.
         train_seconds: the training loop with its hold-out evaluations, over all resumptions.
         images_per_second: fit images through the loop per second.
-        weights: how the weights that it started from fitted the backbone; None without any.
+        weights: how the given weights fitted the backbone; None if none were given.
     """
 
     checkpoint: Checkpoint
@@ -52,8 +53,8 @@ class TrainResult:
 def fitted_scale(cosines: Tensor, labels: Tensor) -> float:
     """The scale under which labels `(N,)` are likeliest, given cosines `(N, C)`.
 
-    The cross-entropy is convex in it. The images must not be those that shaped the proxies, whose
-    cosines are larger than those of images the model has not seen.
+    The cross-entropy is convex in it. Images that shaped the proxies must not be among them, as
+    their cosines are larger than those of images the model has not seen.
     """
 
     def cross_entropy(scale: float) -> float:
@@ -78,10 +79,10 @@ def make_checkpoint(
     """Turn a network and its proxies into a checkpoint, measured on the test images.
 
     Args:
-        config: common part and `train_base`.
+        config: the common settings and `train_base`.
         dataset: where images come from.
-        task: its images.
-        trained: its backbone is taken.
+        task: the images of the base classes.
+        trained: the network whose backbone is used.
         proxies: `(C, E)` of the base classes, unit.
         scale: the learned factor on the cosines; None fits it on the hold-out's fit half.
         context: gets reports while images are embedded.
@@ -102,7 +103,7 @@ def make_checkpoint(
     context.on_progress(Progress("embedding", len(holdout), total))
     if scale is None:
         labels = fit_half(task.holdout_labels)
-        # Many classes need no image more: a sample fits one number as well, in bounded memory.
+        # With many classes, a sample of the images: it fits one number as well, in bounded memory.
         some = slice(None, None, 1 + len(labels) // chunk_size(len(proxies)))
         held = F.normalize(fit_half(holdout)[:, : proxies.shape[1]], dim=1)[some]  # (n, E)
         scale = fitted_scale(held @ proxies.T, labels[some])
@@ -126,7 +127,7 @@ def make_checkpoint(
 def _predict(
     network: EmbeddingNetwork, head: Head, queries: ImageSubset, total: int, on_progress: OnProgress
 ) -> Tensor:
-    """Class `(N,)` of each image; images, embeddings and cosines are never all there at once."""
+    """Class `(N,)` of each image, without all images, embeddings or cosines in memory."""
     step = max(BATCH, chunk_size(max(len(head.proxies), head.size)) // BATCH * BATCH)
     found = [torch.empty(0, dtype=torch.int64)]
     for start in range(0, len(queries), step):
@@ -142,10 +143,10 @@ def describe_base(
     """The metadata of a base model.
 
     Args:
-        config: it was trained with.
-        dataset: its images.
+        config: the config it was trained with.
+        dataset: where its images come from.
         task: what it was trained on.
-        size: E, of the trained part of an embedding.
+        size: E, the size of the trained part of an embedding.
         counts: per class, how many test images it gets right and how many there are.
     """
     options, portable = config.train_base, {**config.portable(), "dataset": dataset.name}

@@ -1,4 +1,4 @@
-"""The state of a training under way, on disk: weights, momentum, and where it stands."""
+"""The saved state of unfinished training: weights, momentum and progress."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _KEY = "lowshot_state"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training has come.
+    """How far training has come.
 
     Attributes:
-        step: steps made.
-        seconds: that they took, with the hold-out evaluations, over all resumptions.
+        step: number of steps taken.
+        seconds: time that they took, with the hold-out evaluations, over all resumptions.
         holdout_accuracy: after the last whole epoch, in percent; 0 before that.
     """
 
@@ -42,14 +42,14 @@ def save_state(
     state: TrainingState,
     config: Mapping[str, Any],
 ) -> None:
-    """Write it with weights and momentum, atomically; what was there is kept beside it.
+    """Write weights, momentum and progress atomically; the state before is kept beside it.
 
     Args:
-        path: of the file.
-        model: whose weights are written.
+        path: the file to write.
+        model: the model whose weights are written.
         optimiser: over the model's parameters.
-        state: how far it has come.
-        config: what the config must be when training goes on.
+        state: how far training has come.
+        config: what the config must be when training is resumed.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -68,17 +68,17 @@ def save_state(
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}",
-            "free some space; `resume=True`, or the same sweep, goes on from the last epoch",
+            "free some space; `resume=True`, or the same sweep, continues from the last epoch",
         ) from None
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the newest one lies."""
+    """Path of the state before the newest one."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def is_resumable(path: Path) -> bool:
-    """Whether a state or the one before it is there."""
+    """Whether there is a state, or the one before it."""
     return path.exists() or previous(path).exists()
 
 
@@ -94,19 +94,19 @@ def restore_state(
     optimiser: torch.optim.Optimizer,
     config: Mapping[str, Any],
 ) -> tuple[TrainingState, str | None]:
-    """Load weights and momentum of the newest state that is whole.
+    """Load weights and momentum of the newest undamaged state.
 
     Args:
-        path: the state.
+        path: the newest state.
         model: of the same shape as the saved one.
         optimiser: over the model's parameters, in the same order.
         config: what the saved config must be.
 
     Returns:
-        How far training had come, and what is wrong with a newer state, if there is one.
+        How far training had come, and what is wrong with a newer state that was skipped, if any.
 
     Raises:
-        CheckpointError: no state, damaged ones only, or one of another config.
+        CheckpointError: there is no state, only damaged ones, or one of another config.
     """
     problem = None
     for candidate in (path, previous(path)):
@@ -135,7 +135,7 @@ def restore_state(
     )
     for index, parameter in enumerate(_parameters(optimiser)):
         if (momentum := tensors.get(f"momentum.{index}")) is not None:
-            # Kernels may round differently in another memory layout, so it is the parameter's.
+            # In the parameter's memory layout, as kernels may round differently in another.
             buffer = torch.empty_like(parameter).copy_(momentum)
             optimiser.state[parameter]["momentum_buffer"] = buffer
     return TrainingState(**{f.name: about[f.name] for f in fields(TrainingState)}), problem

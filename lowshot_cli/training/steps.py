@@ -42,10 +42,10 @@ def one_cycle(step: int, total: int, warmup: float) -> float:
 
 
 def parameter_groups(trainee: CosineClassifier, options: TrainBaseConfig) -> list[dict[str, Any]]:
-    """What is trained, for the optimiser: `peak` is a group's learning rate at its peak.
+    """The optimiser's parameter groups; `peak` is a group's highest learning rate.
 
-    Matrices decay and vectors do not. `backbone_lr` sets the backbone apart from its projection,
-    the proxies and the scale.
+    Weight decay applies to the network's matrices, but not to its vectors, the proxies and the
+    scale. `backbone_lr` applies to the backbone without its projection.
     """
     network = trainee.network
     projection = list(network.backbone.get_submodule("project").parameters())
@@ -73,7 +73,7 @@ class Batch:
         images: `(b, 3, S, S)` fp32, augmented and normalised.
         labels: `(b,)` int64.
         partner_labels: `(b,)` int64, of the images that were mixed in.
-        weight: share of an image's own label in the loss; 1 where nothing was mixed in.
+        weight: share of an image's own label in the loss; 1 if nothing was mixed in.
     """
 
     images: Tensor
@@ -83,11 +83,11 @@ class Batch:
 
 
 class TrainingSteps:
-    """Makes the steps of base training, each of which depends on the seed and its number alone.
+    """Takes the steps of base training, each of which depends only on the seed and its number.
 
     Args:
         config: `seed` and `train_base`.
-        task: the images.
+        task: the images of the base classes.
         trainee: trained in place.
         ranks: the processes that share each step.
 
@@ -125,7 +125,7 @@ class TrainingSteps:
         self.model = ranks.parallel(trainee)
 
     def draw_order(self, epoch: int) -> Tensor:
-        """The fit images `(N,)` int64 in the order in which an epoch goes through them."""
+        """Indices `(N,)` int64 of the fit images, in the order in which an epoch uses them."""
         shuffle = generator(self.seed, Stream.TRAIN_EPOCH, epoch)
         return torch.randperm(len(self.task.fit), generator=shuffle)
 
@@ -153,7 +153,7 @@ class TrainingSteps:
         device = self.trainee.network.device
         pixels = shift_and_mirror(self.images[chosen[places]], shifts[places], mirrored[places])
         images = task.normalisation.apply(pixels, device)  # (n, 3, S, S)
-        # Normalised, 0 is the mean colour.
+        # After normalisation 0 is the mean colour.
         images = images.masked_fill(holes[places].to(device), 0.0)
         labels = task.fit_labels[chosen[places]].to(device)  # (n,)
         turns = quarter_turns(size, options.rotation)[places]  # (n,)
@@ -164,7 +164,7 @@ class TrainingSteps:
         return Batch(images, labels[: len(own)], labels[partners], weight)
 
     def take(self, step: int, chosen: Tensor) -> float:
-        """Make a step and return its loss; one that is not finite leaves everything as it is.
+        """Take a step and return its loss; if that is not finite, nothing changes.
 
         Args:
             step: its number in the training.
@@ -192,14 +192,14 @@ class TrainingSteps:
         return value
 
     def _average_statistics(self) -> None:
-        """Average BatchNorm's running statistics, which each rank takes from its own images."""
+        """Average BatchNorm's running statistics, which each rank computes from its own images."""
         if not self.options.freeze_backbone:
             buffers = self.trainee.buffers()
             self.ranks.average([buffer for buffer in buffers if buffer.is_floating_point()])
 
     @contextmanager
     def _seeded_dropout(self, step: int) -> Iterator[None]:
-        """Let dropout and the like in a library's network depend on seed, step and rank alone."""
+        """Make dropout and the like in a library's network depend only on seed, step and rank."""
         device = self.trainee.network.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             drawn = generator(self.seed, Stream.DROPOUT, step, self.ranks.number)

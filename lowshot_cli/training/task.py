@@ -19,13 +19,13 @@ class BaseTask:
     """The images of one base model, and how they are normalised and sized.
 
     Attributes:
-        names: of the base classes, in head order.
-        labels_in_dataset: of these classes, in the same order.
+        names: the base classes, in head order.
+        labels_in_dataset: labels of these classes in the dataset, in the same order.
         fit: training images that the weights see.
         fit_labels: `(N,)` int64, in head order.
         holdout: training images that are held out.
         holdout_labels: `(M,)` int64, in head order.
-        normalisation: of pixels.
+        normalisation: how pixels are normalised.
         flip: whether an image keeps its class when it is mirrored.
         input_size: side in pixels to which the backbone resizes them; None leaves them as they are.
     """
@@ -78,9 +78,9 @@ def build_network(
     """The network to train, the size E of its features, and how given weights fitted it.
 
     Args:
-        options: of the base model.
-        task: its images.
-        with_weights: load the weights that the options name; a resumed training has its own.
+        options: settings of the base model.
+        task: the images of the base classes.
+        with_weights: load the weights that the options name; a resumed run has its own.
     """
     backbone = build_backbone(
         options.backbone,

@@ -23,7 +23,7 @@ from lowshot_cli.training.state import TrainingState, restore_state, save_state
 from lowshot_cli.training.steps import TrainingSteps
 from lowshot_cli.training.task import BaseTask, build_network, make_task
 
-# How much of the loss shown is that of the latest step; the rest is the average so far.
+# Weight of the latest loss in the running average that is shown.
 _NEW_LOSS_SHARE = 0.02
 
 
@@ -35,7 +35,7 @@ def train_base(
     resume: bool = False,
     context: RunContext = DEFAULT_CONTEXT,
 ) -> TrainResult:
-    """Train the base model; every epoch leaves a state from which training can go on.
+    """Train the base model; every epoch saves a state from which training can resume.
 
     With no epochs the base classes are imprinted instead (`adopt`).
 
@@ -43,18 +43,18 @@ def train_base(
     run makes the same steps as an uninterrupted one.
 
     Args:
-        config: common part and `train_base`.
+        config: the common settings and `train_base`.
         dataset: where images come from.
-        state_path: training state; the caller deletes it once the checkpoint is safe.
-        resume: go on from the state.
+        state_path: where the training state is saved; the caller deletes it once the checkpoint is safe.
+        resume: continue from that state.
         context: gets a report after each step, and is asked whether to stop.
 
     Raises:
-        Interrupted: `should_stop` said so, to any rank; the state is saved.
+        Interrupted: `should_stop` returned true on some rank; the state is saved.
         UsageError: a batch cannot be shared evenly between the ranks.
-        NotLeader: training is over, and this is not the rank that makes the checkpoint.
+        NotLeader: training is over, and another rank makes the checkpoint.
         TrainingError: the loss is no longer finite.
-        CheckpointError: no state to resume from, or one of another config.
+        CheckpointError: there is no state to resume from, or one of another config.
     """
     options = config.train_base
     if options.epochs == 0 and resume:
@@ -82,16 +82,16 @@ class BaseTraining:
     """The training loop: steps, hold-out accuracy after each epoch, and a state on disk.
 
     Args:
-        config: common part and `train_base`.
-        data_hash: of the dataset's content.
-        task: the images.
+        config: the common settings and `train_base`.
+        data_hash: hash of the dataset's content.
+        task: the images of the base classes.
         trainee: trained in place.
         state_path: where the state is kept.
         context: as in `train_base`.
 
     Attributes:
-        steps: what each step does.
-        state: how far it has come.
+        steps: takes each step.
+        state: how far training has come.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class BaseTraining:
         self.state = TrainingState()
 
     def run(self) -> None:
-        """Make the steps that are left.
+        """Take the remaining steps.
 
         Raises:
-            Interrupted: `should_stop` said so, to any rank; the state is saved.
+            Interrupted: `should_stop` returned true on some rank; the state is saved.
             TrainingError: the loss or a weight is no longer finite.
         """
         steps, first, epochs = self.steps, self.state.step, self.config.train_base.epochs
@@ -186,7 +186,7 @@ class BaseTraining:
 
     @torch.no_grad()
     def _measure_holdout(self) -> float:
-        """Hold-out accuracy in percent, of which each rank measures its part."""
+        """Hold-out accuracy in percent; each rank classifies its share of the images."""
         task, ranks = self.task, self.context.ranks
         embeddings = embed(self.trainee.network, task.holdout.part(ranks.part), self.steps.dtype)
         _, predicted = nearest_proxies(embeddings, self.trainee.unit_proxies(len(task.names)))
@@ -194,7 +194,7 @@ class BaseTraining:
         return 100 * ranks.total(right.sum().item()) / len(task.holdout)
 
     def _diverged(self, what: str, epoch: int) -> TrainingError:
-        kept = f", {self.state_path} is of an epoch before" if self.state_path.exists() else ""
+        kept = f"; {self.state_path} holds an earlier epoch" if self.state_path.exists() else ""
         return TrainingError(
             f"the {what} not finite in epoch {epoch + 1}{kept}",
             f"start again with a smaller `lr` than {self.config.train_base.lr:g}",
@@ -204,7 +204,7 @@ class BaseTraining:
         """Write the training state, if this is the rank that writes.
 
         Raises:
-            TrainingError: its numbers are not finite; the state on disk is as it was.
+            TrainingError: its numbers are not finite; the state on disk is unchanged.
         """
         if not self.context.ranks.leads:
             return
@@ -215,21 +215,21 @@ class BaseTraining:
         )
 
     def restore(self) -> None:
-        """Go back to the newest training state on disk that is whole.
+        """Load the newest undamaged training state.
 
         Raises:
-            CheckpointError: no state, damaged ones only, or one of another config.
+            CheckpointError: there is no state, only damaged ones, or one of another config.
         """
         self.state, problem = restore_state(
             self.state_path, self.trainee, self.steps.optimiser, self._identity()
         )
         if problem:
             epoch = self.state.step / self.steps.per_epoch
-            note = f"warning: {problem}; going on from the state before it, epoch {epoch:.1f}"
+            note = f"warning: {problem}; continuing from the state before it, epoch {epoch:.1f}"
             self._report({}, note=note)
 
     def _identity(self) -> dict[str, object]:
-        """What a state must have been made with to go on from it."""
+        """What a state must have been made with to resume from it."""
         return {
             "dataset": self.config.dataset,
             "data": self.data_hash,
