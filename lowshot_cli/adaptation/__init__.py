@@ -1,1 +1,1 @@
-"""Novel classes into a checkpoint: imprinting, fine-tuning, the bias they share."""
+"""Adding novel classes to a checkpoint: imprinting, fine-tuning, the bias they share."""

@@ -11,10 +11,10 @@ from lowshot_cli.methods.operating_point import operating_bias, resolve_budget
 
 
 def shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
-    """The budget in points when a class is added by these options; None means bias 0.
+    """The budget in points for adding a class with these options; None means bias 0.
 
-    All novel classes share one bias, so a model that has one keeps it when a class is added by a
-    method that needs none.
+    All novel classes share one bias, so a model that has one keeps it even if a class is added
+    by a method that needs none.
     """
     biased = checkpoint.head.bias != 0 or METHODS[options.method].biased
     return resolve_budget(options.max_forgetting, biased=biased)
@@ -26,7 +26,7 @@ def can_calibrate(checkpoint: Checkpoint) -> bool:
 
 
 def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
-    """Solve the one bias of all novel classes for a budget in points; None means bias 0."""
+    """Solve the bias that all novel classes share for a budget in points; None means bias 0."""
     bias = 0.0
     if max_forgetting is not None and checkpoint.novel_classes:
         novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
@@ -36,7 +36,7 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
 
 
 def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Remove a class; the bias of the novel ones that remain is solved again, if there was one.
+    """Remove a class; if novel classes remain and had a bias, it is solved again.
 
     Raises:
         UsageError: no such class, or the last base class.
@@ -45,15 +45,13 @@ def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> float:
-    """Base accuracy of the pristine model in percent, on the half of the hold-out that sets the
-    bias.
-    """
+    """Base accuracy of the pristine model, in percent, on the calibration half of the hold-out."""
     queries = checkpoint.holdout.calibration_half(checkpoint.head)
     return 100 * int(queries.right_before.sum()) / queries.total
 
 
 def expected_forgetting(checkpoint: Checkpoint) -> float:
-    """Points of base accuracy that the novel classes cost, on the same half of the hold-out."""
+    """Points of base accuracy that the novel classes cost, on the calibration half."""
     if not checkpoint.novel_classes:
         return 0.0
     head = checkpoint.head

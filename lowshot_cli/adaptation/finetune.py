@@ -33,18 +33,18 @@ def finetune(
 ) -> Checkpoint:
     """Fine-tune the novel classes of a checkpoint from their shots.
 
-    The model that is returned has the settings and this step in its history.
+    The returned model records the settings, and this step in its history.
 
     Args:
         checkpoint: a model with novel classes.
         config: `seed` and `finetune`.
-        dataset: the checkpoint's; needed for `scope: full` alone, which re-reads the images.
-        context: of the work on the whole network.
+        dataset: the checkpoint's; only `scope: full` needs it, to read the images again.
+        context: used by `scope: full`.
 
     Raises:
-        NotLeader: that work is done, and this is not the rank that makes the checkpoint.
-        UsageError: no novel class to fine-tune.
-        CheckpointError: another dataset.
+        NotLeader: the network is fine-tuned, and another rank makes the checkpoint.
+        UsageError: there is no novel class, no hold-out, or no dataset for `scope: full`.
+        CheckpointError: it is another dataset.
         DataError: a support image is gone or has changed, or a class has no direction of its own.
     """
     options = config.finetune
@@ -52,7 +52,7 @@ def finetune(
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
     if not can_calibrate(checkpoint):
         raise UsageError(
-            "the model was adopted without data, so nothing keeps new proxies off its base classes",
+            "the model was adopted without data, so nothing keeps novel proxies off its base classes",
             "adopt it with images of its base classes, as `dataset` folder",
         )
     if options.scope == "full":
@@ -70,7 +70,7 @@ def finetune(
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
-    """Fine-tune from the best start that the shots alone give, however they were imprinted."""
+    """Fine-tune from the whitened proxies of the shots, however these were imprinted."""
     head, holdout = checkpoint.head, checkpoint.holdout
     support = torch.cat(checkpoint.supports)  # (n, D)
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])  # (W,)
@@ -131,7 +131,7 @@ def _finetune_network(
 
 
 def _check_support(name: str, record: SupportRecord, dataset: Dataset) -> None:
-    """See that the support images of a class are still those that it was imprinted from.
+    """Check that the support images of a class are still those that it was imprinted from.
 
     Raises:
         DataError: they are not, or never were in the dataset.

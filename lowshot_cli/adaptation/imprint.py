@@ -1,4 +1,4 @@
-"""Imprinting classes into a checkpoint, from a dataset or from photos, and setting their bias."""
+"""Imprint classes into a checkpoint, from a dataset or from photos, and set their bias."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class SupportDraw:
     """Support images of one class.
 
     Attributes:
-        name: of the class.
-        indices: into the training split; none for photos outside the dataset.
-        described: how to name each.
-        n_replaced: draws replaced because those images are test images too, or nearly.
-        n_duplicates: photos left out as the same picture as another.
+        name: the class.
+        indices: positions in the training split; empty for photos outside the dataset.
+        described: what to call each image in a message.
+        n_replaced: number of images drawn again because they are test images too, or nearly.
+        n_duplicates: number of photos left out because they show the same picture as another.
     """
 
     name: str
@@ -53,20 +53,21 @@ def imprint_classes(
 ) -> tuple[Checkpoint, list[SupportDraw]]:
     """Add classes of the dataset from a few of their training images.
 
-    The draw is that of trial 0 of a sweep with the same seed. The model that is returned has the
-    settings and this step in its history.
+    The draw is that of trial 0 of a sweep with the same seed. The returned model records the
+    settings, and this step in its history.
 
     Args:
         checkpoint: the model to add to.
-        dataset: the one it was trained on.
+        dataset: the dataset it was trained on.
         network: the checkpoint's embedding network.
         config: `seed` and `imprint`.
-        replace_known: imprint a class again that the model knows already.
+        replace_known: imprint again a class that the model already knows.
 
     Raises:
-        UsageError: no class named, a known class, more shots than images.
-        CheckpointError: another dataset.
-        DataError: an unknown class, or one without a direction of its own.
+        UsageError: no class is named, the dataset has no such class, the model knows it already,
+            or there are fewer images than shots.
+        CheckpointError: it is another dataset.
+        DataError: the images of a class have no direction of their own.
     """
     options = config.imprint
     names = ensure_classes(options)
@@ -95,7 +96,7 @@ def imprint_classes(
 
 
 def ensure_classes(options: ImprintConfig) -> tuple[str, ...]:
-    """The classes to imprint, which a command asks for before it reads any image.
+    """The classes to imprint; a command checks them before it reads any image.
 
     Raises:
         UsageError: there are none.
@@ -115,20 +116,21 @@ def imprint_photos(
 ) -> tuple[Checkpoint, SupportDraw]:
     """Add one class from photos outside any dataset; the checkpoint alone is needed.
 
-    All photos are used, or a seeded draw of `shots` where the config names that number. A model
-    that was adopted without data learns by the plain mean, with bias 0. The model that is returned
-    has the settings, as used, and this step in its history.
+    All photos are used, or a seeded draw of `shots` of them if the config sets that number. A model
+    that was adopted without data learns by the plain mean, with bias 0. The returned model records
+    the settings as used, and this step in its history.
 
     Args:
         checkpoint: the model to add to.
         network: the checkpoint's embedding network.
-        photos: of the class.
+        photos: photos of the class.
         config: `seed` and `imprint`.
-        replace_known: imprint a class again that the model knows already.
+        replace_known: imprint again a class that the model already knows.
 
     Raises:
-        UsageError: not one class named, a known class, more shots than photos.
-        DataError: the class has no direction of its own.
+        UsageError: not exactly one class is named, the model knows it already, or there are fewer
+            photos than shots.
+        DataError: the photos have no direction of their own.
     """
     if not can_calibrate(checkpoint):
         config = _with_options(config, method="imprint", max_forgetting="none")
@@ -136,7 +138,7 @@ def imprint_photos(
     photos = distinct(photos)
     count = len(photos.files)
     if options.classes is None or len(options.classes) != 1:
-        raise UsageError("`images` are of one class", "name just one in `classes`")
+        raise UsageError("`images` must be of one class", "name just one in `classes`")
     (name,) = options.classes
     checkpoint = _without_known(checkpoint, name, replace_known)
     label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
@@ -168,7 +170,7 @@ def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Ch
     """The checkpoint without a class that is to be imprinted again.
 
     Raises:
-        UsageError: the model knows it and it is not to be replaced.
+        UsageError: the model knows the class, and it is not to be replaced.
     """
     if name not in checkpoint.meta.classes:
         return checkpoint

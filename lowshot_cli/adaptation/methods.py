@@ -18,17 +18,17 @@ from lowshot_cli.models.embedder import Views, embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import pad_to
 
-# Proxies of a class with the method `proxies`.
+# Proxies per class of the method `proxies`.
 _CLUSTERS = 2
 
 
 @dataclass(frozen=True)
 class Supports:
-    """What proxies are made from. Leading dimensions `...` are trials and classes, if any.
+    """What proxies are made from. The leading dimensions `...` are trials and classes, if any.
 
     Attributes:
         embeddings: `(..., k, D)` unit embeddings of the support images.
-        views: makes `(..., k, D)`, the same averaged over augmented views.
+        views: makes `(..., k, D)`, the embeddings averaged over augmented views.
         directions: makes `(..., size)` random unit directions, given their size.
     """
 
@@ -77,16 +77,19 @@ def _teen(support: Tensor, model: Checkpoint) -> Tensor:
 
 
 def _random(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
+    """A random direction in the trained part of embeddings: `(..., D)`."""
     directions = supports.directions(model.meta.embedding_size)
     return pad_to(directions, model.head.size).to(model.device)
 
 
 def _nearest(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
+    """Every support image as a proxy, `(T, W·k, D)`, which is a nearest-neighbour classifier."""
     single = supports.embeddings.flatten(1, 2).unsqueeze(2)  # (T, W·k, 1, D)
     return _imprint(single, model)
 
 
 def _proxies(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
+    """The mean of each of a class's clusters as a proxy, whitened: `(T, W·c, D)`."""
     clusters = cluster_means(supports.embeddings, _CLUSTERS)  # (T, W, c, D)
     return _whitened(clusters.flatten(1, 2).unsqueeze(2), model)
 
@@ -96,7 +99,7 @@ def _finetune_head(supports: Supports, model: Checkpoint, config: Config) -> Ten
     start = _whitened(support, model)  # (T, W, D)
     trials, ways, shots, size = support.shape
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
-    samples = support.view(trials, ways * shots, size)
+    samples = support.view(trials, ways * shots, size)  # (T, W·k, D)
     base = model.holdout.fit_half(model.head)
     return finetune_proxies(start, samples, targets, base, config.finetune)
 
@@ -122,7 +125,7 @@ def imprint_one(
         checkpoint: the model that is taught.
         network: its embedding network.
         pixels: `(k, 3, S, S)` uint8 support images.
-        label: of the class, on which a random direction depends.
+        label: number of the class, on which a random direction depends.
         config: `seed` and `imprint`.
     """
     options = config.imprint
@@ -137,10 +140,10 @@ def imprint_one(
 
 
 def check_proxy(name: str, proxy: Tensor) -> None:
-    """Refuse a proxy without a direction: the images differ from the other classes' in nothing.
+    """Refuse a proxy of zeros: its images do not differ from the average of the base classes.
 
     Raises:
-        DataError: it has none.
+        DataError: the proxy is zero.
     """
     if not bool(proxy.any()):
         raise DataError(

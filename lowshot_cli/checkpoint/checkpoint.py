@@ -1,4 +1,4 @@
-"""A model with what it takes to teach it more, and how its classes are changed."""
+"""A model with all that is needed to teach it more classes, and how its classes are changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with what it takes to add classes to it.
+    """A model with all that is needed to add classes to it.
 
     Attributes:
         meta: everything that is not a tensor.
@@ -33,7 +33,7 @@ class Checkpoint:
         backbone: state dict of the backbone.
         holdout: embeddings of the base hold-out images.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
-        supports: per novel class the embeddings `(k, D)` fp32 of its support images.
+        supports: for each novel class the embeddings `(k, D)` fp32 of its support images.
     """
 
     meta: Meta
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def base_accuracy(self) -> float:
-        """Base test accuracy of the pristine base model, percent, over today's base classes."""
+        """Test accuracy of the pristine base model, in percent, over the present base classes."""
         right, total = (sum(column) for column in zip(*self.meta.base_counts, strict=True))
         return 100 * right / total if total else 0.0
 
@@ -70,14 +70,14 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where head and hold-out lie."""
+        """The device that holds head and hold-out."""
         return self.head.proxies.device
 
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode.
 
         Raises:
-            CheckpointError: the weights are not of the backbone that is named.
+            CheckpointError: the weights do not fit the backbone that is named.
         """
         network = self.blank_network()
         try:
@@ -87,7 +87,7 @@ class Checkpoint:
         return network.eval().to(device or torch.device("cpu"))
 
     def to(self, device: torch.device) -> Checkpoint:
-        """The same with head and hold-out on a device, for proxies to be made there."""
+        """The same with head and hold-out on a device, so that proxies are made there."""
         return replace(
             self,
             head=replace(self.head, proxies=self.head.proxies.to(device)),
@@ -98,7 +98,7 @@ class Checkpoint:
         """The embedding network before its weights are loaded.
 
         Raises:
-            LowshotError: an unknown backbone, or one that cannot take these sizes.
+            LowshotError: an unknown backbone, or one that does not accept these sizes.
         """
         meta = self.meta
         backbone = build_backbone(
@@ -108,7 +108,7 @@ class Checkpoint:
         return EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
 
     def with_bias(self, bias: float, max_forgetting: float | None) -> Checkpoint:
-        """Set the one bias of all novel classes, and note the budget it was solved for."""
+        """Set the bias that all novel classes share, and note the budget it was solved for."""
         budget = max_forgetting if bias != 0 else None
         return replace(
             self,
@@ -130,7 +130,7 @@ class Checkpoint:
         return replace(self, meta=meta, head=head, supports=(*self.supports, support))
 
     def without_class(self, name: str) -> Checkpoint:
-        """Remove a class, base or novel, with everything that is kept of it.
+        """Remove a class, base or novel, and everything that is kept of it.
 
         Raises:
             UsageError: no such class, or the last base class.
@@ -184,16 +184,17 @@ class Checkpoint:
         return [dataset.label(self.dataset_name(name)) for name in self.base_classes]
 
     def rename_class(self, old: str, new: str) -> Checkpoint:
-        """Call a class otherwise; it remains the dataset's class that it was.
+        """Rename a class; it still stands for the same class of the dataset.
 
         Raises:
-            UsageError: no such class, another one has that name, or it cannot be one.
+            UsageError: there is no such class, another one has the new name, or that name is not
+                allowed.
         """
         self.position(old)
         try:
             storable(new)
         except ValueError as error:
-            raise UsageError(f"{new!r} cannot be a class's name, which {error}") from None
+            raise UsageError(f"{new!r} cannot be the name of a class, which {error}") from None
         if new in self.meta.classes:
             raise UsageError(f"the model already knows a class {new!r}", "choose another name")
         classes = tuple(new if name == old else name for name in self.meta.classes)
@@ -213,7 +214,7 @@ class Checkpoint:
     def with_settings(self, command: str, config: Config) -> Checkpoint:
         """Note the settings that a command made this model with, and the command as a step.
 
-        Images and base model are the checkpoint's own, whatever the config says of others.
+        Dataset and base model stay those of the checkpoint, whatever the config says about them.
         """
         kept, values = self.meta.config, config.portable()
         step = {"command": command, "seed": config.seed, "options": values[command]}
@@ -240,7 +241,7 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
     """Refuse a dataset that is not the checkpoint's.
 
     Raises:
-        CheckpointError: another dataset, or another content under the same name.
+        CheckpointError: it is another dataset, or has other content under the same name.
     """
     check_dataset_name(checkpoint.meta, dataset.name)
     if checkpoint.meta.dataset_hash != dataset.content_hash:

@@ -1,4 +1,4 @@
-"""The one file format: a safetensors file that rebuilds the model and suffices to teach it more."""
+"""The file format: a safetensors file that rebuilds the model and suffices to teach it more."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
 
     Raises:
         UsageError: `path` is a folder.
-        CheckpointError: it cannot be written, or would not be readable; the file that was there is
-            untouched.
+        CheckpointError: it cannot be written, or would not be readable; a file that was there is
+            unchanged.
     """
     ensure_free(path, overwrite=True)
     head, holdout = checkpoint.head, checkpoint.holdout
@@ -69,7 +69,7 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
-            f"cannot write {path}: {reason}", "what was there is intact"
+            f"cannot write {path}: {reason}", "a file that was there is unchanged"
         ) from None
     return file_hash(path)
 
@@ -78,7 +78,7 @@ def load(path: Path) -> Checkpoint:
     """Read and check a checkpoint.
 
     Raises:
-        CheckpointError: absent, damaged, not lowshot's, or inconsistent.
+        CheckpointError: the file is absent, damaged, not a lowshot checkpoint, or inconsistent.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -103,7 +103,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     size = meta.embedding_size + len(centre)
     proxies = take("head.proxies", (len(meta.classes), size))
     if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
-        raise ValueError("head.proxies has rows that are not of length 1")
+        raise ValueError("head.proxies are not all of length 1")
     scale = take("head.scale", ()).item()
     if scale <= 0:
         raise ValueError(f"head.scale is {scale}")
@@ -140,10 +140,10 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
 
 
 def _in_this_format(meta: Meta, bias: float) -> Meta:
-    """Format 1 kept the budget of the bias in the history of commands alone.
+    """Metadata in format 2; format 1 kept the budget of the bias only in the history.
 
     Raises:
-        ValueError: what stands there is no budget.
+        ValueError: what is recorded there is not a budget.
     """
     if meta.format == 2:
         return meta
@@ -163,10 +163,10 @@ def _in_this_format(meta: Meta, bias: float) -> Meta:
 
 
 def _check_network(checkpoint: Checkpoint) -> None:
-    """See that the tensors are those of the network that the file names.
+    """Check that the tensors are those of the network that the file names.
 
-    It is built without memory for its weights, as a file may name any size. The few models that
-    cannot be built so, RegNet above all, are checked when they are used.
+    The network is built without memory for its weights, as a file may name any size. The few models
+    that cannot be built in this way, mainly RegNet, are checked when they are used.
 
     Raises:
         LowshotError, KeyError, ValueError, RuntimeError: they are not.
@@ -184,7 +184,7 @@ def _check_network(checkpoint: Checkpoint) -> None:
         )
     wanted = backbone.state_dict()
     if unknown := next((name for name in given if name not in wanted), None):
-        raise ValueError(f"backbone.{unknown} is no tensor of {meta.backbone}")
+        raise ValueError(f"backbone.{unknown} is not a tensor of {meta.backbone}")
     for name, blank in wanted.items():
         tensor = checked_tensor(given, name, tuple(blank.shape), blank.dtype)
         if name.endswith("running_var") and bool((tensor < 0).any()):

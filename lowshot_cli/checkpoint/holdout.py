@@ -13,17 +13,17 @@ from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.head import Head, nearest_proxies
 
-# So many cosines take longer than everything else that adding a class takes.
+# Computing this many cosines takes longer than all other work of adding a class.
 _MANY_COSINES = 2**26
 
 
 def fit_half(images: Tensor) -> Tensor:
-    """The half of the hold-out that may shape proxies, of anything `(N, ...)` in its order."""
+    """The half that may shape proxies, of any tensor `(N, ...)` in the order of the hold-out."""
     return images[0::2]
 
 
 def calibration_half(images: Tensor) -> Tensor:
-    """The other half of the hold-out, which sets the bias and must not shape any proxy."""
+    """The other half, which sets the bias and must not shape any proxy."""
     return images[1::2]
 
 
@@ -36,8 +36,8 @@ class Holdout:
         labels: `(N,)` int64 positions of the base classes in the head.
         right: `(N,)` bool, whether the pristine base model gets the image right.
         nearest: largest cosine `(n,)` fp32 of each image of the calibration half with the base
-            proxies, and the proxy `(n,)` int64 that has it; kept where many classes make them slow
-            to find. Whoever changes proxies or embeddings must drop them.
+            proxies, and the proxy `(n,)` int64 that has it; kept if many classes make them slow
+            to find. A change of base proxies or embeddings must drop them.
     """
 
     embeddings: Tensor
@@ -88,13 +88,13 @@ class Holdout:
         embeddings spread as those of new classes do.
         """
         embeddings, labels = fit_half(self.embeddings).float(), fit_half(self.labels)
-        # On the CPU, as a GPU adds up in another order each time.
+        # On the CPU, as a GPU may add up in another order each time.
         mean, within = class_statistics(embeddings.cpu(), labels.cpu())
         device = self.labels.device
         return mean.to(device), shrunk_precision(within).to(device)
 
     def with_nearest_cached(self, head: Head) -> Holdout:
-        """The same, with `nearest` found where finding it again for every class would be slow."""
+        """The same, with `nearest` kept if it would be slow to find again for every class."""
         held = calibration_half(self.embeddings)
         if self.nearest or len(held) * head.n_base < _MANY_COSINES:
             return self

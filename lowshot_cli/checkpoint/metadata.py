@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself besides tensors; read without torch."""
+"""Everything in a checkpoint that is not a tensor; read without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lowshot_cli.errors import CheckpointError, one_line
 from lowshot_cli.storage.header import read_header
 
-# The metadata of the safetensors file that holds what a checkpoint says about itself, as JSON.
+# The key of `Meta`, as JSON, in the metadata of the safetensors file.
 METADATA_KEY = "lowshot"
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
@@ -31,7 +31,7 @@ class _Record(BaseModel):
 
 
 class SupportRecord(_Record):
-    """Where a novel class's support images came from; `indices` point into its training split."""
+    """Where a novel class's support images came from; `indices` point into the training split."""
 
     method: str
     indices: tuple[int, ...]
@@ -40,12 +40,12 @@ class SupportRecord(_Record):
 
 
 class Meta(_Record):
-    """What a checkpoint says about itself. Counts are (right, total) of the base test images.
+    """A checkpoint's metadata. `base_counts` are (right, total) of each base class's test images.
 
     Images have `image_size` pixels a side, which the backbone resizes to `input_size`, if any.
-    `renamed` maps the name of a class to the one it has in the dataset, where the two differ.
+    `renamed` maps the name of a class to the one it has in the dataset, if the two differ.
     `max_forgetting` is the budget in points of base accuracy for which the bias of the novel
-    classes was solved, None where that bias is 0; in format 1 only the history says it.
+    classes was solved, None if that bias is 0; in format 1 only the history records it.
     """
 
     format: Literal[1, 2] = 2
@@ -86,7 +86,7 @@ class Meta(_Record):
     @model_validator(mode="after")
     def _consistent(self) -> Meta:
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError("a class name stands twice")
+            raise ValueError("a class name occurs twice")
         if not isinstance(self.config.get("train_base"), dict):
             raise ValueError("the config of the base model is missing")
         if not all(isinstance(step.get("options"), dict) for step in self.history):
@@ -101,10 +101,10 @@ class Meta(_Record):
 
 
 def read_metadata(path: Path) -> Meta:
-    """What a checkpoint says of itself, by its header alone.
+    """A checkpoint's metadata, from its header alone.
 
     Raises:
-        CheckpointError: absent, damaged as far as the header goes, or not one of lowshot's.
+        CheckpointError: the file is absent, its header is damaged, or it is not a checkpoint.
     """
     if not path.is_file():
         raise absent(path)
@@ -116,10 +116,10 @@ def read_metadata(path: Path) -> Meta:
 
 
 def parse_metadata(path: Path, metadata: Mapping[str, Any]) -> Meta:
-    """What the metadata of a safetensors file say of the model in it.
+    """A checkpoint's metadata, from those of its safetensors file.
 
     Raises:
-        CheckpointError: nothing, or not what a checkpoint says.
+        CheckpointError: they are missing or broken.
     """
     if METADATA_KEY not in metadata:
         raise CheckpointError(
@@ -133,19 +133,19 @@ def parse_metadata(path: Path, metadata: Mapping[str, Any]) -> Meta:
         raise CheckpointError(
             f"{path} has broken metadata: {where}: {first['msg']}", how_to_make(path)
         ) from None
-    except ValueError as error:  # such as text that is no UTF-8
+    except ValueError as error:  # such as text that is not UTF-8
         raise CheckpointError(
             f"{path} has broken metadata: {one_line(error)}", how_to_make(path)
         ) from None
 
 
 def absent(path: Path) -> CheckpointError:
-    """There is no checkpoint at a path."""
+    """The error that there is no checkpoint at a path."""
     return CheckpointError(f"no checkpoint at {path}", how_to_make(path))
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
-    """What is there is no checkpoint, or a damaged one."""
+    """The error that a file is not a checkpoint, or a damaged one."""
     return CheckpointError(
         f"{path} is not a readable checkpoint: {one_line(error)}", how_to_make(path)
     )

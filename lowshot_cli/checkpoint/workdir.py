@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def chain_path(workdir: Path, stage: str) -> Path:
-    """Where a stage of the chain lies in a work folder."""
+    """The file of a stage of the chain in a work folder."""
     return workdir / f"{stage}.safetensors"
 
 
@@ -27,7 +27,7 @@ def load_fresh(workdir: Path, stage: str) -> Checkpoint:
     """Load a stage of the chain, unless the file it was made from has changed since.
 
     Raises:
-        CheckpointError: as `format.load`, or stale.
+        CheckpointError: as `format.load`, or the stage is stale.
     """
     from lowshot_cli.checkpoint.format import load
 
@@ -40,7 +40,7 @@ def load_fresh(workdir: Path, stage: str) -> Checkpoint:
 
 
 def furthest(workdir: Path) -> tuple[Path, Meta]:
-    """Where the last stage of the chain lies that is not stale, and what it says of itself.
+    """Path and metadata of the last stage of the chain that is not stale.
 
     Raises:
         CheckpointError: there is none, or the header of one is damaged.
@@ -55,26 +55,27 @@ def furthest(workdir: Path) -> tuple[Path, Meta]:
 
 
 def no_checkpoint_in(workdir: Path) -> CheckpointError:
-    """A work folder without any stage of the chain."""
+    """The error that a work folder has no stage of the chain."""
     return CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
 
 
 def parent_hash(workdir: Path, stage: str, path: Path, meta: Meta, *, in_place: bool) -> str:
-    """What a checkpoint that is made from another records as its parent.
+    """The hash that a new checkpoint records of its parent, the file it is made from.
 
     Args:
-        workdir: of the chain.
-        stage: that is made.
+        workdir: work folder of the chain.
+        stage: the stage that is made.
         path: the file that it is made from, which may be that stage itself or a later one.
-        meta: of the checkpoint in that file.
-        in_place: whether it goes to its place in the chain.
+        meta: metadata of that file.
+        in_place: whether the new checkpoint goes to its place in the chain.
 
     Returns:
-        The hash of the file, or of the stage before where the file is later and not stale.
+        The hash of the file, or of the stage before `stage` if the file is that stage or a later
+        one and not stale.
 
     Raises:
-        UsageError: it goes to its place, but is not made from the stage before: it would be stale
-            as soon as it is written.
+        UsageError: it goes to its place, but is not made from the stage before, so it would be
+            stale as soon as it is written.
     """
     position = CHAIN.index(stage)
     previous = chain_path(workdir, CHAIN[position - 1])
@@ -95,12 +96,12 @@ def staleness(workdir: Path, stage: str, meta: Meta) -> str | None:
     """Why a checkpoint of the chain no longer belongs to its predecessors, or None.
 
     Args:
-        workdir: of the chain.
-        stage: of the checkpoint.
-        meta: what it says of itself.
+        workdir: work folder of the chain.
+        stage: stage of the checkpoint.
+        meta: its metadata.
 
     Raises:
-        CheckpointError: the header of one before it is damaged.
+        CheckpointError: the header of a predecessor is damaged.
     """
     if meta.parent is None:
         return None
@@ -114,7 +115,7 @@ def staleness(workdir: Path, stage: str, meta: Meta) -> str | None:
 
 
 def _hash(path: Path) -> str:
-    """The hash of a file, which one command asks for several times."""
+    """The hash of a file, computed once, as a command needs it several times."""
     facts = path.stat()
     return _hash_once(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
 

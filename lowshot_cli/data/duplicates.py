@@ -18,8 +18,8 @@ from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.seeding import IntArray
 
-# Two thumbnails with at most this root mean square difference, in pixel values 0..255, show the same
-# picture. On CIFAR-100 it finds photos that are stored twice and nothing else.
+# Two thumbnails with at most this root mean square difference, in pixel values 0..255, show the
+# same picture. On CIFAR-100 it finds photos that are stored twice and nothing else.
 NEAR = 10.0
 
 

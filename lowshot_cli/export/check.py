@@ -1,4 +1,4 @@
-"""Whether an export says what its checkpoint says."""
+"""Whether an export agrees with its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from lowshot_cli.export.formats import (
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.progress import OnProgress, Progress, silent
 
+# Largest difference of probabilities, embeddings and cosines that counts as agreement.
 TOLERANCE = 1e-4
 
 
@@ -39,7 +40,7 @@ class Check:
 
     Attributes:
         n: number of images.
-        largest_difference: between probabilities.
+        largest_difference: largest difference between probabilities.
         decisions_equal: whether each image gets the same class from all.
     """
 
@@ -49,10 +50,10 @@ class Check:
 
 
 def exported_models(folder: Path, form: ExportFormat) -> list[str]:
-    """Names of the models of an export that are there.
+    """Names of the model files that are in an export's folder.
 
     Raises:
-        LowshotError: there is none of that format.
+        LowshotError: there are none of that format.
     """
     found = [name for name in MODEL_FILES[form] if (folder / name).is_file()]
     if not found:
@@ -72,7 +73,7 @@ def compare_with_checkpoint(
     """Run exported models beside the checkpoint, all in fp32 on the CPU.
 
     Args:
-        checkpoint: what they are to agree with.
+        checkpoint: the model that they must agree with.
         folder: holds them and their labels.
         models: names of the model files.
         pixels: `(N, 3, S, S)` uint8, N > 0.
@@ -98,15 +99,15 @@ def compare_with_checkpoint(
                 raise _disagreement(folder / name, "its outputs have other shapes")
             apart = _distance(found, probabilities)
             same = found.argmax(1) == cosines.argmax(1)
-            # Written so that NaN does not pass either.
+            # Written so that NaN does not pass.
             if not max(apart, _distance(found_embeddings, embeddings)) <= TOLERANCE:
                 raise _disagreement(
                     folder / name,
-                    f"probabilities by up to {apart:.1e}, "
+                    f"probabilities differ by up to {apart:.1e}, "
                     f"embeddings by up to {_distance(found_embeddings, embeddings):.1e}",
                 )
             if bool((~same & (_lead(cosines) > TOLERANCE)).any()):
-                raise _disagreement(folder / name, "some decisions")
+                raise _disagreement(folder / name, "some decisions differ")
             largest, equal = max(largest, apart), equal and bool(same.all())
         done = start + len(batch)
         on_progress(Progress("checking", done, len(pixels)))
@@ -148,7 +149,7 @@ def _load(path: Path) -> ExportedModel:
         return module
     (runtime,) = import_packages("onnxruntime")
     options = runtime.SessionOptions()
-    # Left alone it takes every core of the machine, and complains where it may not have them.
+    # By default it takes every core of the machine, and warns if it may not use them.
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     with _readable(path):
@@ -165,7 +166,7 @@ def _load(path: Path) -> ExportedModel:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes its reader raise means the same to the user."""
+    """Turn whatever a damaged file makes its reader raise into one error."""
     try:
         yield
     except LowshotError:

@@ -34,7 +34,7 @@ OPSET = 18
 
 
 class Classifier(nn.Module):
-    """From uint8 images to probabilities, in one module without state besides its tensors."""
+    """From uint8 images to probabilities and embeddings, with preprocessing inside."""
 
     mean: Tensor
     std: Tensor
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
 
 def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
-    """The content of every file of an export, by name; same checkpoint and versions, same bytes.
+    """The content of every file of an export, by name; it depends on checkpoint and versions alone.
 
     Raises:
         LowshotError: ONNX is asked for and its packages are not installed.
@@ -88,7 +88,7 @@ def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
 
 
 def write(folder: Path, made: Mapping[str, bytes]) -> None:
-    """Write the files of an export, and remove a model that an earlier one left there.
+    """Write the files of an export, and delete models that only an earlier export wrote.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -111,7 +111,7 @@ def _program(checkpoint: Checkpoint) -> ExportedProgram:
     )
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
-            # It names the folders of the machine that exports.
+            # It names folders of this machine.
             node.meta.pop("stack_trace", None)
     return program
 

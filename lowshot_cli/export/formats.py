@@ -29,10 +29,10 @@ MODEL_FILES: dict[ExportFormat, tuple[str, ...]] = {
 
 
 def ensure_installed(form: ExportFormat, *, making: bool, checking: bool) -> None:
-    """Ask for the packages that making or checking an export needs, before any work starts.
+    """Check for the packages that making or checking an export needs, before any work starts.
 
     Raises:
-        LowshotError: ONNX is wanted and they are not installed.
+        LowshotError: ONNX is asked for and they are not installed.
     """
     if ONNX_FILE in MODEL_FILES[form]:
         import_packages(*(["onnx", "onnxscript"] * making), *(["onnxruntime"] * checking))

@@ -43,11 +43,11 @@ print(labels[probabilities[0].argmax()])
 
 
 def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
-    """Markdown about a model; no time, host or path is in it.
+    """Markdown about a model, without time, host or path.
 
     Args:
         checkpoint: the model.
-        opset: of its ONNX file; None where it has only a PyTorch program.
+        opset: opset of its ONNX file; None if it has only a PyTorch program.
     """
     meta, side = checkpoint.meta, checkpoint.meta.image_size
     header = yaml.safe_dump(_header(checkpoint, opset), sort_keys=False, allow_unicode=True)
@@ -85,7 +85,7 @@ def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
         _table(["", "class", "kind", "shots"], classes),
         "## How it was made",
         _table(["step", "command", "seed"], steps),
-        "The options of each step stand in the header of this file.",
+        "The options of each step are in the header of this file.",
     ]
     return "\n\n".join(parts) + "\n"
 

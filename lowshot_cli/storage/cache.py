@@ -1,4 +1,4 @@
-"""A folder in the user's cache whose entries can be made again, held to a size by least use."""
+"""A folder of entries that can be made again; the least recently used are deleted."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class DiskCache:
     Hidden entries are being written. One that is a day old was left behind by a killed process.
 
     Attributes:
-        folder: where the entries lie.
-        limit: bytes they may take in all.
+        folder: holds the entries.
+        limit: bytes that all entries may take together.
     """
 
     folder: Path
@@ -51,14 +51,14 @@ class DiskCache:
         return [entry for entry in self._all() if not entry.path.name.startswith(".")]
 
     def path(self, key: str) -> Path:
-        """Where the tensors under a key lie, if they are there."""
+        """The file for the tensors under a key, whether it exists or not."""
         return self.folder / f"{key}.safetensors"
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under a key, memory-mapped; None if absent, unreadable or damaged.
 
-        A damaged entry is deleted. One that cannot be read just now, for lack of memory, of file
-        descriptors or of a permission, stays.
+        A damaged entry is deleted. One that cannot be read for now, for lack of memory, file
+        descriptors or permission, stays.
         """
         from lowshot_cli.storage.tensors import read_tensors
 
@@ -74,13 +74,13 @@ class DiskCache:
         return tensors
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors; a folder that cannot be written to is no error."""
-        # Looking at a cache needs no torch, which takes seconds to import.
+        """Keep tensors; a folder that cannot be written to is not an error."""
+        # Imported here, as torch takes seconds to import and listing a cache does not need it.
         from lowshot_cli.storage.tensors import write_tensors
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # What a loss of power damages is made again; waiting for the disk costs more than that.
+            # Making an entry again after a power loss costs less than always waiting for the disk.
             write_tensors(self.path(key), tensors, {}, durable=False)
         except OSError:
             return
@@ -89,11 +89,11 @@ class DiskCache:
         """Note that an entry has been used."""
         try:
             os.utime(path)
-        except OSError:  # a cache that cannot be written to still serves
+        except OSError:  # a cache that cannot be written to can still be read
             return
 
     def trim(self, keep: Path | None = None) -> None:
-        """Delete what has not been used longest until the rest fits the limit, but never `keep`."""
+        """Delete the least recently used entries until the rest fits the limit, never `keep`."""
         for entry in self._all():
             if entry.path.name.startswith(".") and time.time() - entry.used > _ABANDONED_SECONDS:
                 _delete(entry.path)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.storage.locks import remove_abandoned, try_lock
 
-# As much of a file's name stands in that of its temporary file, which may not be too long.
+# Characters of a file's name that go into that of its temporary file, as names have a limit.
 _NAME_PART = 100
 
 
@@ -24,15 +24,15 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a temporary file in the same folder, then put it in `path`'s place.
 
     The temporary file is locked until then. So one that a killed process left behind is recognised
-    by its missing lock, and whoever writes to `path` next deletes it.
+    by its missing lock, and the next write to `path` deletes it.
 
     Args:
-        path: of the file.
-        content: all of it.
-        durable: wait until it has reached the disk, so that it outlives a loss of power.
+        path: the file to write.
+        content: its whole content.
+        durable: wait until it has reached the disk, so that it survives a power loss.
 
     Raises:
-        OSError: the folder cannot be written to or is full; `path` is as it was.
+        OSError: the folder cannot be written to or is full; `path` is unchanged.
     """
     remove_abandoned(path.parent, glob.escape(path.name[:_NAME_PART]))
     descriptor, temporary = create_temporary(path)
@@ -42,7 +42,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
         file.flush()
         if durable:
             os.fsync(descriptor)
-        if os.name == "nt":  # untested; there an open file is neither renamed nor deleted
+        if os.name == "nt":  # untested; an open file cannot be renamed or deleted there
             file.close()
         temporary.replace(path)
     except BaseException:
@@ -57,12 +57,12 @@ def create_temporary(path: Path) -> tuple[int, Path]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         temporary = path.with_name(f".{path.name[:_NAME_PART]}.{secrets.token_hex(4)}.tmp")
-        # Not by `tempfile`, whose files are their owner's alone: this one gets the usual mode.
+        # `tempfile` makes files that only their owner can read; this one gets the usual mode.
         try:
             descriptor = os.open(temporary, flags, 0o666)
         except FileExistsError:
             continue
-        # Between its making and its locking it may have been taken for abandoned and deleted.
+        # Before it was locked, another process may have deleted it as abandoned.
         if try_lock(descriptor) and os.fstat(descriptor).st_nlink:
             return descriptor, temporary
         os.close(descriptor)
@@ -78,10 +78,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
-    """Map a new `.npy` file of zeros for writing, its space taken at once.
+    """Map a new `.npy` file of zeros for writing, with its space reserved at once.
 
     Raises:
-        OSError: there is not enough space. Found out only when written to, this would end the
+        OSError: there is not enough space. Without the reservation, writing would then end the
             process by a signal.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
@@ -98,10 +98,10 @@ def file_hash(path: Path) -> str:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Make `folder` if need be and prove that files can be made in it, before hours are spent.
+    """Make `folder` if necessary and check that it can be written to, before hours of work.
 
     Raises:
-        LowshotError: it cannot be made or written to.
+        LowshotError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,6 @@ def ensure_free(path: Path, overwrite: bool) -> None:
         UsageError: `path` exists and `overwrite` is not set, or it is a folder.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, and a file is to be written there", "name a file")
+        raise UsageError(f"{path} is a folder, not a file to write", "name a file")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists", "`overwrite=True` replaces it, or use another `workdir`")

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read by itself and bounded."""
+"""The header of a safetensors file, read alone and only if it is of reasonable size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Bytes that a header may take in a file of any size.
+# Bytes that a header may take, however small the file.
 SHORT_HEADER = 2 * 1024**2
 
 
@@ -15,14 +15,14 @@ def header_size(path: Path) -> int:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the header is out of proportion. Parsing one takes many times its size in
-            memory, so it must be short.
+        ValueError: the header is too long for the file. Parsing it takes many times its size in
+            memory.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > max(SHORT_HEADER, size // 10):
-        raise ValueError(f"its header is said to be {length:,} of its {size:,} bytes")
+        raise ValueError(f"its header claims {length:,} of its {size:,} bytes")
     return length
 
 
@@ -31,7 +31,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the header is out of proportion, or no JSON object.
+        ValueError: the header is too long for the file, or not a JSON object.
     """
     length = header_size(path)
     with path.open("rb") as file:

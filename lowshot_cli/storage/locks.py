@@ -1,6 +1,6 @@
 """Locks that end with the process that holds them, however it ends.
 
-On Windows they are untested.
+They are untested on Windows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def try_lock(descriptor: int) -> bool:
 
     try:
         return lock_descriptor(descriptor, blocking=False)
-    except OSError:  # a file system without locks, on which nothing is ever found locked
+    except OSError:  # a file system without locks: every file counts as free
         return True
 
 
@@ -43,7 +43,7 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes results into a folder, and clear away what a dead one left.
+    """Be the only process that writes results into a folder, and delete what a dead one left.
 
     Raises:
         LowshotError: another process is writing there; the message says which.
@@ -57,8 +57,8 @@ def locked(folder: Path) -> Iterator[None]:
         remove_abandoned(folder)
         yield
     finally:
-        # While it is still locked, so that nobody locks a file that is about to vanish.
-        with suppress(PermissionError):  # Windows, which deletes no open file, keeps it
+        # Deleted while still locked, so that no process locks a file that is about to vanish.
+        with suppress(PermissionError):  # Windows cannot delete an open file, so it stays
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -71,17 +71,17 @@ def _open_locked(path: Path) -> int:
                 f"{path.parent} is in use by {_read_owner(descriptor) or 'another process'}",
                 "wait until it has finished, or use another `workdir`",
             )
-        # Its last owner may have deleted it between the opening and the locking.
+        # Its last owner may have deleted it before this process locked it.
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
 
 
 def _read_owner(descriptor: int) -> str:
-    """What the holder wrote into a lock file, which is closed."""
+    """What the holder wrote into a lock file; closes the descriptor."""
     try:
         return os.read(descriptor, 200).decode("utf-8", "replace")
-    except OSError:  # Windows does not let others read what is locked
+    except OSError:  # Windows lets no other process read a locked file
         return ""
     finally:
         os.close(descriptor)
@@ -91,7 +91,7 @@ def remove_abandoned(folder: Path, name: str = "*") -> None:
     """Delete the temporary files in a folder whose writers are dead.
 
     Args:
-        folder: searched, but not the folders in it.
+        folder: the folder to search, without the folders in it.
         name: pattern of the files that were being written.
     """
     for temporary in folder.glob(f".{name}.*.tmp"):

@@ -41,12 +41,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FileNotFoundError: no such file.
         SafetensorError: not a safetensors file, or a damaged one.
-        ValueError: its checksum, if it has one, is not that of its content, or it has a header out
-            of proportion.
+        ValueError: its checksum, if it has one, is not that of its content, or its header is too
+            long.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
-    header_size(path)  # which must be in proportion
+    header_size(path)  # raises if it is too long
     with _interrupts_held(), safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = dict(file.metadata() or {})
@@ -60,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while the library reads; it would report it as a damaged file."""
+    """Hold Ctrl-C back while the library reads, which would report it as a damaged file."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,11 +92,11 @@ def checked_tensor(
     shape: tuple[int | None, ...],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A tensor of a file, of the given shape; None stands for any size.
+    """A tensor of a file, checked to have the given shape and type; None stands for any size.
 
     Raises:
         KeyError: there is no tensor of that name.
-        ValueError: another shape or type, or a number that is not finite.
+        ValueError: its shape or type differs, or a number is not finite.
     """
     tensor = tensors[name]
     fits = len(shape) == tensor.ndim and all(

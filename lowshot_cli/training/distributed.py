@@ -46,7 +46,7 @@ class ProcessGroupView:
 
     @property
     def part(self) -> slice:
-        """This rank's share of any sequence: every `count`-th element."""
+        """The share of any sequence that this rank takes: every `count`-th element."""
         return slice(self.number, None, self.count)
 
     def total(self, value: float) -> float:

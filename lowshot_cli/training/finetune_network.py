@@ -60,9 +60,9 @@ def finetune_network(
 
     The shots are repeated until a novel class has as many samples as an average base class, and
     the class weights count the repeated samples. BatchNorm keeps its statistics, which batches full
-    of a few repeated images would distort. `distil` is the weight in the loss of the divergence from
-    the network's earlier predictions for base classes (Li and Hoiem, "Learning without Forgetting",
-    ECCV 2016, at temperature 1).
+    of a few repeated images would distort. `distil` is the weight, in the loss, of the divergence
+    from the network's earlier predictions for base classes (Li and Hoiem, "Learning without
+    Forgetting", ECCV 2016, at temperature 1).
 
     Args:
         network: trained in place, in evaluation mode throughout.

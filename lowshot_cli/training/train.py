@@ -45,7 +45,7 @@ def train_base(
     Args:
         config: the common settings and `train_base`.
         dataset: where images come from.
-        state_path: where the training state is saved; the caller deletes it once the checkpoint is safe.
+        state_path: the training state; the caller deletes it once the checkpoint is safe.
         resume: continue from that state.
         context: gets a report after each step, and is asked whether to stop.
 

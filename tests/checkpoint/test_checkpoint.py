@@ -158,7 +158,7 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
             {"stages.centre": torch.zeros(8), "head.proxies": torch.eye(12, 40)},
             "holdout.embeddings",
         ),
-        ({"classes": ["a"] * 12}, "stands twice"),
+        ({"classes": ["a"] * 12}, "occurs twice"),
         ({"format": 3}, "format"),
         ({"n_base": 13}, "disagree"),
         ({"embedding_size": 64}, "head.proxies is"),

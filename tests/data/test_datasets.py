@@ -180,7 +180,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
         folder.load(tmp_path, 16)
     (tmp_path / "a" / "x.png").write_bytes(b"no image")
     (tmp_path / "a" / "y.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"2 of 2 images .* a/[xy]\.png \(no known image format\)"):
+    with pytest.raises(DataError, match=r"2 of 2 images .* a/[xy]\.png \(unknown image format\)"):
         folder.load(tmp_path, 16)
 
 

@@ -93,7 +93,7 @@ def test_shots_draw_among_the_photos(lowshot: RunCommand, workdir: Path, mugs: P
 def test_photos_are_of_one_class(lowshot: RunCommand, workdir: Path, mugs: Path) -> None:
     result = lowshot("imprint", "--class", "a", "--class", "b", "--images", mugs)
     assert result.exit_code == 2
-    assert "--images are of one class" in result.stderr
+    assert "--images must be of one class" in result.stderr
     assert not (workdir / "imprinted.safetensors").exists()
 
 

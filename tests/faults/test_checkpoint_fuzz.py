@@ -320,6 +320,6 @@ def test_a_header_that_takes_more_memory_than_the_file_is_refused(
     header = json.dumps(meta).encode()
     target.write_bytes(struct.pack("<Q", len(header)) + header)
     before = memory_now()
-    with pytest.raises(CheckpointError, match="its header is said to be"):
+    with pytest.raises(CheckpointError, match="its header claims"):
         load(target)
     assert memory_peak() - before < EXTRA_BYTES

@@ -244,7 +244,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     resumed = server.run(*longer, "--resume", cwd=tmp_path)
     assert "warning: " in resumed.stderr
     assert str(state.relative_to(tmp_path)) in resumed.stderr
-    assert "going on from the state before it, epoch" in resumed.stderr
+    assert "continuing from the state before it, epoch" in resumed.stderr
     assert (tmp_path / "runs" / "base.safetensors").read_bytes() == reference
     assert not list(state.parent.glob("*.state*"))
 

@@ -233,7 +233,7 @@ def test_what_is_altered_twice_is_an_error_and_nothing_is_unpacked(
     content, folder = _tar(dict(FILES)), tmp_path / "data"
     hostile = _tar({**FILES, "good/train": b"evil"})
     sender.answers = [hostile]
-    with pytest.raises(DataError, match="sent something else than expected, twice"):
+    with pytest.raises(DataError, match="did not send the expected archive, twice"):
         fetch(replace(_archive(content, sender.url), size=len(hostile)), folder)
     assert len(sender.asked) == 2
     assert not list(folder.iterdir())

@@ -28,7 +28,7 @@ def test_the_header_says_what_the_file_holds(tmp_path: Path) -> None:
 
 def test_a_header_may_grow_with_its_file_alone(tmp_path: Path) -> None:
     long = json.dumps({"a": "x" * SHORT_HEADER}).encode()
-    with pytest.raises(ValueError, match="its header is said to be"):
+    with pytest.raises(ValueError, match="its header claims"):
         header_size(_write(tmp_path / "short", long))
     path = _write(tmp_path / "long", long)
     with path.open("ab") as file:
