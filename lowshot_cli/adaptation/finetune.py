@@ -52,7 +52,7 @@ def finetune(
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
     if not can_calibrate(checkpoint):
         raise UsageError(
-            "the model was adopted without data, so nothing keeps novel proxies off its base classes",
+            "nothing keeps novel proxies off the base classes of a model adopted without data",
             "adopt it with images of its base classes, as `dataset` folder",
         )
     if options.scope == "full":

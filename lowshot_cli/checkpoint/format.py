@@ -103,7 +103,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     size = meta.embedding_size + len(centre)
     proxies = take("head.proxies", (len(meta.classes), size))
     if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
-        raise ValueError("head.proxies are not all of length 1")
+        raise ValueError("head.proxies has one that is not of length 1")
     scale = take("head.scale", ()).item()
     if scale <= 0:
         raise ValueError(f"head.scale is {scale}")

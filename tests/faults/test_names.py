@@ -50,7 +50,7 @@ def test_no_class_is_renamed_to_what_a_file_cannot_hold(
     before, known = path.read_bytes(), load(path).meta.classes[0]
     result = lowshot("classes", "rename", known, name, "--force", "--workdir", workdir)
     assert result.exit_code == 2
-    assert "cannot be a class's name" in result.stderr
+    assert "cannot be the name of a class" in result.stderr
     assert path.read_bytes() == before
 
 
