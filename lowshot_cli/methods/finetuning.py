@@ -57,7 +57,7 @@ class BaseSamples:
     """Base embeddings that keep novel proxies away from the base classes.
 
     Attributes:
-        embeddings: `(N, D)` unit embeddings; other ones must set the bias afterwards.
+        embeddings: `(N, D)` unit embeddings; the bias must be set on others afterwards.
         labels: `(N,)` int64 base classes.
         proxies: `(C, D)` unit base proxies.
         scale: factor on the cosines.
@@ -90,7 +90,8 @@ def finetune_proxies(
 
     The bias is trained with the proxies and dropped at the end. Without it, proxies could lower all
     novel logits together only by turning away from the base classes; how far to lower them is for
-    the operating point to decide. Adam (Kingma and Ba, ICLR 2015) updates proxies and bias.
+    the operating point to decide. Adam (Kingma and Ba, ICLR 2015) updates proxies and bias;
+    proxies are normalised after every step.
 
     Args:
         proxies: `(T, W, D)` unit proxies to start from.
@@ -135,7 +136,7 @@ def finetune_proxies(
 
 
 def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
-    """A function that takes gradients and updates the parameters in place, by Adam.
+    """Adam as a function that takes gradients and updates the parameters in place.
 
     It computes what `torch.optim.Adam` does. The first construction of that class imports so much
     of PyTorch that it takes longer than the fine-tuning.
@@ -169,8 +170,8 @@ def shrink_towards_start(
 ) -> Tensor:
     """Pull trained proxies back towards where they started.
 
-    A few samples are noisy evidence, so a proxy keeps only n / (n + prior) of the way it has moved.
-    This is the posterior mean under a prior that is worth `prior_shots` samples.
+    A few samples are noisy evidence, so a proxy keeps only n / (n + prior) of the way it has moved,
+    as a posterior mean does under a prior that is worth `prior_shots` samples.
 
     Args:
         proxies: `(..., W, D)` trained unit proxies.

@@ -32,7 +32,7 @@ def imprint(support: Tensor) -> Tensor:
     Returns:
         `(..., D)` unit proxies.
     """
-    # The mean of unit vectors is shorter than 1; only its direction matters to a cosine.
+    # The mean of unit vectors is shorter than 1, but only its direction matters to a cosine.
     return F.normalize(support.mean(-2), dim=-1)
 
 
@@ -68,7 +68,7 @@ def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     Returns:
         `(..., D)` unit proxies.
     """
-    # P is symmetric, so (m - mu) P is P (m - mu) for row vectors.
+    # For row vectors; P is symmetric. (..., D)
     return F.normalize((support.mean(-2) - mean) @ precision, dim=-1)
 
 

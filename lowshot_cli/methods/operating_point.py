@@ -174,7 +174,7 @@ def critical_shifts(margins: Tensor, budgets: Sequence[int]) -> Tensor:
 
 
 def _smallest(values: Tensor, places: list[int]) -> Tensor:
-    """What stands at these ascending places of each trial's sorted values `(T, n)`."""
+    """The values at these ascending places of each trial's sorted values `(T, n)`."""
     if values.device.type == "cpu":  # NumPy's selection is faster there
         return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places])
     return values.topk(places[-1] + 1, largest=False).values[:, torch.tensor(places)]

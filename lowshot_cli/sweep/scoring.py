@@ -166,8 +166,8 @@ class _Block:
 def _blocks(proxies: Tensor, units: Tensor, novel: Mapping[int, NovelQueries]) -> Iterator[_Block]:
     """Go through the novel queries, class by class, in blocks of the trials that add the class.
 
-    All products of a class have one shape, so the last bits of a trial's result do not depend on
-    how many other trials add the class.
+    All products of a class have one shape, so the bits of a trial's result do not depend on how
+    many other trials add the class.
     """
     for label in units.unique().tolist():
         queries = novel[label]
