@@ -1,11 +1,11 @@
-"""What trials reach, many at once.
+"""Scores many trials at once.
 
 A margin is how far a query's best base cosine lies above its novel one. With every novel cosine
 shifted by s, a base query stays right while its margin is above s, and a novel query is right once
 its margin is below s; ties count as wrong for both.
 
-In shapes T is the number of trials, W of novel proxies of a trial, C of base classes, n of base
-queries, Q of queries of one novel class, P of budgets, D the size of embeddings.
+In shapes T counts trials, W novel proxies of a trial, C base classes, n base queries, Q queries of
+one novel class and P budgets; D is the size of embeddings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lowshot_cli.models.head import nearest_proxies
 NCR_POINTS = (2.0, 5.0)
 
 
-# Trials whose products are formed at once.
+# Trials to multiply at once.
 _BLOCK = 32
 
 
@@ -52,10 +52,10 @@ class NovelQueries:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a tile of trials reaches.
+    """Scores of a tile of trials.
 
     Attributes:
-        metrics: per name in `METRICS` the values `(T,)`, percent or points.
+        metrics: values `(T,)` of each name in `METRICS`, in percent or points.
         confused_percent: `(T, C)` percent of the novel queries that each base class took.
     """
 
@@ -72,7 +72,7 @@ def score_trials(
     *,
     base_accuracy_before: float,
 ) -> Scores:
-    """Score trials without ever forming the logits of all classes.
+    """Score trials without computing the logits of all classes.
 
     A query's best base cosine is the same in every trial, so one cosine per query decides.
 
@@ -82,7 +82,7 @@ def score_trials(
         units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
-        base_accuracy_before: pristine base accuracy in percent.
+        base_accuracy_before: test accuracy of the base model in percent.
     """
     kept, shifts = score_base(proxies, base, bias, NCR_POINTS)  # (T,) and (T, P)
     right = proxies.new_zeros(len(proxies), dtype=torch.float64)
@@ -149,9 +149,9 @@ class _Block:
     """The queries of one class in up to `_BLOCK` of the trials that add it.
 
     Attributes:
-        queries: Q of them.
+        queries: the Q queries.
         trials: positions of the trials, at most b.
-        padded: `(b,)` the same, the last repeated up to `_BLOCK`.
+        padded: `(b,)` the same, padded to `_BLOCK` with the last.
         own: `(b, Q)` margins to the class's own proxy.
         nearest: `(b, Q)` margins to the nearest novel proxy.
     """
@@ -164,9 +164,9 @@ class _Block:
 
 
 def _blocks(proxies: Tensor, units: Tensor, novel: Mapping[int, NovelQueries]) -> Iterator[_Block]:
-    """Go through the novel queries, class by class, in blocks of the trials that add the class.
+    """Go through the novel classes and, for each, through blocks of the trials that add it.
 
-    With one shape for all products a row does not depend on how many other trials share its class.
+    All products have one shape, so a row does not depend on how many other trials add its class.
     """
     for label in units.unique().tolist():
         queries = novel[label]
@@ -184,16 +184,16 @@ def _count_reached(block: _Block, shifts: Tensor) -> Tensor:
 
 
 def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tuple[Tensor, Tensor]:
-    """How the queries of a class fare in trials that have the class.
+    """Margins of the queries of a class in trials that add the class.
 
     Args:
         proxies: `(b, W, D)` novel proxies.
-        is_own: `(b, W)` bool, which of them are the class's, on the CPU.
-        queries: Q of them.
+        is_own: `(b, W)` bool, which of them belong to the class, on the CPU.
+        queries: the Q queries of the class.
 
     Returns:
         Margins `(b, Q)` to the class's own proxy, infinite where another novel proxy is at least as
-        near; margins `(b, Q)` to the nearest novel proxy, whichever it is.
+        near; margins `(b, Q)` to the nearest novel proxy of any class.
     """
     trials, ways, size = proxies.shape
     flat = proxies.reshape(-1, size) @ queries.embeddings.T  # (b·W, Q)
