@@ -51,9 +51,11 @@ _SHORT_FACTS = {
 _WHOLE_NAME = 16
 
 
-# Joins emoji into one.
 # Columns of a terminal: with fewer than the first, the width counts as unknown, and is the second.
 _NARROWEST, _USUAL_WIDTH = 20, 80
+
+
+# Joins several emoji into one.
 _JOINER = "\u200d"
 
 
