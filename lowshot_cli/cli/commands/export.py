@@ -56,11 +56,11 @@ def export(
             f"{folder} is not empty", "add --overwrite to replace it, or name another with --out"
         )
     path, checkpoint = model_in_use(config, source)
-    anew = overwrite or not there
-    if anew:
+    writes = overwrite or not there
+    if writes:
         formats.ensure_installed(form, making=True, checking=check)
     which, pixels = _check_images(config, output, checkpoint, images) if check else ("", None)
-    if anew:
+    if writes:
         ensure_writable(folder)
         output.note(f"exporting {path}")
         made = exporter.export(checkpoint, form)
@@ -84,7 +84,7 @@ def export(
         )
     opset = exporter.OPSET if formats.ONNX_FILE in files else None
     output.data(export_record(folder, files, opset, found, which))
-    if anew:
+    if writes:
         typed = ["--out", str(out)] if out else []
         if source and path == chain.chain_path(config.workdir, path.stem):
             typed += ["--checkpoint", str(path)]  # it may not be the furthest one along the chain
