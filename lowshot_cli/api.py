@@ -60,12 +60,12 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
     """Open a checkpoint.
 
     Args:
-        path: of the file.
-        device: where images are embedded, here and in the models made from this one: `cpu`, `cuda`,
-            `cuda:1`, or `auto` for a GPU where there is one.
+        path: the checkpoint file.
+        device: where this model and those made from it embed images: `cpu`, `cuda`, `cuda:1`, or
+            `auto` for a GPU if there is one.
 
     Raises:
-        CheckpointError: absent, damaged, or not one of lowshot's.
+        CheckpointError: the file is missing, damaged, or not a lowshot checkpoint.
         UsageError: there is no such device.
     """
     checkpoint = ckpt.load(Path(path))
@@ -74,11 +74,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A classifier that can be taught more classes; what it is taught makes another model.
+    """A classifier that can be taught more classes; teaching returns a new model.
 
     Attributes:
-        checkpoint: what is saved.
-        network: its embedding network, ready for use and shared by the models made from this one.
+        checkpoint: what `save` writes.
+        network: its embedding network, ready for use and shared with models made from this one.
     """
 
     checkpoint: Checkpoint
@@ -110,7 +110,7 @@ class Model:
         self, images: _Many, *, top: int = 3, false_alarm: float | None = None
     ) -> list[Prediction]: ...
 
-    # Whether a path is of one image or of a folder shows at run time.
+    # Whether a path is an image or a folder is known only at run time.
     @overload
     def predict(
         self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
@@ -119,11 +119,11 @@ class Model:
     def predict(
         self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
     ) -> Prediction | list[Prediction]:
-        """Classify an image, or many.
+        """Classify one image or many.
 
         Args:
             images: one image or many.
-            top: classes to name for each, best first.
+            top: how many classes to list for each, most probable first.
             false_alarm: percent of known images that may be taken for unknown ones; None marks no
                 image as unknown.
 
@@ -131,8 +131,8 @@ class Model:
             One prediction for one image, a list of them for many.
 
         Raises:
-            DataError: something that is not an image.
-            UsageError: a number that is out of range.
+            DataError: something is not an image.
+            UsageError: a number is out of range.
         """
         if top < 1:
             raise UsageError(f"`top` is {top}", "give 1 or more")
@@ -183,23 +183,22 @@ class Model:
         """Learn a class from a few images (Qi, Brown, Lowe, CVPR 2018).
 
         Args:
-            images: of the class.
-            name: of the class.
+            images: support images of the class.
+            name: the class.
             method: as in `lowshot imprint --method`.
             max_forgetting: points of base accuracy that all novel classes may cost together, or
                 `none` for bias 0; by default 2, and no bias for `imprint` and `random`.
             shots: how many of the images to use, drawn by `seed`; None uses all.
-            views: views of each image that the method `augmented` averages.
-            seed: decides draws, and the directions of the method `random`.
-            replace: learn a class again that the model knows already.
+            views: augmented views of each image that the method `augmented` averages.
+            seed: decides every draw, and the directions of the method `random`.
+            replace: replace a class that the model already knows.
 
         Returns:
             The model with the class; this one stays as it is.
 
         Raises:
-            DataError: no images, something that is not an image, or a class whose images look
-                like the average of the base classes.
-            UsageError: a class that the model knows, or a setting out of range.
+            DataError: no images, not an image, or images that look like the average base class.
+            UsageError: the model already knows the class, or a setting is out of range.
         """
         options = make_section(
             ImprintConfig,
@@ -232,25 +231,25 @@ class Model:
         freeze_base: FreezeBase | None = None,
         max_forgetting: Budget | None = None,
     ) -> Model:
-        """Fine-tune the head on the support images of the novel classes, which the model keeps.
+        """Fine-tune the head on the stored support embeddings of the novel classes.
 
         The settings and their defaults are those of `lowshot finetune`. Fine-tuning the whole
         network needs the images of the dataset: `lowshot finetune --scope full`.
 
         Args:
-            steps: of the optimiser.
+            steps: optimiser steps.
             head_lr: learning rate.
-            prior_shots: how many shots the proxy at the start is worth.
-            loss: `adaptive` gives each class the same say, `plain` each image.
-            novel_weight: weight of a novel image, that of a base image being 1.
-            freeze_base: when base proxies stay as they are: `always`, `alternate` or `never`.
+            prior_shots: weight of the starting proxy, in numbers of support images.
+            loss: `adaptive` weighs all classes alike, `plain` all images.
+            novel_weight: fixed weight of a novel sample; a base sample has weight 1.
+            freeze_base: when base proxies stay fixed: `always`, `alternate` or `never`.
             max_forgetting: as in `imprint`, by default 2.
 
         Returns:
             The fine-tuned model; this one stays as it is.
 
         Raises:
-            UsageError: no novel class, or a setting out of range.
+            UsageError: there is no novel class, or a setting is out of range.
         """
         options = make_section(
             FinetuneConfig,
@@ -266,25 +265,26 @@ class Model:
         return self._child(finetune(self.checkpoint, Config(finetune=options)))
 
     def evaluate(self, images: AnyImages, labels: str | Sequence[str]) -> Evaluation:
-        """Measure the model on images whose classes are known.
+        """Evaluate the model on labelled images.
 
         Args:
             images: one or many.
-            labels: name of the class of each image; one name is that of all.
+            labels: the class of each image, or one class for all of them.
 
         Returns:
             Accuracies in percent, over all classes of the model. `forgetting` is None, as it needs
             the test images of the dataset.
 
         Raises:
-            DataError: something that is not an image, or another number of labels than of images.
-            UsageError: a class that the model does not know.
+            DataError: something is not an image, or the numbers of images and labels differ.
+            UsageError: the model does not know a class.
         """
         given, _ = list_images(images)
         names = [labels] * len(given) if isinstance(labels, str) else list(labels)
         if len(names) != len(given):
             raise DataError(
-                f"there are {len(given)} images and {len(names)} labels", "give one for each image"
+                f"there are {len(given)} images and {len(names)} labels",
+                "give one label for each image",
             )
         members: dict[str, list[int]] = {}
         for number, name in enumerate(names):
@@ -295,10 +295,10 @@ class Model:
         return evaluate_embeddings(self.checkpoint, found, beside_base=False)
 
     def rename(self, old: str, new: str) -> Model:
-        """The model with another name for a class.
+        """Return the model with another name for a class.
 
         Raises:
-            UsageError: no such class, or a name that another class has or that cannot be one.
+            UsageError: there is no such class, or the new name is taken or not allowed.
         """
         renamed = self.checkpoint.rename_class(old, new)
         return Model(
@@ -306,21 +306,20 @@ class Model:
         )
 
     def remove(self, name: str) -> Model:
-        """The model without a class.
+        """Return the model without a class.
 
         Raises:
-            UsageError: no such class, or the last base class.
+            UsageError: there is no such class, or it is the last base class.
         """
         removed = without_class(self.checkpoint, name)
         return Model(removed.with_history("classes remove", {"class": name}), self.network)
 
     def export(self, folder: str | Path, *, format: ExportFormat = "all") -> None:
-        """Write the model to a folder as files that run without lowshot, replacing what is there.
+        """Write the model to a folder as files that run without lowshot, replacing older ones.
 
         Args:
-            folder: made if need be.
-            format: `onnx`, `torch` for a PyTorch program, or `all`; labels and a model card go
-                with either.
+            folder: created if it does not exist.
+            format: `onnx`, `torch` for a PyTorch program, or `all`, beside labels and a model card.
 
         Raises:
             LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
@@ -330,16 +329,16 @@ class Model:
         exporter.write(Path(folder), files)
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint, whole or not at all.
+        """Write the checkpoint atomically.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the file cannot be written.
         """
         ckpt.save(self.checkpoint, Path(path))
 
     def _child(self, checkpoint: Checkpoint) -> Model:
         """Another model with the same network."""
-        # Saved into a work folder it is stale there, as it was made from no file of it.
+        # Saved into a work folder it counts as stale, as it was not made from a file there.
         return Model(checkpoint.as_child_of(checkpoint.meta.parent or ""), self.network)
 
     def _embed(self, images: Sequence[AnyImage]) -> Tensor:

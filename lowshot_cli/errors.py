@@ -18,10 +18,10 @@ class ExitCode(IntEnum):
 
 
 class LowshotError(Exception):
-    """A problem outside the program, told in one line.
+    """A problem outside the program, described in one line.
 
-    Settings stand between backticks as Python spells them, such as `shots` or `replace=True`. The
-    command line shows them as its flags.
+    Messages name settings between backticks as Python spells them, such as `shots` or
+    `replace=True`; the command line shows them as its flags.
 
     Args:
         message: what is wrong and where.
@@ -40,7 +40,7 @@ class LowshotError(Exception):
 
 
 class UsageError(LowshotError, ValueError):
-    """Settings or arguments that ask for something that cannot be."""
+    """Settings or arguments that ask for something impossible."""
 
     exit_code = ExitCode.USAGE
 
@@ -58,7 +58,7 @@ class CheckpointError(LowshotError):
 
 
 class TrainingError(LowshotError):
-    """Training that cannot go on, such as a loss that is no longer finite."""
+    """Training that cannot continue, such as when the loss is no longer finite."""
 
 
 class Interrupted(LowshotError):
@@ -68,11 +68,11 @@ class Interrupted(LowshotError):
 
 
 class RankLost(Interrupted):
-    """Of several processes that train together another one has ended or does not answer."""
+    """One of several processes that train together has ended or does not answer."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error of a library says, on one line of at most `limit` characters."""
+    """The message of a library's error, on one line of at most `limit` characters."""
     text = getattr(error, "strerror", None) or str(error)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""What work will cost, estimated from its first seconds. Nothing is written."""
+"""Estimates of the cost of work, from its first seconds. Nothing is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.training.train import train_base
 
-# Seconds for which steps are timed, after the first few, which are slower.
+# Seconds for which steps are timed, and slower first steps that are skipped.
 _REHEARSAL, _WARM_UP = 8.0, 3
 
 
@@ -43,7 +43,7 @@ _SAMPLE = 512
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of work: its name, how many units of what, and the seconds it should take."""
+    """One kind of work: its name, its number of units, and the seconds it should take."""
 
     name: str
     n: int
@@ -56,7 +56,7 @@ class Stage:
 
 
 def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[Stage]:
-    """Training the base model: as `train_base`, which is run until its steps are timed."""
+    """Estimate the training of a base model: run `train_base` until its steps are timed."""
     options, device = config.train_base, pick_device(config.device)
     views, holdout = 1 + task.flip, len(task.holdout)
     n_test = sum(len(dataset.test.of_class(label)) for label in task.labels_in_dataset)
@@ -86,7 +86,7 @@ def estimate_sweep(
     *,
     context: RunContext = DEFAULT_CONTEXT,
 ) -> list[Stage]:
-    """A sweep: of every method and number of shots the first tile is run, on random embeddings."""
+    """Estimate a sweep: run the first tile per method and shots, on random embeddings."""
     stand_in = _StandIn(embedder.network, cache=embedder.cache, size=checkpoint.head.size)
     embedded = embed_for_sweep(checkpoint, dataset, plan, config, stand_in)
     n_images = stand_in.counts["images"]
@@ -110,7 +110,7 @@ def estimate_sweep(
 
 
 def estimate_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> list[Stage]:
-    """Fine-tuning: of the whole network its first steps are made, of the head all of them."""
+    """Estimate fine-tuning: run the first steps of the whole network, or all of the head."""
     names = [checkpoint.dataset_name(name) for name in checkpoint.meta.classes]
     inside = [dataset.label(name) for name in names if name in dataset.labels]
     n = sum(len(dataset.test.of_class(label)) for label in inside)
@@ -122,7 +122,7 @@ def estimate_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config
                 checkpoint, config, dataset, context=RunContext(on_progress=watch, device=device)
             ),
         )
-        # Both models see the test images, and the hold-out moves with the network.
+        # Both models embed the test images, and the new network also embeds the hold-out.
         n += n + len(checkpoint.holdout)
     else:
         started = time.perf_counter()
@@ -135,7 +135,7 @@ def estimate_finetuning(checkpoint: Checkpoint, dataset: Dataset, config: Config
 
 
 def untrained(config: Config, dataset: Dataset) -> Checkpoint:
-    """A base model of the true sizes that knows nothing, to time a sweep that has none yet."""
+    """An untrained base model of the true size, to time a sweep that has none yet."""
     sketch = _sketch(config, dataset)
     return replace(
         sketch, meta=sketch.meta.model_copy(update={"dataset_hash": dataset.content_hash})
@@ -143,7 +143,7 @@ def untrained(config: Config, dataset: Dataset) -> Checkpoint:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has taken at most so far, on the CPU and on the GPU."""
+    """Peak memory of this process so far, in bytes, CPU and GPU together."""
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
@@ -156,7 +156,7 @@ class _EnoughSeen(Exception):
 
 
 def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:
-    """Time the first steps of a stage, except milestones, which do more than a step."""
+    """Time the first steps of a stage, without milestones, which do more than a step."""
     reports: list[tuple[float, int, bool]] = []
     last = Progress(stage, 0, 0)
 
@@ -178,7 +178,7 @@ def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:
 
 
 def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
-    """Seconds that embedding one image takes, views of it together."""
+    """Seconds that embedding one image takes, with all its views."""
     network, some = fused(network), pixels[:_SAMPLE]
     embed(network, some)
     started, runs = time.perf_counter(), 0
@@ -189,7 +189,7 @@ def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
 
 
 def _seconds_a_tile(run: Callable[..., object], context: RunContext, *, warm_up: bool) -> float:
-    """Seconds that a batch of trials takes, which is slower when it is the first of its method."""
+    """Seconds that a batch of trials takes; the first one of a method is slower and not timed."""
     for _ in range(2 if warm_up else 1):
         started = time.perf_counter()
         run(context=context)
@@ -199,7 +199,7 @@ def _seconds_a_tile(run: Callable[..., object], context: RunContext, *, warm_up:
 def _seconds_a_network(
     run: Callable[..., object], embedded: SweepEmbeddings, context: RunContext, each: float
 ) -> float:
-    """Seconds that a trial with a network of its own takes, `each` of them for a test image."""
+    """Seconds that a trial with its own network takes, given `each` seconds per test image."""
     steps = _rehearsed(
         "fine-tuning", lambda watch: run(context=replace(context, on_progress=watch))
     )
@@ -209,7 +209,7 @@ def _seconds_a_network(
 
 @dataclass(frozen=True)
 class _StandIn(Embedder):
-    """Answers with random directions, and counts what would have to be embedded."""
+    """Returns random directions, and counts the images that would have to be embedded."""
 
     size: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -227,7 +227,7 @@ class _StandIn(Embedder):
 
 
 def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
-    """A base model of the config's network, untrained, made from a few of the images."""
+    """An untrained base model with the config's network, made from a few images."""
     options = config.train_base.model_copy(update={"epochs": 0, "weights": None})
     few = replace(
         dataset,

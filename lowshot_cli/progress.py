@@ -1,4 +1,4 @@
-"""What the engine reports while it works, and how it is asked to stop."""
+"""Progress reports of the engine, and how it is asked to stop."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Progress:
         stage: what is being done, such as `training`.
         done: units finished.
         total: units in all.
-        unit: what is counted.
-        facts: further numbers by name, such as `loss`.
-        important: whether a log without a progress bar shows this report although the stage is not
+        unit: what `done` and `total` count.
+        facts: other numbers by name, such as `loss`.
+        important: whether output without a progress bar shows this report before the stage is
             finished, as at the end of an epoch.
         note: a line for people, such as a warning; shown once.
     """
@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def milestone(self) -> bool:
-        """Whether a log without a progress bar shows this report."""
+        """Whether output without a progress bar shows this report."""
         return self.important or self.done == self.total
 
 
@@ -46,5 +46,5 @@ def silent(_: Progress) -> None:
 
 
 def never() -> bool:
-    """Go on to the end."""
+    """Never ask to stop."""
     return False

@@ -1,4 +1,4 @@
-"""The Typer app: how every command begins, and how known problems end it."""
+"""The Typer app: how every command starts, and how it reports known problems."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """Shows options in panels, and names the nearest one to a mistyped one."""
+    """Shows options in panels, and suggests the nearest one for a mistyped one."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 panels.setdefault(find_panel(parameter), []).append(record)
-        # Typer draws panels with Rich alone, which would take brackets in the text for markup.
+        # Typer draws panels only with Rich, which would read brackets in the text as markup.
         for title, records in panels.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -49,7 +49,7 @@ class _Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # Those that look like it, the nearest first; shown, they would stand in no such order.
+            # The nearest comes first here, but Click would sort them before it shows them.
             if similar := getattr(error, "possibilities", None):
                 del similar[1:]
             raise
@@ -69,7 +69,7 @@ class Commands(typer.Typer):
         super().__init__(**{"cls": _Listing, **settings})
 
     def command(self, *names: Any, **settings: Any) -> Callable[[_Function], _Function]:
-        """As Typer's."""
+        """As in Typer."""
         return super().command(*names, cls=_Command, **settings)
 
 
@@ -77,7 +77,7 @@ class _Listing(TyperGroup):
     """Lists commands with their whole summaries, which Typer would cut off."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """One row a command: its name and the first paragraph of its help."""
+        """One row per command: its name and the first paragraph of its help."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [(n, " ".join((c.help or "").split("\n\n")[0].split())) for n, c in found if c]
         with formatter.section("Commands"):
@@ -85,14 +85,14 @@ class _Listing(TyperGroup):
 
 
 class _Group(_Listing):
-    """Turns known problems into one line and an exit code."""
+    """Turns known problems into a short message and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As Typer's, which knows nothing of the commands of groups."""
+        """As in Typer, but also suggest the commands of groups."""
         name = args[0]
         for group, commands in self.commands.items():
             below = getattr(commands, "commands", {})
@@ -107,28 +107,29 @@ class _Group(_Listing):
             return result
         except LowshotError as error:
             if isinstance(error, Interrupted):
-                error.hint = error.hint or _going_on(ctx.meta[_TYPED])
+                error.hint = error.hint or _how_to_continue(ctx.meta[_TYPED])
             flags = _flags_of(self, ctx.meta[_TYPED][0])
             error.message = f.reword(error.message, flags)
             error.hint = error.hint and f.reword(error.hint, flags)
             _fail(error)
         except KeyboardInterrupt:
-            _fail(Interrupted("interrupted, what was there before is whole"))
+            _fail(Interrupted("interrupted; existing files are intact"))
         except BrokenPipeError:
-            # The reader has gone, as `head` does; stdout must not fail again when Python closes it.
+            # The reader is gone, such as `head`; stdout must not fail again when Python closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.DONE) from None
         except OSError as error:
             place = error.filename or "a file"
             problem = LowshotError(
-                f"{place}: {error.strerror or error}", "check the space and your rights there"
+                f"{place}: {error.strerror or error}",
+                "check the free space and your permissions there",
             )
             _fail(problem)
 
 
 def _flags_of(group: Any, typed: str) -> dict[str, str]:
-    """The flag of each option by its Python name; the command that was typed has precedence."""
-    # What comes last wins.
+    """The flag of each option by its Python name; the typed command takes precedence."""
+    # Later entries override earlier ones.
     order = sorted(group.commands.items(), key=lambda entry: entry[0] == typed)
     commands = [
         one for _, found in order for one in getattr(found, "commands", {"": found}).values()
@@ -137,10 +138,10 @@ def _flags_of(group: Any, typed: str) -> dict[str, str]:
     return {option.name: option.opts[0] for option in options}
 
 
-def _going_on(typed: Sequence[str]) -> str:
-    """Which command goes on where this one was stopped; a sweep says so itself."""
+def _how_to_continue(typed: Sequence[str]) -> str:
+    """The command that continues an interrupted one; a sweep names its own."""
     resume = ["--resume"] if typed[0] == "train-base" and "--resume" not in typed else []
-    how = "starts anew" if typed[0] == "finetune" else "goes on"
+    how = "starts again" if typed[0] == "finetune" else "continues"
     return f"`{shlex.join([*torchrun.invocation(), *typed, *resume])}` {how}"
 
 
@@ -180,7 +181,7 @@ class Call:
 
     Attributes:
         config: resolved from defaults, YAML and flags.
-        output: for results and notes.
+        output: prints results and notes.
         typed: names of the options that were typed, such as `--shots`.
     """
 
@@ -199,14 +200,14 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command, with a flag for every setting that it reads.
 
-    The function takes a `Call`, then options of its own by keyword.
+    The function takes a `Call`, then its own options by keyword.
 
     Args:
-        group: of the command.
-        name: of the command.
-        section: of the config, whose settings get flags.
-        settings: common ones that get flags; without any the command takes no config.
-        config_file: finds a YAML file by the command's own options, where none is named.
+        group: the app or subcommand that it belongs to.
+        name: as it is typed.
+        section: of the config; its settings get flags.
+        settings: common settings that get flags; without any the command reads no config.
+        config_file: finds a YAML file from the command's own options if `--config` is not given.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -220,7 +221,7 @@ def command(
             path = _expanded(values.get("config"))
             if path is None and config_file:
                 path = config_file(mine)
-            # An option that may be repeated and was not typed is an empty list.
+            # A repeatable option that was not typed is an empty list.
             given = {n: v for n, v in values.items() if n in names and v not in ((), [])}
             function(_begin(ctx, section, path, given), **mine)
 
@@ -239,7 +240,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def _expanded(value: Any) -> Any:
-    """A value of the command line; in paths, the shell may have left `~` as it is."""
+    """A value from the command line; expands a `~` that the shell left in a path."""
     if isinstance(value, list):
         return [_expanded(each) for each in value]
     return user_path(value) if isinstance(value, Path) else value
@@ -283,7 +284,7 @@ def _begin(
 
     from lowshot_cli.cli.console import Output
 
-    # It reports homes and caches that it can do without.
+    # It warns about home and cache folders that it does not need.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     config = load_config(path, section, given)
     if section == "train_base":
@@ -299,7 +300,7 @@ def _begin(
 
 
 def _typed_options(ctx: typer.Context) -> frozenset[str]:
-    """Names of the options that stand on the command line."""
+    """Names of the options that were typed."""
     parameters: list[Any] = list(ctx.command.params)
     sources = {p.opts[0]: ctx.get_parameter_source(p.name) for p in parameters}
     return frozenset(n for n, source in sources.items() if source and source.name == "COMMANDLINE")
@@ -308,13 +309,13 @@ def _typed_options(ctx: typer.Context) -> frozenset[str]:
 def open_standard_streams() -> None:
     """Make stdin, stdout and stderr usable however the program was started.
 
-    A closed one is opened to nowhere, so that no file takes its number and gets its text. What an
-    encoding lacks is written out, so that text never ends a command.
+    A closed stream is opened to the null device, so that no file takes its number and its text.
+    Characters that an encoding lacks are escaped, so that printing never fails.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # The lowest free number is the one that is closed.
+            # The lowest free number is that of the closed stream.
             os.open(os.devnull, os.O_RDWR)
             mode = "r" if number == 0 else "w"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))

@@ -1,6 +1,6 @@
-"""What the shell offers as values: classes, methods and checkpoints, found without torch.
+"""Shell completion of classes, methods and checkpoints, without torch.
 
-Pressing a key must neither take long nor fail, so what cannot be read offers nothing.
+Completion must be fast and must not fail, so files that cannot be read offer nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from lowshot_cli.checkpoint.metadata import Meta
     from lowshot_cli.config.schema import Config
 
-# Some shells evaluate what they are offered, and names come from the files of strangers.
+# Some shells evaluate what they are offered, and names may come from strangers' files.
 _HARMLESS = re.compile(r"[\w./][\w./+ -]*")
 
 
 def new_classes(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names for `imprint --class`: a folder dataset's classes, and those taught before."""
+    """Names for `imprint --class`: classes of a folder dataset, and novel ones taught before."""
     config, known = _config(ctx), _model(ctx)
     taught = known.classes[known.n_base :] if known else ()
     base = known.classes[: known.n_base] if known else ()
@@ -48,14 +48,14 @@ def imprint_methods(incomplete: str) -> list[str]:
 
 
 def sweep_methods(incomplete: str) -> list[str]:
-    """Methods for the last place of a list with commas between."""
+    """Methods for the last entry of a comma-separated list."""
     before, comma, _ = incomplete.rpartition(",")
     left = [name for name in SWEEP_METHODS if name not in before.split(",")]
     return [f"{before}{comma}{name}" for name in left]
 
 
 def checkpoints(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Checkpoint files of the work folder and of the folder that is being typed."""
+    """Checkpoint files in the work folder and in the folder that is being typed."""
     typed = incomplete.rpartition("/")[0]
     folders = {Path(typed or ("/" if incomplete.startswith("/") else "."))}
     if config := _config(ctx):
@@ -64,7 +64,7 @@ def checkpoints(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _offer(names: Iterable[str], incomplete: str) -> list[str]:
-    """The names that fit and are harmless; Bash alone does not quote what it inserts."""
+    """The names that match and are harmless; spaces escaped for Bash, which does not quote."""
     fitting = [name for name in names if name.startswith(incomplete) and _HARMLESS.fullmatch(name)]
     if "complete_bash" in os.environ.get("_LOWSHOT_COMPLETE", ""):
         return [name.replace(" ", r"\ ") for name in fitting]
@@ -72,7 +72,7 @@ def _offer(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _config(ctx: typer.Context) -> Config | None:
-    """The config that the command would resolve, as far as it is typed."""
+    """The config that the command would resolve from what is typed so far."""
     from lowshot_cli.config.yaml_file import load_config
 
     names = ("dataset", "data_dir", "workdir")
@@ -84,7 +84,7 @@ def _config(ctx: typer.Context) -> Config | None:
 
 
 def _model(ctx: typer.Context) -> Meta | None:
-    """What the model says of itself that a command would use: the one named, or the latest."""
+    """Metadata of the model that the command would use: the named one, or the latest."""
     if named := ctx.params.get("checkpoint"):
         return _read(Path(named))
     config = _config(ctx)
@@ -109,7 +109,7 @@ def _read(path: Path) -> Meta | None:
 
 
 def _class_folders(config: Config | None) -> Iterator[str]:
-    """Class folders of a dataset of the user's own; an archive is not opened."""
+    """Class folders of the user's own dataset; archives are not opened."""
     if config is None or config.dataset != "folder" or config.data_dir is None:
         return
     root = config.data_dir

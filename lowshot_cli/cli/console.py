@@ -1,4 +1,4 @@
-"""Everything that is printed: results to stdout, the rest to stderr."""
+"""Printing: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FACTS = {
 }
 
 
-# Shorter ones, beside which a live bar fits into 80 columns.
+# Short enough to fit beside a live bar in 80 columns.
 _SHORT_FACTS = {
     "loss": "loss {:.2f}",
     "holdout_accuracy": "hold-out {:.1f} %",
@@ -47,18 +47,20 @@ _SHORT_FACTS = {
 }
 
 
-# A name of up to this many characters is not broken in a table.
+# Tables never fold names of up to this many characters.
 _WHOLE_NAME = 16
 
 
-# Joins emoji into one.
-# Columns of a terminal: fewer than these are taken for unknown, for which the usual ones stand.
+# Columns of a terminal: with fewer than the first, the width counts as unknown, and is the second.
 _NARROWEST, _USUAL_WIDTH = 20, 80
+
+
+# Joins several emoji into one.
 _JOINER = "\u200d"
 
 
 class _FactsColumn(ProgressColumn):
-    """The numbers of the latest report."""
+    """The numbers of the latest progress report."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields.get("facts", ""), no_wrap=True, overflow="ellipsis")
@@ -68,9 +70,9 @@ class Output:
     """Prints for people and for programs.
 
     Args:
-        as_json: print results as JSON and nothing else on stdout.
+        as_json: print results as one JSON document and nothing else on stdout.
         quiet: leave out progress and notes.
-        command: as it was typed.
+        command: the command line as it was typed.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
@@ -82,7 +84,7 @@ class Output:
 
     @contextmanager
     def logged(self, folder: Path) -> Iterator[None]:
-        """Log to a folder's `log.jsonl` meanwhile: notes, progress and how the command ends."""
+        """Meanwhile log notes, progress and how the command ends to a folder's `log.jsonl`."""
         self._run_log = log = RunLog(folder, command=self.command, versions=versions())
         try:
             yield
@@ -95,7 +97,7 @@ class Output:
             self._run_log = None
 
     def note(self, text: str) -> None:
-        """A line for people, on stderr."""
+        """Print a line for people on stderr, and log it."""
         if self._run_log:
             self._run_log.write("note", text=text)
         self._say(text)
@@ -105,14 +107,14 @@ class Output:
             self.messages.print(Text(printable(text)), soft_wrap=True)
 
     def finish(self, written: Sequence[object], then: str | None = None) -> None:
-        """The closing lines: what was written, and what to type next."""
+        """Print the closing lines: what was written, and what to type next."""
         for path in written:
             self.note(f"wrote {path}")
         if then:
             self.note(f"next: {then}")
 
     def data(self, value: object) -> None:
-        """Results for programs."""
+        """Print results for programs."""
         if self.as_json:
             unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
             print(json.dumps(value, ensure_ascii=not unicode), flush=True)
@@ -124,7 +126,7 @@ class Output:
         title: str | None = None,
         caption: str | None = None,
     ) -> None:
-        """Results for people: names are aligned to the left, numbers to the right."""
+        """Print results for people: names are aligned to the left, numbers to the right."""
         if self.as_json:
             return
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -149,7 +151,7 @@ class Output:
             self.results.print(Text(f"{caption}\n", style="dim"))
 
     def listing(self, start: str, items: Sequence[str]) -> None:
-        """Results for people: items separated by commas, with lines broken between items only."""
+        """Print items separated by commas, breaking lines between items only."""
         lines = [start]
         for number, item in enumerate(items, 1):
             part = f" {item}" + "," * (number < len(items))
@@ -160,13 +162,13 @@ class Output:
             self.line(line)
 
     def line(self, text: str) -> None:
-        """One line of results for people."""
+        """Print one line of results for people."""
         if not self.as_json:
             self.results.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
-        """Show reports of the engine, and log them where a log is kept."""
+        """Show progress reports of the engine, and log them if a log is kept."""
         with self._shown() as show:
 
             def both(report: Report) -> None:
@@ -178,7 +180,7 @@ class Output:
 
     @contextmanager
     def _shown(self) -> Iterator[OnProgress]:
-        """A live bar on a terminal, else a line per milestone."""
+        """A live bar on a terminal, otherwise a line per milestone."""
         if self.quiet:
             yield lambda report: None
         elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
@@ -220,7 +222,7 @@ class Output:
 
 
 class _Console(Console):
-    """Lets the app end a command whose output nobody reads any more."""
+    """Leaves it to the app to end a command when nobody reads its output any more."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -252,7 +254,7 @@ def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str =
 
 
 def show_error(error: LowshotError) -> None:
-    """One clear line on stderr, and what to do next on a second."""
+    """Print an error on stderr, and its hint on a line of its own."""
     console = _console(sys.stderr)
     message = "\n".join(map(printable, f"error: {error.message}".split("\n")))
     console.print(Text(message), soft_wrap=True)
@@ -261,7 +263,7 @@ def show_error(error: LowshotError) -> None:
 
 
 def printable(text: str) -> str:
-    """The text, with characters that would control a terminal escaped as Python escapes them."""
+    """The text, with characters that could control a terminal escaped as in Python."""
     return "".join(
         c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in text
     )

@@ -1,4 +1,4 @@
-"""What several commands do: load what was named, embed, stop when asked."""
+"""Steps that several commands share: load a model and images, embed, stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 def stop_on_ctrl_c(ranks: ProcessGroupView = ALONE) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C asks the work to stop at the next safe point, the second ends it at once.
 
-    Among several ranks torchrun's own request to end is another such question.
+    With several ranks, SIGTERM from torchrun counts like Ctrl-C.
     """
     asked = False
 
@@ -57,7 +57,7 @@ def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
-    """The dataset that the config names; images that were left out are reported."""
+    """Load the dataset that the config names, and report images that were left out."""
     with output.progress() as on_progress:
         dataset = load_dataset(config, image_size, on_progress)
     report_skipped(output, dataset.skipped)
@@ -65,7 +65,7 @@ def load(config: Config, output: Output, image_size: int | None = None) -> Datas
 
 
 def report_skipped(output: Output, skipped: Sequence[str]) -> None:
-    """Name the images that were left out as unreadable."""
+    """Report the images that were left out as unreadable."""
     if skipped:
         output.note(f"left out {len(skipped)} unreadable images:")
     for line in skipped:
@@ -73,10 +73,10 @@ def report_skipped(output: Output, skipped: Sequence[str]) -> None:
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
-    """The dataset that a checkpoint was trained on.
+    """Load the dataset that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: the config names another one, or another size of its images.
+        CheckpointError: the config names another dataset, or another image size.
     """
     if config.dataset:
         check_dataset_name(checkpoint.meta, config.dataset)
@@ -92,14 +92,14 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
 def photos_at(
     config: Config, output: Output, sources: Sequence[Path], image_size: int, deep: bool = False
 ) -> Photos:
-    """The photos that files, folders and globs name; those that were left out are reported."""
+    """Load the photos that files, folders and globs name, and report those left out."""
     photos = load_photos(find_photos(sources, deep), image_size, config.skip_bad)
     report_skipped(output, photos.skipped)
     return photos
 
 
 def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
-    """The checkpoint that is named, or the furthest one along the chain that is not stale."""
+    """Load the named checkpoint, or the furthest one along the chain that is not stale."""
     path = source or chain.furthest(config.workdir)[0]
     return path, ckpt.load(path)
 
@@ -107,18 +107,18 @@ def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]
 def open_parent(
     config: Config, stage: str, usual: str, source: Path | None, out: Path | None
 ) -> tuple[Path, Checkpoint, str]:
-    """What a stage is made from: a file, the checkpoint in it, and the hash to record as parent.
+    """Load what a stage is made from: its file, its checkpoint, and the hash to record as parent.
 
     Args:
         config: names the work folder.
-        stage: that is made.
-        usual: the stage that it is made from where `source` names no file.
+        stage: the stage to make.
+        usual: the stage to make it from if `source` is None.
         source: the file to make it from.
-        out: where it goes; None for its place in the chain.
+        out: where to write it; None for its place in the chain.
 
     Raises:
-        CheckpointError: no checkpoint there, or a stale one.
-        UsageError: it would be stale as soon as it is written.
+        CheckpointError: the file to make it from is missing or stale.
+        UsageError: the new stage would be stale as soon as it is written.
     """
     path = source or chain.chain_path(config.workdir, usual)
     parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
@@ -129,23 +129,23 @@ def open_parent(
 def make_embedder(
     checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
 ) -> Embedder:
-    """Embeds with a checkpoint's network, through the user's cache."""
+    """An embedder with a checkpoint's network and the user's cache."""
     network = checkpoint.network(pick_device(config.device))
     return Embedder(network, cache=embedding_cache(), on_progress=on_progress)
 
 
 def reject_with(option: str, others: Sequence[str], hint: str) -> None:
-    """Refuse options that do not go with another one.
+    """Refuse options that cannot be combined with another one.
 
     Raises:
-        UsageError: there are any.
+        UsageError: `others` names any.
     """
     if others:
-        raise UsageError(f"{option} does not go with {' or '.join(others)}", hint)
+        raise UsageError(f"{option} cannot be combined with {' or '.join(others)}", hint)
 
 
 def evaluate_next(config: Config, path: Path) -> str:
-    """The command that evaluates a checkpoint just written."""
+    """The command that evaluates a checkpoint that was just written."""
     usual = chain.chain_path(config.workdir, path.stem)
     return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))
 
@@ -154,9 +154,9 @@ def next_command(config: Config, path: Path, *command: str) -> str:
     """The command to type next, with every folder and file that differs from its default.
 
     Args:
-        config: of the command that ends; its folders are named where they are not the usual ones.
-        path: the checkpoint that it should read.
-        command: without `lowshot`.
+        config: of the command that ends.
+        path: the checkpoint that the next command should read.
+        command: its words, without `lowshot`.
     """
     typed = ["lowshot", *command]
     if path != chain.chain_path(config.workdir, path.stem):
@@ -180,9 +180,9 @@ def output_file(
     overwrite: bool,
     ranks: ProcessGroupView = ALONE,
 ) -> Iterator[Path]:
-    """Where a derived checkpoint goes, with its folder locked meanwhile.
+    """The path to write a derived checkpoint to, with its folder locked meanwhile.
 
-    Without `out` it replaces its stage of the chain, which is quickly made again.
+    Without `out` it replaces its stage of the chain, which is quick to make again.
     """
     path = out or chain.chain_path(config.workdir, stage)
     with exclusive_folder(config, output, path, overwrite or out is None, ranks):
@@ -193,7 +193,7 @@ def output_file(
 def exclusive_folder(
     config: Config, output: Output, path: Path, overwrite: bool, ranks: ProcessGroupView = ALONE
 ) -> Iterator[None]:
-    """Lock the folder of a file that is to be written; among several ranks the leader does."""
+    """Lock the folder of a file to be written; of several ranks only the leader locks it."""
     if not ranks.leads:
         with readable_errors():
             yield
@@ -205,10 +205,10 @@ def exclusive_folder(
 
 
 def is_logged(config: Config, path: Path) -> bool:
-    """Whether the making of a file is logged beside it: in the work folder and nowhere else."""
+    """Whether a log is kept beside a new file, which is so in the work folder alone."""
     return path.parent == config.workdir
 
 
 def logged(output: Output, config: Config, path: Path) -> AbstractContextManager[None]:
-    """Keep the log of the work folder, unless what is made goes elsewhere."""
+    """Log to the work folder, unless the new file is written elsewhere."""
     return output.logged(path.parent) if is_logged(config, path) else nullcontext()

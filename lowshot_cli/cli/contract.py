@@ -106,7 +106,7 @@ def finetune_record(
 
 
 def evaluation_record(path: Path, found: Evaluation, open_set: OpenSet | None = None) -> Record:
-    """One model of `evaluate`; of `imprint --from-run` the whole record."""
+    """One model of `evaluate`, or the whole record of `imprint --from-run`."""
     rejected = {"open_set": open_set.to_json()} if open_set else {}
     return {"checkpoint": str(path), **found.to_json(), **rejected}
 
@@ -160,11 +160,11 @@ def export_record(
     """Of `export`.
 
     Args:
-        folder: that holds the export.
-        files: their names.
+        folder: the export.
+        files: names of its files.
         opset: of ONNX; None without an ONNX file.
-        check: how the export compares with the checkpoint; None where nobody asked.
-        images: on which.
+        check: how the export compares with the checkpoint; None if it was not checked.
+        images: what it was compared on, in words.
     """
     compared = {"images": images, **asdict(check)} if check else None
     return {"folder": str(folder), "files": list(files), "opset": opset, "check": compared}
@@ -185,14 +185,14 @@ class ClassSize:
 
 @dataclass(frozen=True)
 class LookalikePair:
-    """A test image and the training image that it resembles, as `data duplicates` finds them.
+    """A test image and the training image that it resembles, from `data duplicates`.
 
     Attributes:
-        test: the test image, by its file or its number.
+        test: the test image: its file or its number.
         test_class: its class.
         train: the training image.
         train_class: its class.
-        similarity: of the two, at most 1.
+        similarity: at most 1.
     """
 
     test: str
@@ -253,7 +253,7 @@ class DryRun:
     Attributes:
         counts: what the command would work on, by name.
         stages: steps of the work.
-        memory: bytes that the rehearsal has taken at most.
+        memory: peak memory of the rehearsal in bytes.
         paths: files that the command would write.
     """
 
@@ -264,7 +264,7 @@ class DryRun:
 
     @property
     def seconds(self) -> float:
-        """That all steps should take."""
+        """Estimated time of all steps."""
         return sum(stage.seconds for stage in self.stages)
 
     def to_json(self) -> Record:
@@ -279,7 +279,7 @@ class DryRun:
 
 
 def predictions_csv(found: Sequence[Prediction]) -> str:
-    """Predictions as a CSV document, one row per image, with the runners-up at its end."""
+    """Predictions as a CSV document: one row per image, which ends with the runners-up."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     places = range(2, 1 + max((len(one.top) for one in found), default=1))

@@ -1,4 +1,4 @@
-"""Flags: those of settings made from the schema, and those that several commands share."""
+"""Flags: those of settings, made from the schema, and those that several commands share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMPLETIONS: Mapping[tuple[str, str], Callable[..., list[str]]] = {
     ("sweep", "methods"): completion.sweep_methods,
 }
 _HUGE = 2**32
-# A setting in the words of an error, as Python spells it: `shots`, `replace=True`, `threads=2`.
+# A setting in an error message, as Python spells it: `shots`, `replace=True`, `threads=2`.
 _SETTING = re.compile(r"`(\w+)(?:=([^`\s]+))?`")
 
 
@@ -49,11 +49,11 @@ def option(
     Args:
         name: as it is typed, such as `--out`.
         text: one sentence about it.
-        panel: heading of the help under which it stands.
-        metavar: what stands for its value; a switch has none.
-        default: what holds where it is not given, in words; `none` for an option with a value.
-        within: between which numbers it must be.
-        settings: as Typer's.
+        panel: heading of the help that lists it.
+        metavar: placeholder for its value; None for a switch.
+        default: the default in words; an option with a value shows `none` without it.
+        within: range of the value, in words.
+        settings: further ones for Typer.
     """
     default = default or ("none" if metavar else None)
     return Option(
@@ -102,7 +102,7 @@ def setting_flags(section: str | None, common: Sequence[str]) -> Iterator[inspec
 
 
 def flag_name(name: str, field: FieldInfo) -> str:
-    """How the flag of a setting is typed."""
+    """The flag of a setting, as it is typed."""
     return presentation(field).flag or f"--{name.replace('_', '-')}"
 
 
@@ -119,7 +119,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def range_text(field: FieldInfo) -> str:
-    """Between which numbers a setting must be, such as `8 to 1024`; empty if it may be any size."""
+    """The range of a setting, such as `8 to 1024`; empty if it has no limit on one side."""
     bounds = _bounds(field)
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     # The seeds' upper bounds are those of their type, which tell a reader nothing.
@@ -136,7 +136,7 @@ def _bounds(field: FieldInfo) -> dict[str, float]:
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:
-    """What stands in the `Annotated` of a type and of the members of its unions."""
+    """The metadata in the `Annotated` of a type and of the members of its unions."""
     if get_origin(annotation) is Annotated:
         for extra in annotation.__metadata__:
             yield from extra.metadata if isinstance(extra, FieldInfo) else (extra,)
@@ -170,9 +170,9 @@ def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _typed(field: FieldInfo) -> tuple[Any, str]:
-    """The type in which the command line reads a setting, and what stands for its value.
+    """The type that the command line reads for a setting, and the placeholder for its value.
 
-    What takes several forms is read as text, for the schema to make sense of.
+    A setting that takes several forms is read as text, which the schema then parses.
     """
     if presentation(field).repeat:
         return list[str], "NAME"
@@ -187,10 +187,10 @@ def _typed(field: FieldInfo) -> tuple[Any, str]:
 
 
 def reword(text: str, flags: Mapping[str, str]) -> str:
-    """Text of the engine for the command line: settings between backticks as flags.
+    """Turn settings in a message of the engine into flags, for the command line.
 
     Args:
-        text: in which `replace=True` and `shots` stand as Python spells them.
+        text: names settings between backticks as Python spells them: `replace=True`, `shots`.
         flags: the flag of each setting by its Python name.
     """
 
@@ -207,7 +207,7 @@ ConfigFile = Annotated[
     Path | None,
     option(
         "--config",
-        "YAML file, such as configs/quickstart.yaml; flags win over it.",
+        "YAML file, such as configs/quickstart.yaml; flags override it.",
         panel=COMMON,
         metavar="FILE",
     ),
@@ -216,12 +216,12 @@ PrintConfig = Annotated[
     bool, option("--print-config", "Print the resolved config as YAML and stop.", panel=COMMON)
 ]
 Json = Annotated[bool, option("--json", "Print results as JSON.", panel=COMMON)]
-Quiet = Annotated[bool, option("--quiet", "No progress and no notes.", panel=COMMON)]
+Quiet = Annotated[bool, option("--quiet", "Print no progress and no notes.", panel=COMMON)]
 DryRun = Annotated[
     bool,
     option(
         "--dry-run",
-        "Print what would be done, with time and memory, then stop without writing anything.",
+        "Estimate the work, its time and its memory, and write nothing.",
         panel=COMMON,
     ),
 ]
@@ -232,7 +232,7 @@ CheckpointFile = Annotated[
         "Start from this file, such as runs/base.safetensors.",
         panel=CHECKPOINTS,
         metavar="FILE",
-        default="that of the work folder",
+        default="the one in the work folder",
         autocompletion=completion.checkpoints,
     ),
 ]
@@ -243,7 +243,7 @@ ModelFile = Annotated[
         "Model to use, such as runs/imprinted.safetensors.",
         panel=CHECKPOINTS,
         metavar="FILE",
-        default="the latest of the work folder",
+        default="the latest in the work folder",
         autocompletion=completion.checkpoints,
     ),
 ]
@@ -257,7 +257,7 @@ Out = Annotated[
         default="in the work folder",
     ),
 ]
-Overwrite = Annotated[bool, option("--overwrite", "Replace a file that exists.", panel=CHECKPOINTS)]
+Overwrite = Annotated[bool, option("--overwrite", "Replace an existing file.", panel=CHECKPOINTS)]
 FalseAlarm = Annotated[
     float | None,
     option(

@@ -26,7 +26,7 @@ from lowshot_cli.cli.torchrun import silence_other_ranks
 from lowshot_cli.config.values import FALSE_ALARM
 
 classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
-data = Commands(no_args_is_help=True, help="Look at datasets and at the cache.")
+data = Commands(no_args_is_help=True, help="Inspect datasets and the cache.")
 
 
 @command(app, "train-base", section="train_base")
@@ -89,7 +89,7 @@ def finetune(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Sharpen imprinted classes from the same few images.
+    """Fine-tune imprinted classes on the same few images.
 
     Example: lowshot finetune
 
@@ -111,7 +111,7 @@ def evaluate(
     report: o.Report = None,
     false_alarm: FalseAlarm = None,
 ) -> None:
-    """Measure checkpoints on the test images, or on your own photos.
+    """Evaluate checkpoints on the test images, or on your own photos.
 
     Example: lowshot evaluate
 
@@ -183,7 +183,7 @@ def predict(
     csv: o.Csv = False,
     checkpoint: ModelFile = None,
 ) -> None:
-    """Say what is in images: files, folders, globs, or `-` for a list on standard input.
+    """Classify images: files, folders, globs, or `-` for a list on standard input.
 
     Example: lowshot predict photos/
 
@@ -256,7 +256,7 @@ def classes_rename(
     force: o.Force = False,
     checkpoint: ModelFile = None,
 ) -> None:
-    """Give a class of a model another name.
+    """Rename a class of a model.
 
     Example: lowshot classes rename "my mug" "blue mug"
 
@@ -304,7 +304,7 @@ def data_duplicates(
     call: Call,
     at_least: o.AtLeast = 0.85,
 ) -> None:
-    """Find test images that show what a training image shows.
+    """Find test images that look like a training image.
 
     Example: lowshot data duplicates --dataset glyphs
 
@@ -316,12 +316,12 @@ def data_duplicates(
 
 
 def _typed(call: Call, options: Iterable[str]) -> list[str]:
-    """Those of the options that stand on the command line."""
+    """Those of the options that were typed."""
     return [name for name in options if name in call.typed]
 
 
 def _false_alarm(asked: bool, given: float | None) -> float | None:
-    """Percent of false alarms where unknown images are asked for; naming a percentage asks."""
+    """Percent of false alarms; giving one also asks to mark unknown images."""
     return FALSE_ALARM if asked and given is None else given
 
 

@@ -1,4 +1,4 @@
-"""Options of single commands; those of settings and the shared ones stand in `flags.py`."""
+"""Options of single commands; `flags.py` has those of settings and those that are shared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REBUILD, _BASES = "A trial of a sweep", "Several base models"
 _RUN, _WORKERS = "Run folder", "Where trials run"
 
 ResumeTraining = Annotated[
-    bool, option("--resume", "Continue a training that was stopped.", panel=TRAINING)
+    bool, option("--resume", "Continue an interrupted training.", panel=TRAINING)
 ]
 
 ClassImages = Annotated[
@@ -39,14 +39,14 @@ Add = Annotated[
 
 Replace = Annotated[
     bool,
-    option("--replace", "Imprint a class again that the model knows.", panel=NEW_CLASSES),
+    option("--replace", "Replace a class that the model already knows.", panel=NEW_CLASSES),
 ]
 
 FromRun = Annotated[
     Path | None,
     option(
         "--from-run",
-        "Rebuild a trial of this sweep folder, such as runs/sweep-20250131-120000.",
+        "Rebuild a trial of this run folder, such as runs/sweep-20250131-120000.",
         panel=_REBUILD,
         metavar="FOLDER",
     ),
@@ -54,7 +54,7 @@ FromRun = Annotated[
 
 Trial = Annotated[
     int | None,
-    option("--trial", "Row of its results.csv, from 0.", panel=_REBUILD, metavar="N"),
+    option("--trial", "Row of its results.csv, counted from 0.", panel=_REBUILD, metavar="N"),
 ]
 
 Checkpoints = Annotated[
@@ -62,7 +62,7 @@ Checkpoints = Annotated[
     argument(
         "CHECKPOINT",
         "Files to evaluate, such as runs/base.safetensors.",
-        default="all of the work folder",
+        default="all in the work folder",
         autocompletion=completion.checkpoints,
     ),
 ]
@@ -80,7 +80,7 @@ LabelledImages = Annotated[
 
 OpenSet = Annotated[
     bool,
-    option("--open-set", "Also measure how classes never seen are rejected.", panel=UNKNOWN),
+    option("--open-set", "Also measure how well unknown classes are rejected.", panel=UNKNOWN),
 ]
 
 Report = Annotated[
@@ -96,7 +96,7 @@ ClassOrderSeeds = Annotated[
     str | None,
     option(
         "--class-order-seeds",
-        "Train and sweep a base model for each of these, such as 0,1,2.",
+        "Train and sweep a base model for each of these seeds, such as 0,1,2.",
         panel=_BASES,
         metavar="N,N,...",
         default="one base model",
@@ -107,7 +107,7 @@ Backbones = Annotated[
     str | None,
     option(
         "--backbones",
-        "Train and sweep a base model with each of these, such as resnet9,resnet18.",
+        "Train and sweep a base model with each of these backbones, such as resnet9,resnet18.",
         panel=_BASES,
         metavar="NAMES",
         default="one base model",
@@ -146,7 +146,7 @@ RayAddress = Annotated[
         "Cluster to join, such as 10.0.0.1:6379, or auto for the one on this machine.",
         panel=_WORKERS,
         metavar="HOST:PORT|auto",
-        default="one of its own",
+        default="a new cluster on this machine",
     ),
 ]
 
@@ -169,20 +169,22 @@ Threads = Annotated[
         "results depend on it.",
         panel=_WORKERS,
         metavar="N",
-        default="1 on Ray, else PyTorch's own number",
+        default="1 on Ray, otherwise PyTorch's default",
     ),
 ]
 
 Sources = Annotated[
     list[str] | None,
-    argument("IMAGES", 'Files, folders or globs, such as photos/ or "*.jpg"; - reads a list.'),
+    argument(
+        "IMAGES", 'Files, folders or globs, such as photos/ or "*.jpg"; - reads a list from stdin.'
+    ),
 ]
 
 Top = Annotated[
     int,
     option(
         "--top",
-        "How many of the most probable classes to name.",
+        "How many of the most probable classes to list.",
         metavar="N",
         default="3",
         min=1,
@@ -190,7 +192,7 @@ Top = Annotated[
 ]
 
 Unknown = Annotated[
-    bool, option("--unknown", "Mark images that are of no known class.", panel=UNKNOWN)
+    bool, option("--unknown", "Mark images that belong to no known class.", panel=UNKNOWN)
 ]
 
 Csv = Annotated[bool, option("--csv", "Print results as CSV.")]
@@ -210,7 +212,7 @@ Check = Annotated[
     bool,
     option(
         "--check",
-        "Compare the export, made now or before, with the checkpoint.",
+        "Compare the export, new or existing, with the checkpoint.",
         panel=EXPORT,
     ),
 ]
@@ -238,7 +240,7 @@ ExportFolder = Annotated[
 ]
 
 ExportOverwrite = Annotated[
-    bool, option("--overwrite", "Replace an export that exists.", panel=EXPORT)
+    bool, option("--overwrite", "Replace an existing export.", panel=EXPORT)
 ]
 
 OldName = Annotated[
@@ -246,7 +248,7 @@ OldName = Annotated[
     argument("NAME", 'The class, such as "my mug".', autocompletion=completion.known_classes),
 ]
 
-Force = Annotated[bool, option("--force", "Base classes too.")]
+Force = Annotated[bool, option("--force", "Allow a base class to be changed.")]
 
 NewName = Annotated[str, argument("NEW_NAME", 'Its new name, such as "blue mug".')]
 
@@ -256,7 +258,7 @@ AtLeast = Annotated[
     float,
     option(
         "--at-least",
-        "Similarity from which images count as the same; that of equal ones is 1.",
+        "Similarity from which two images count as the same; equal images have 1.",
         metavar="X",
         default="0.85",
         min=0,

@@ -1,4 +1,4 @@
-"""`log.jsonl`: what was done in a folder and when, one event per line."""
+"""`log.jsonl`: what commands did in a folder and when, one event per line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PAUSE = 10.0
 class RunLog:
     """Adds events to the `log.jsonl` of a folder: JSON objects with `time` (UTC) and `event`.
 
-    Nothing depends on it, so a log that cannot be written is no error. A command that ends before
-    it has done anything writes nothing.
+    Nothing depends on the log, so a failure to write it is ignored. A command that ends before it
+    has done anything writes nothing.
 
     Args:
         folder: where the log lies.
@@ -50,7 +50,7 @@ class RunLog:
                 self._file.flush()
 
     def progress(self, report: Progress) -> None:
-        """Add a report: the first of a stage, milestones, and others once each few seconds."""
+        """Add a report: the first of a stage, milestones, and others every few seconds."""
         now = time.perf_counter()
         if report.note:
             self.write("note", text=report.note)
@@ -61,7 +61,7 @@ class RunLog:
         self.write("progress", **far, unit=report.unit, **report.facts)
 
     def close(self, ending: BaseException | None) -> None:
-        """Add how it ended: the seconds it took, and what stopped it."""
+        """Add how the command ended: the seconds it took, and what stopped it."""
         seconds = round(time.perf_counter() - self.started, 3)
         if ending is None:
             self.write("end", seconds=seconds)
@@ -79,7 +79,7 @@ def _line(event: str, facts: dict[str, Any]) -> str:
 
 
 def _open_for_append(path: Path) -> TextIO:
-    """Open for appending; a line that a crash has cut off is ended first."""
+    """Open for appending; end a line that a crash has cut off first."""
     file = path.open("a", encoding="utf-8")
     with suppress(OSError):
         if path.is_file() and path.stat().st_size:

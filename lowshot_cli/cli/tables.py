@@ -18,10 +18,10 @@ from lowshot_cli.training.result import TrainResult
 
 
 def show_plan(output: Output, plan: DryRun) -> None:
-    """What a command would work on, what that should cost, and what would be written."""
+    """What a command would work on, its estimated cost, and the files it would write."""
     output.table(["works on", "n"], [[name, f"{n:,}"] for name, n in plan.counts.items()])
     table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in plan.stages]
-    table.append(["in all", "", "", duration(plan.seconds)])
+    table.append(["total", "", "", duration(plan.seconds)])
     memory = f"memory {plan.memory / 2**30:.1f} GiB"
     caption = f"estimated from the first seconds of the work; {memory}"
     output.table(["step", "n", "of", "time"], table, caption=caption)
@@ -47,7 +47,7 @@ def show_training(output: Output, result: TrainResult) -> None:
 def show_change(
     output: Output, before: Evaluation, after: Evaluation, title: str, expected: float
 ) -> None:
-    """Accuracies before and after classes were taught, and the expected forgetting in points."""
+    """Accuracies before and after classes were added, and the expected forgetting in points."""
     columns = ["test images of", "before %", "after %", "change"]
     rows = []
     for name in ("base", "novel", "global"):
@@ -56,13 +56,13 @@ def show_change(
         label = "all classes" if name == "global" else f"{name} classes"
         rows.append([label, percent(old), percent(new), change])
     output.table(columns, rows, title=title)
-    output.line(f"expected cost, by the hold-out: {expected:.1f} points of base accuracy")
+    output.line(f"expected cost, estimated on the hold-out: {expected:.1f} points of base accuracy")
 
 
 def show_estimate(output: Output, before: float, after: float, title: str) -> None:
-    """Base accuracy on the stored hold-out before and after, where no test images are at hand."""
+    """Base accuracy on the stored hold-out before and after, if there are no test images."""
     output.table(
-        ["estimate, on the hold-out", "before %", "after %", "change"],
+        ["estimated on the hold-out", "before %", "after %", "change"],
         [["base classes", percent(before), percent(after), f"{after - before:+.1f}"]],
         title=title,
     )
@@ -79,7 +79,7 @@ def show_evaluations(
 
 
 def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
-    """A line per image, whose path is never folded: class, probability, bar, runners-up."""
+    """A line per image, never folded: path, class, probability, bar, runners-up."""
     rows = [
         (
             one.image,
@@ -105,7 +105,7 @@ def _others(one: Prediction) -> str:
 
 
 def show_open_set(output: Output, name: str, found: OpenSet) -> None:
-    """How well images of classes the model never saw are told from those it knows."""
+    """How well the model tells images of unknown classes from those of known ones."""
     row = [name, percent(found.auroc), percent(found.false_alarm), percent(found.detected)]
     output.table(
         ["checkpoint", "AUROC %", "false alarms %", "unknown found %"],
@@ -128,7 +128,7 @@ def show_details(output: Output, found: Evaluation, name: str) -> None:
 
 
 def show_sessions(output: Output, summary: SweepSummary) -> None:
-    """Accuracy over all classes after each session, and what it is made of after the last."""
+    """Accuracy over all classes after each session, and all metrics after the last."""
     cells = summary.sorted_cells()
     steps: dict[tuple[str, int], list[str]] = {}
     for cell in summary.sessions:
@@ -159,7 +159,7 @@ def show_sweep(output: Output, summary: SweepSummary) -> None:
 
 
 def show_over_bases(output: Output, summary: BasesSummary) -> None:
-    """The base models that were swept, and per backbone what their sweeps add up to."""
+    """The base models that were swept, and for each backbone the means over their sweeps."""
     models = [
         [
             one.model.name,

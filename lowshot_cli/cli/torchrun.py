@@ -1,6 +1,6 @@
-"""One of the processes that torchrun starts: which one it is, and how it begins and ends.
+"""Processes that torchrun starts: which one this is, and how it connects and ends.
 
-Importing it does not load PyTorch.
+Importing this module does not load PyTorch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from lowshot_cli.config.schema import Config
     from lowshot_cli.training.distributed import ProcessGroupView
 
-# The longest that ranks wait for each other in training, where all do equally much.
+# How long ranks wait for each other in training, where all have the same amount of work.
 TIMEOUT = timedelta(minutes=10)
 
 
-# The longest that they wait for one that downloads or decodes images.
+# How long they wait for a rank that downloads or decodes images.
 _LOADING_TIMEOUT = timedelta(days=1)
 
 
@@ -50,7 +50,7 @@ def launch_environment() -> LaunchEnvironment:
     number, count = _variable("RANK"), _variable("WORLD_SIZE")
     if number is None or count is None or count < 2:
         return LaunchEnvironment()
-    # Processes that were started by hand are taken to be on one machine.
+    # Processes started by hand are assumed to be on one machine.
     local, local_count = _variable("LOCAL_RANK"), _variable("LOCAL_WORLD_SIZE")
     return LaunchEnvironment(
         number, count, number if local is None else local, local_count or count
@@ -63,7 +63,7 @@ def _variable(name: str) -> int | None:
 
 
 def invocation() -> list[str]:
-    """What to type in place of `lowshot` to start it as it was started."""
+    """What to type instead of `lowshot` to start it in the same way."""
     here = launch_environment()
     if here.count == 1:
         return ["lowshot"]
@@ -73,9 +73,9 @@ def invocation() -> list[str]:
 
 
 def silence_other_ranks() -> None:
-    """Silence stdout of all ranks but the first, and stderr of all but the first of each machine.
+    """Silence stdout of all ranks but the first, and stderr of all but the first on each machine.
 
-    Until the ranks are connected, those of one machine would print the same errors.
+    Until the ranks are connected, all ranks of a machine would print the same errors.
     """
     here = launch_environment()
     if here.number > 0:
@@ -89,10 +89,10 @@ def _nowhere() -> TextIO:
 
 
 def ensure_trains(section: str | None, config: Config, dry_run: bool) -> None:
-    """Refuse several ranks for what one process does.
+    """Refuse several ranks for a command that one process does alone.
 
     Raises:
-        UsageError: there are several, and this is not a training.
+        UsageError: there are several ranks, and the command trains no network.
     """
     count = launch_environment().count
     trains = not dry_run and (
@@ -101,25 +101,25 @@ def ensure_trains(section: str | None, config: Config, dry_run: bool) -> None:
     )
     if count > 1 and not trains:
         raise UsageError(
-            f"this is work for one process, and {count} were started",
+            f"{count} processes were started, but this command needs one",
             "run it without torchrun, which is for train-base and finetune --scope full",
         )
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroupView]:
-    """Connect this process with the other ranks that torchrun started; without it, it is alone.
+    """Connect this process with the other ranks of torchrun; without torchrun it is alone.
 
-    Of ranks that fail, only the first one prints its error. The others failed for the same reason,
+    If several ranks fail, only the first prints its error: the others failed for the same reason,
     or because that one is gone.
 
     Args:
-        device: as in the config; on GPUs each rank takes the one of its local number.
+        device: as in the config; each rank takes the GPU of its local number.
 
     Raises:
         RankLost: another rank has ended or does not answer.
-        UsageError: fewer GPUs than ranks, or an environment that torchrun did not make.
-        SystemExit: this rank does not lead, and has nothing left to do or to print.
+        UsageError: fewer GPUs than ranks, or an incomplete environment.
+        SystemExit: this rank is not the leader and has nothing left to do or to print.
     """
     from lowshot_cli.training.distributed import ALONE, NotLeader, ProcessGroupView
 
@@ -156,11 +156,11 @@ def process_group(device: str) -> Iterator[ProcessGroupView]:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turn PyTorch's errors about ranks that cannot reach each other into readable ones.
+    """Turn PyTorch's errors about unreachable ranks into readable ones.
 
     Raises:
         RankLost: another rank has ended or does not answer.
-        UsageError: the environment does not say where they connect.
+        UsageError: the environment does not say where to connect.
     """
     try:
         yield
@@ -201,7 +201,7 @@ def _take_device(device: str, here: LaunchEnvironment) -> str:
 
 
 def _fails_first(store: Any) -> bool:
-    """Whether no other rank has failed before; True if the store cannot be reached any more."""
+    """Whether this rank is the first to fail; True if the store cannot be reached any more."""
     with suppress(Exception):
         return bool(store.add("failed", 1) == 1)
     return True

@@ -1,6 +1,6 @@
-"""Every method once: its name and what holds of it, without torch.
+"""The table of methods: their names and properties, without torch.
 
-`adaptation/methods.py` binds a function to each name, and whatever treats methods differently asks
+`adaptation/methods.py` binds a function to each name; code that treats methods differently asks
 this table.
 """
 
@@ -19,14 +19,14 @@ class Method:
     Attributes:
         name: as in `--method`.
         summary: what it does, for the help.
-        biased: whether novel classes get a bias from the hold-out when no budget is named.
+        biased: whether novel classes get a bias from the hold-out if no budget is given.
         in_imprint: whether `imprint` offers it; a sweep offers every method.
-        saves_models: whether a trial leaves one proxy a class on the base model, which makes a
-            model that can be kept.
-        alone: whether each trial trains a network of its own, so that trials share no tile.
-        curve: whether a report draws what its novel accuracy costs.
+        saves_models: whether a trial yields one proxy per class beside the base model, so that its
+            model can be kept.
+        alone: whether each trial trains its own network, so that trials share no tile.
+        curve: whether a report draws its trade-off curve.
         views: whether it reads embeddings averaged over augmented views.
-        holds_base: whether it cannot move the proxies of base classes.
+        holds_base: whether it always keeps the proxies of base classes fixed.
     """
 
     name: str
@@ -47,10 +47,10 @@ METHODS: Mapping[str, Method] = {
         Method("random", "a random direction, as a baseline", biased=False, curve=False),
         Method("augmented", "the mean over augmented views of each image", views=True),
         Method("whitened", "the linear discriminant of the class"),
-        Method("teen", "the mean, drawn towards the base classes it resembles"),
+        Method("teen", "the mean, pulled towards the base classes it resembles"),
         Method(
             "nearest",
-            "every support image is a proxy",
+            "each support image as a proxy",
             in_imprint=False,
             saves_models=False,
             curve=False,
@@ -78,7 +78,7 @@ METHODS: Mapping[str, Method] = {
         ),
     )
 }
-# Names of earlier versions, which their configs and checkpoints still hold.
+# Names from earlier versions, which old configs and checkpoints still hold.
 _FORMER = {"calibrated": "teen"}
 IMPRINT_METHODS = tuple(name for name, method in METHODS.items() if method.in_imprint)
 SWEEP_METHODS = tuple(METHODS)
@@ -90,19 +90,19 @@ def find_method(name: str) -> Method | None:
 
 
 def imprint_method(name: str) -> str:
-    """Today's name of a method that `imprint` offers.
+    """The current name of a method that `imprint` offers.
 
     Raises:
-        ValueError: unknown, or offered by `sweep` alone.
+        ValueError: the name is unknown, or only `sweep` offers the method.
     """
     return _offered(name, IMPRINT_METHODS)
 
 
 def sweep_method(name: str) -> str:
-    """Today's name of a method.
+    """The current name of a method.
 
     Raises:
-        ValueError: unknown.
+        ValueError: the name is unknown.
     """
     return _offered(name, SWEEP_METHODS)
 

@@ -1,4 +1,4 @@
-"""How settings are shown to people: what the schema says of each besides its type and default."""
+"""How settings are shown to people, beyond their type and default."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Presentation:
     """How a setting is shown to people, and given on the command line.
 
     Attributes:
-        panel: heading of the help under which its flag stands; None for a setting without a flag.
-        flag: its name on the command line, if other than the field's.
-        metavar: what stands for its value in the help, if other than the type's.
-        unset: what the default means, in words, where its value does not say so.
-        env: environment variable that gives it as well.
-        repeat: whether the flag is repeated for several values, which else stand between commas.
+        panel: heading of the help that lists its flag; None for a setting without a flag.
+        flag: its name on the command line, if not the field's.
+        metavar: placeholder for its value in the help, if not the type's.
+        unset: what the default means, in words, if its value does not show it.
+        env: environment variable that also sets it.
+        repeat: whether several values repeat the flag; otherwise commas separate them.
     """
 
     panel: str | None = None
@@ -36,7 +36,7 @@ class Presentation:
 
 
 def setting(default: Any, description: str, panel: str | None = None, **how: Any) -> Any:
-    """A field with all that is said of it anywhere: `description` is one sentence with the unit."""
+    """A field with its presentation; `description` is one sentence, with the unit."""
     extra: dict[str, Any] = {"presentation": Presentation(panel=panel, **how)}
     return Field(default, description=description, json_schema_extra=extra)
 

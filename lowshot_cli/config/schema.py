@@ -1,4 +1,4 @@
-"""Everything a run can be told, as frozen models: defaults < YAML < flags."""
+"""All settings, as frozen models; they are resolved as defaults < YAML < flags."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lowshot_cli.config.methods import (
-    IMPRINT_METHODS,
-)
+from lowshot_cli.config.methods import IMPRINT_METHODS
 from lowshot_cli.config.presentation import (
     BACKBONE,
     BASE_CLASSES,
@@ -64,18 +62,18 @@ class TrainBaseConfig(Section):
 
     classes: BaseClasses = setting(
         None,
-        "Base classes: how many, or names with commas between, such as apple,bus.",
+        "Base classes: how many, or names separated by commas, such as apple,bus.",
         BASE_CLASSES,
         metavar="N|NAMES",
-        unset="40, all of a folder",
+        unset="40; all classes of a folder",
     )
-    split: Split = setting("seeded", "Order in which `--classes N` counts.", BASE_CLASSES)
+    split: Split = setting(
+        "seeded", "Order of classes from which `--classes N` takes the first.", BASE_CLASSES
+    )
     class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(
         1993, "Whole number that decides the seeded order.", BASE_CLASSES
     )
-    holdout: Count = setting(
-        50, "Training images of each base class that are held out.", BASE_CLASSES
-    )
+    holdout: Count = setting(50, "Training images of each base class to hold out.", BASE_CLASSES)
     backbone: BackboneName = setting(
         "resnet9",
         "Network: resnet9, resnet18, torchvision:NAME or timm:NAME, such as torchvision:resnet50.",
@@ -106,7 +104,7 @@ class TrainBaseConfig(Section):
     )
     epochs: Annotated[int, Field(ge=0)] = setting(
         54,
-        "Epochs, passes over the training images; 0 imprints the base classes instead.",
+        "Epochs (passes over the training images); 0 imprints the base classes instead.",
         TRAINING,
     )
     batch_size: Annotated[int, Field(ge=2)] = setting(128, "Images in a step.", TRAINING)
@@ -122,20 +120,20 @@ class TrainBaseConfig(Section):
         0.2, "Share of the steps in which the learning rate rises to its peak."
     )
     mixup: Amount = setting(
-        0.2, "Parameter of the beta distribution that mixes pairs of images; 0 mixes none."
+        0.2, "Parameter of the beta distribution by which pairs of images are mixed; 0 mixes none."
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = setting(
-        0.0, "Probability that is taken from the true class and given to all alike."
+        0.0, "Probability that is taken from the true class and spread over all classes."
     )
     crop: Annotated[int, Field(ge=0)] = setting(3, "Largest random shift of an image, in pixels.")
     flip: bool | None = setting(
-        None, "Whether images are mirrored at random.", unset="as fits the dataset"
+        None, "Whether images are mirrored at random.", unset="depends on the dataset"
     )
     cutout: Annotated[int, Field(ge=0)] = setting(
-        8, "Side of the square that is erased at a random place, in pixels; 0 erases none."
+        8, "Side of the square that is erased at a random place, in pixels; 0 erases nothing."
     )
     rotation: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "Share of a batch that is turned by a quarter, half or three quarters."
+        0.0, "Share of a batch that is rotated by 90, 180 or 270 degrees."
     )
     precision: Precision = setting(
         "auto", "Arithmetic of training; auto is bf16 where that is faster.", TRAINING
@@ -144,7 +142,7 @@ class TrainBaseConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _own_size(cls, values: Any) -> Any:
-        """The package's own backbones have a size by default, so a dump says which."""
+        """Fill in the default size of the package's own backbones, so that a dump shows it."""
         if not isinstance(values, dict) or values.get("embedding_size") is not None:
             return values
         if values.get("backbone", "resnet9") not in BACKBONES:
@@ -191,35 +189,37 @@ class ImprintConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """How imprinted proxies are sharpened."""
+    """How imprinted classes are fine-tuned."""
 
     scope: Scope = setting("head", "Train the proxies, or the whole network.", TRAINING)
     loss: Loss = setting(
-        "adaptive", "Weigh base and novel classes by their images, or all images alike.", TRAINING
+        "adaptive",
+        "Weigh all classes alike (adaptive), or all images alike (plain).",
+        TRAINING,
     )
     novel_weight: Rate | None = setting(
         None,
-        "Fixed weight of a novel sample, that of a base sample being 1, such as 40.",
+        "Fixed weight of a novel sample, such as 40; a base sample has weight 1.",
         TRAINING,
-        unset="from the batches",
+        unset="computed from the samples",
     )
     freeze_base: FreezeBase | None = setting(
         None,
-        "When the proxies of base classes stay as they are.",
+        "When the proxies of base classes stay fixed.",
         TRAINING,
         unset="always for head, alternate for full",
     )
     steps: Count = setting(100, "Optimiser steps of `--scope head`.", TRAINING)
     head_lr: Rate = setting(0.01, "Learning rate of `scope: head`.")
     prior_shots: Amount = setting(
-        40.0, "How many support images the proxy at the start is worth against those at hand."
+        40.0, "Weight of the starting proxy against the support images, in numbers of images."
     )
     epochs: Count = setting(2, "Epochs of `--scope full`.", TRAINING)
     lr: Rate = setting(0.001, "Learning rate of `--scope full`.", TRAINING)
     batch_size: Annotated[int, Field(ge=2)] = setting(128, "Images in a step.", TRAINING)
     distil: Amount = setting(
         0.0,
-        "Weight of the old model's opinion of base classes with `scope: full`; 0 leaves it out.",
+        "Weight of distillation from the old model on base classes with `scope: full`; 0 is off.",
     )
     precision: Precision = setting(
         "auto", "Arithmetic of `scope: full`; auto is bf16 where that is faster."
@@ -229,22 +229,22 @@ class FinetuneConfig(Section):
     @model_validator(mode="after")
     def _one_weighting(self) -> Self:
         if self.loss == "plain" and self.novel_weight is not None:
-            raise ValueError("novel_weight belongs to loss: adaptive, not plain")
+            raise ValueError("novel_weight needs loss: adaptive, not plain")
         return self
 
     @property
     def freezing(self) -> FreezeBase:
-        """What `freeze_base` means where it is not given: always for the head, else alternate."""
+        """`freeze_base`, or its default: always for the head, alternate for the whole network."""
         return self.freeze_base or ("always" if self.scope == "head" else "alternate")
 
 
 class SweepConfig(Section):
-    """Which trials are run: every novel class x shots x trials x methods."""
+    """Which trials to run: every novel class x shots x trials x methods."""
 
     trials: Count = setting(20, "Trials of each class and number of shots.", TRIALS)
     shots: Shots = setting(
         (1, 5, 10, 20),
-        "Numbers of support images, with commas between.",
+        "Numbers of support images, separated by commas.",
         TRIALS,
         metavar="N,N,...",
     )
@@ -256,7 +256,7 @@ class SweepConfig(Section):
     )
     methods: Methods = setting(
         ("imprint", "random", "whitened", "finetune-head"),
-        "Methods, with commas between: those of `imprint`, and nearest, proxies, finetune-head, "
+        "Methods, separated by commas: those of `imprint`, and nearest, proxies, finetune-head, "
         "finetune-full.",
         TRIALS,
         flag="--method",
@@ -265,7 +265,7 @@ class SweepConfig(Section):
     ways: Count = setting(1, "Novel classes that a trial adds together.", TRIALS)
     sessions: Count | None = setting(
         None,
-        "Sessions of a sequence, each of which adds `ways` more classes in class order.",
+        "Sessions of a sequence; each adds `ways` more classes, in class order.",
         unset="no sequence",
     )
     drop_duplicates: bool = setting(
@@ -273,12 +273,12 @@ class SweepConfig(Section):
     )
     max_forgetting: MaxForgetting | None = _budget("2; none for imprint and random")
     train_base: bool = setting(
-        False, "Train the base model first, as `train_base` says, where the work folder has none."
+        False, "Train the base model first, as `train_base` says, if the work folder has none."
     )
 
 
 class Config(Section):
-    """The whole config; each command reads the common part and its own section."""
+    """The whole config; each command reads the common settings and its own section."""
 
     dataset: DatasetName | None = setting(
         None,
@@ -299,10 +299,12 @@ class Config(Section):
     )
     skip_bad: bool = setting(False, "Leave out image files that cannot be read.", COMMON)
     seed: Seed = setting(0, "Whole number that decides every draw.", COMMON)
-    device: Device = setting("auto", "Where to compute; auto is the GPU if there is one.", COMMON)
+    device: Device = setting(
+        "auto", "Device to compute on; auto is the GPU if there is one.", COMMON
+    )
     workdir: FilePath = setting(
         Path("runs"),
-        "Folder of the checkpoints and runs.",
+        "Work folder, for checkpoints and run folders.",
         COMMON,
         metavar="FOLDER",
         env="LOWSHOT_WORKDIR",
@@ -314,11 +316,11 @@ class Config(Section):
 
     @property
     def data_folder(self) -> Path:
-        """Where the dataset lies: `data_dir`, or the user's data folder."""
+        """Folder that holds the dataset: `data_dir`, or the user's data folder."""
         return self.data_dir or Path(platformdirs.user_data_dir("lowshot", appauthor=False))
 
     def portable(self) -> dict[str, Any]:
-        """The config as JSON-ready values without folders and device, which differ by machine."""
+        """The config as JSON values, without folders and device, which differ by machine."""
         values = self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
         if weights := values["train_base"]["weights"]:
             values["train_base"]["weights"] = Path(weights).name
@@ -329,14 +331,14 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def on_dataset(self, name: str) -> Config:
-        """The same config with this dataset where it names none."""
+        """The same config, on this dataset if it names none."""
         return self if self.dataset else self.model_copy(update={"dataset": name})
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: old -> new` for every leaf in which two dumped configs differ.
 
-    What an older version did not know of was off.
+    A setting that an older version did not have counts as off.
     """
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:

@@ -1,4 +1,4 @@
-"""What settings may be: their choices, their ranges, and the forms in which people write them."""
+"""Types of settings: their choices, their ranges, and the forms in which people write them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BACKBONES = ("resnet9", "resnet18")
 LIBRARIES = ("torchvision", "timm")
 # Dimensions of the embedding of the package's own backbones.
 EMBEDDING_SIZE = 64
-# Published weights of a library's model, where a file could be named.
+# Stands for a library's published weights, in place of a file.
 DEFAULT_WEIGHTS = "DEFAULT"
-# Percent of the hold-out that may be taken for unknown images.
+# Percent of hold-out images that may be taken for unknown ones, by default.
 FALSE_ALARM = 5.0
-# Checkpoints of a work folder, each made from the one before.
+# Checkpoints of a work folder, each made from the previous one.
 CHAIN = ("base", "imprinted", "finetuned")
 
 
@@ -62,7 +62,7 @@ def _all_or_names(value: object) -> object:
 
 
 def _none_or_points(value: object) -> object:
-    """`none` is a word in YAML and on the command line, so both ways of writing it mean bias 0."""
+    """`none` in any case, in YAML or on the command line, means bias 0."""
     if value is None or (isinstance(value, str) and value.lower() == "none"):
         return value and "none"
     try:
@@ -75,13 +75,13 @@ def _none_or_points(value: object) -> object:
 
 
 def storable(value: str) -> str:
-    """Text that a checkpoint can hold.
+    """Check that a checkpoint can hold the text.
 
     Raises:
-        ValueError: it cannot, and why.
+        ValueError: it cannot; the message says why.
     """
     if "\0" in value or not value.strip():
-        raise ValueError("should not be empty or hold NUL")
+        raise ValueError("should not be empty or contain NUL")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -93,7 +93,7 @@ def user_path(value: str | Path) -> Path:
     """A path as a person wrote it, with `~` for a home folder."""
     try:
         return Path(value).expanduser()
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # no such user
         return Path(value)
 
 
@@ -104,7 +104,7 @@ def _path(value: Path) -> Path:
     except UnicodeEncodeError:
         raise ValueError("should be valid UTF-8") from None
     if "\0" in str(value):
-        raise ValueError("should not hold NUL")
+        raise ValueError("should not contain NUL")
     return value
 
 
@@ -112,17 +112,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("needs at least one entry")
     if len(set(values)) != len(values):
-        raise ValueError("names something twice")
+        raise ValueError("has an entry twice")
     return values
 
 
 def _backbone(value: str) -> str:
-    """Models of a library are looked up where the library is at hand."""
+    """Check the form of the name; a library's model is looked up when it is built."""
     library, colon, model = value.partition(":")
     if value in BACKBONES or (colon and library in LIBRARIES and model):
         return value
     hint = did_you_mean(value, [*BACKBONES, *(f"{name}:{model}" for name in LIBRARIES)])
-    # The number in `resnet50` is meant: it is a library's network, not a slip of `resnet9`.
+    # `resnet50` is a network of a library, not a misspelt `resnet9`.
     if any(value.rstrip(digits) == name.rstrip(digits) for name in BACKBONES):
         hint = f"did you mean 'torchvision:{value}'?"
     choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])

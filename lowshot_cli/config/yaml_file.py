@@ -1,4 +1,4 @@
-"""Configs from a YAML file and flags, and what is wrong with them."""
+"""Reads configs from YAML files and flags, and explains what is wrong with them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def load_config(
     A flag whose name is a top-level field goes there, any other into `section`.
 
     Raises:
-        ConfigError: unreadable YAML, or an unknown key or a value out of range in it.
-        UsageError: a flag out of range.
+        ConfigError: the YAML is unreadable, or has an unknown key or a value out of range.
+        UsageError: a flag is out of range.
     """
     values = _read_yaml(path) if path else {}
     try:
@@ -67,7 +67,7 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error), "see the help for what fits") from None
+        raise UsageError(_explain(error), "the help lists what is allowed") from None
 
 
 def make_section(section: type[_Section], **given: object) -> _Section:
@@ -79,11 +79,11 @@ def make_section(section: type[_Section], **given: object) -> _Section:
     try:
         return section(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise UsageError(_explain(error), "see its description for what fits") from None
+        raise UsageError(_explain(error), "its description says what is allowed") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, as `yaml.SafeLoader`; a key that stands twice is an error."""
+    """Reads plain values only, as `yaml.SafeLoader` does, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 first = lines[key.value]
-                raise ValueError(f"{key.value!r} stands twice, in lines {first} and {line}")
+                raise ValueError(f"{key.value!r} is given twice, in lines {first} and {line}")
             if isinstance(key, yaml.ScalarNode):
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
@@ -103,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ConfigError(
-                f"{path} is too long for a config", f"it may take {_MOST_BYTES:,} bytes"
+                f"{path} is too long for a config", f"at most {_MOST_BYTES:,} bytes are read"
             )
         values = yaml.load(content.decode("utf-8"), _Loader)
     except FileNotFoundError:
@@ -112,20 +112,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the config {path}: {error}", "name a text file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"{path} is not valid YAML: {reason}", "correct it there") from None
+        raise ConfigError(f"{path} is not valid YAML: {reason}", "correct the file there") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} must hold `key: value` lines", "see configs/ for examples")
+        raise ConfigError(f"{path} must contain `key: value` lines", "see configs/ for examples")
     return values
 
 
 def _explain(error: ValidationError, source: str | None = None) -> str:
-    """One bullet per setting, an unknown key with the nearest known one.
+    """Explain each setting at fault; suggest the nearest known key for an unknown one.
 
     Args:
-        error: of the schema.
-        source: the file at fault; None where settings were given one by one.
+        error: from the schema.
+        source: the file at fault; None if settings were given one by one.
     """
     bullets: dict[str, str] = {}
     asked: dict[str, list[str]] = {}
@@ -139,12 +139,12 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
         else:
             path = location[: 2 if location and location[0] in _SECTIONS else 1] or ["config"]
             value = _SHORT.repr(problem["input"]).strip("'\"")
-            # What takes several forms has a problem for each of them.
+            # A setting that takes several forms has a problem for each of them.
             forms = asked.setdefault(".".join(path), [])
             if (text := _wanted(problem)) not in forms:
                 forms.append(text)
             bullets[".".join(path)] = f"{' or '.join(forms)}, got '{value}'"
-    # A setting of a section may have been given alone, as a flag has it.
+    # Without a file, settings go by their own names, without their section.
     names = {name: name if source else f"`{name.split('.')[-1]}`" for name in bullets}
     lines = [f"{names[name]}: {text}" for name, text in bullets.items()]
     start = f"{source}: " if source else ""
@@ -154,7 +154,7 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
 
 
 def _wanted(problem: ErrorDetails) -> str:
-    """What a value should be, by one problem of it."""
+    """What a value should be, from one problem with it."""
     return problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
 
 

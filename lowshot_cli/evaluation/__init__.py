@@ -1,1 +1,1 @@
-"""What a model gets right, and what it says of an image."""
+"""Accuracy and its intervals, predictions, and rejection of unknown classes."""

@@ -19,7 +19,7 @@ from lowshot_cli.models.head import chunk_size
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """Accuracy of one class in percent over its `n` test images, None where there are none."""
+    """Accuracy of one class in percent over its `n` test images; None without test images."""
 
     name: str
     accuracy: float | None
@@ -44,9 +44,9 @@ class Confusion:
 class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
-    Base, novel accuracy and harmonic mean are None where there are no images of such classes.
+    Base and novel accuracy and their harmonic mean are None without images of such classes.
     `counts` `(K, 3)` int64 has a row for each pair of classes that occurs, in ascending order:
-    position of the class, position of the class that its images are taken for, how many are.
+    position of the true class, position of the predicted class, number of images.
     """
 
     n_base: int
@@ -77,7 +77,7 @@ class Evaluation:
 def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Evaluation:
     """Classify the test images of every class the model knows.
 
-    Classes that were learnt from photos outside the dataset have no test images in it.
+    Classes learnt from photos outside the dataset have no test images in it.
 
     Args:
         checkpoint: the model.
@@ -85,7 +85,7 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
         embedder: of the checkpoint's network.
 
     Raises:
-        CheckpointError: another dataset.
+        CheckpointError: the model was trained on another dataset.
     """
     check_dataset(checkpoint, dataset)
     names = checkpoint.meta.classes
@@ -97,14 +97,13 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
 def evaluate_embeddings(
     checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], beside_base: bool = True
 ) -> Evaluation:
-    """Count how often a model is right.
+    """Measure a model on embedded images.
 
     Args:
         checkpoint: the model.
-        found: classes with embeddings `(n, D)` of their images, which need not be in memory all at
-            once.
-        beside_base: whether the images of base classes are those that the pristine base model was
-            measured on, so that forgetting is known.
+        found: classes with embeddings `(n, D)` of their images, read one class at a time.
+        beside_base: whether images of base classes are those on which the base model was measured,
+            so that forgetting is known.
     """
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
     counts = confusion_counts(checkpoint, found)  # (K, 3)
@@ -164,7 +163,7 @@ _NO_LABELS = torch.empty(0, dtype=torch.int64)
 
 
 def join(parts: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Join tuples of tensors, those in the same place, to at least `size` rows but for the last."""
+    """Concatenate tuples of tensors position by position, to `size` rows or more (last: fewer)."""
     waiting: list[tuple[Tensor, ...]] = []
     count = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Images of classes that the model was never taught."""
+"""Rejection of images of unknown classes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lowshot_cli.models.head import Head, chunk_size
 
 
 def familiarity(head: Head, embeddings: Tensor) -> Tensor:
-    """How much images resemble the class they resemble most: largest cosine plus bias, `(B,)`."""
+    """Similarity of images to their most similar class: largest cosine plus bias, `(B,)`."""
     return head.best(embeddings)[0]
 
 
 def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
-    """The familiarity below which an image is of no known class.
+    """The familiarity below which an image counts as unknown.
 
-    It is taken from the half of the base hold-out that also sets the bias.
+    It is measured on the half of the base hold-out that also sets the bias.
 
     Args:
         checkpoint: the model.
-        false_alarm: percent of those images that are taken for unknown ones, at most.
+        false_alarm: largest percentage of these images that may be taken for unknown ones.
 
     Raises:
         CheckpointError: the checkpoint carries no hold-out.
@@ -38,7 +38,8 @@ def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
     held = checkpoint.holdout.calibration_embeddings
     if not len(held):
         raise CheckpointError(
-            "the checkpoint has no hold-out images to tell unknown images by", "train a base model"
+            "the checkpoint has no hold-out, which recognising unknown images needs",
+            "train a base model",
         )
     scores = familiarity(checkpoint.head, held).numpy()
     return float(np.quantile(scores, false_alarm / 100, method="lower"))
@@ -51,7 +52,7 @@ class OpenSet:
     Attributes:
         auroc: chance that a known image is more familiar than an unknown one.
         false_alarm: known test images that are taken for unknown ones.
-        detected: unknown test images that are taken for unknown ones.
+        detected: unknown test images that are recognised as unknown.
         n_known: test images of the model's classes.
         n_unknown: test images of other classes.
     """
@@ -75,12 +76,12 @@ def open_set(
     Args:
         checkpoint: the model.
         dataset: the one it was trained on.
-        embedder: of the checkpoint's network.
+        embedder: with the checkpoint's network.
         false_alarm: percent, as in `unknown_threshold`.
 
     Raises:
-        UsageError: the model knows all classes.
-        CheckpointError: no hold-out, or another dataset.
+        UsageError: the model knows every class of the dataset.
+        CheckpointError: the model has no hold-out, or was trained on another dataset.
     """
     check_dataset(checkpoint, dataset)
     names = {checkpoint.dataset_name(name) for name in checkpoint.meta.classes}
@@ -93,7 +94,7 @@ def open_set(
         )
     known, unknown = (_familiarities(checkpoint, dataset, embedder, labels) for labels in groups)
     threshold = unknown_threshold(checkpoint, false_alarm)
-    from scipy.stats import mannwhitneyu  # takes half a second, which other commands are spared
+    from scipy.stats import mannwhitneyu  # takes half a second to import
 
     statistic = mannwhitneyu(known, unknown).statistic
     return OpenSet(

@@ -1,4 +1,4 @@
-"""What a model says of photos."""
+"""Predictions for photos."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The prediction for one image.
 
     Attributes:
-        image: how the caller names it.
+        image: its name, given by the caller.
         top: the most probable classes with their probabilities 0..1, best first.
-        unknown: whether it resembles no class enough; False where nobody asked.
+        unknown: whether it resembles no class enough; False if this was not asked.
     """
 
     image: str
@@ -50,13 +50,13 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the most probable class, 0..1."""
+        """Probability of that class, 0..1."""
         return self.top[0][1]
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that cannot be read as an image, and a line that says why."""
+    """A file that cannot be read as an image, and the reason in one line."""
 
     file: Path
     reason: str
@@ -69,13 +69,13 @@ def describe(
     most: int,
     threshold: float = -np.inf,
 ) -> list[Prediction]:
-    """Predictions of embedded images.
+    """Predictions for embedded images.
 
     Args:
         checkpoint: the model.
         embeddings: `(B, D)` unit.
-        images: how each is named.
-        most: classes in `top`; there are no more than the model knows.
+        images: name of each.
+        most: classes in `top`, at most all that the model knows.
         threshold: familiarity below which an image is unknown.
     """
     head, names = checkpoint.head, checkpoint.meta.classes
@@ -83,7 +83,7 @@ def describe(
     for part in embeddings.split(chunk_size(len(names))):
         cosines = head.cosines(part)  # (b, C)
         unknown = (cosines.amax(1) < threshold).tolist()
-        # Probabilities `(b, C)` are not kept, as they take much memory where classes are many.
+        # Probabilities `(b, C)` are not kept: with many classes they take much memory.
         best = (head.scale * cosines).softmax(1).topk(min(most, len(names)))  # (b, most)
         pairs = zip(best.indices.tolist(), best.values.tolist(), unknown, strict=True)
         for classes, values, flag in pairs:
@@ -102,11 +102,11 @@ def predict(
     batch: int = BATCH,
     on_progress: OnProgress = silent,
 ) -> Iterator[Prediction | Unreadable]:
-    """Classify image files in fp32, one batch being embedded while the next is decoded.
+    """Classify image files in fp32; while one batch is embedded, the next is decoded.
 
     Args:
         checkpoint: the model.
-        network: the checkpoint's.
+        network: the checkpoint's network.
         files: in the order of the results; unreadable ones come at the end of their batch.
         most: classes in `top`.
         threshold: familiarity below which an image is unknown.

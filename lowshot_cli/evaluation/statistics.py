@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 FloatArray = npt.NDArray[np.float64]
 
 
-# By what name the metrics of a trial go, everywhere.
+# Names of the metrics of a trial, in rows, summaries and JSON.
 MetricName = Literal[
     "novel_accuracy",
     "base_accuracy",
@@ -32,7 +32,7 @@ Interval = tuple[float, float]
 
 
 def harmonic_mean(base: FloatArray, novel: FloatArray) -> FloatArray:
-    """2·base·novel / (base + novel) elementwise, 0 where both are 0."""
+    """2·base·novel / (base + novel), elementwise; 0 where both are 0."""
     total = base + novel
     return np.divide(2 * base * novel, total, out=np.zeros_like(total), where=total > 0)
 
@@ -62,7 +62,7 @@ class Metric:
         mean: mean over class means.
         std_between: standard deviation over class means.
         std_within: standard deviation over the trials of a class, pooled over classes.
-        ci95: t interval over class means, None for fewer than two classes.
+        ci95: t interval over class means; None for fewer than two classes.
     """
 
     mean: float
@@ -103,13 +103,13 @@ def interval_from_json(ends: Sequence[float] | None) -> Interval | None:
 def summarise(counts: FloatArray, sums: FloatArray, squares: FloatArray) -> Metric:
     """Summarise a metric from per-class sums, so that no trial needs to be kept.
 
-    Trials of one class share its difficulty, so the interval is taken over the class means and not
-    over the trials, which would make it too narrow.
+    Trials of one class share its difficulty, so the interval is over class means; over trials it
+    would be too narrow.
 
     Args:
         counts: `(C,)` trials of each class.
-        sums: `(C,)` sum of the metric over them.
-        squares: `(C,)` sum of its squares.
+        sums: `(C,)` sum of the metric over its trials.
+        squares: `(C,)` sum of squares.
     """
     means = sums / counts
     residual = np.maximum(squares - counts * means**2, 0).sum()

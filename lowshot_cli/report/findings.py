@@ -1,4 +1,4 @@
-"""What a report shows beyond its numbers: curves, confusions, a map, support images."""
+"""Collects what a report shows beyond its numbers: curves, confusions, a map, images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lowshot_cli.sweep.summary import ClassResult
 from lowshot_cli.sweep.tiles import Tile, draw_tile
 from lowshot_cli.sweep.trials import make_novel_proxies
 
-# Points of base accuracy that may be lost, along the trade-off curve.
+# Points of base accuracy that may be lost, at each point of the trade-off curve.
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 
 
@@ -37,7 +37,7 @@ _SHOWN_CLASSES, _FEW_SHOTS = 6, 5
 
 @dataclass(frozen=True)
 class TradeOff:
-    """NCR in percent at each of `BUDGETS`, mean over novel classes with one trial each."""
+    """NCR in percent at each of `BUDGETS`: mean over novel classes, one trial each."""
 
     method: str
     shots: int
@@ -51,10 +51,10 @@ class EmbeddingMap:
     Attributes:
         base: `(C, 2)` means of base classes.
         names: of the novel classes.
-        queries: per novel class the places `(q, 2)` of its test images.
-        proxies: `(n, 2)` places of their proxies.
-        method: that made the proxies.
-        shots: that they were made of.
+        queries: positions `(q, 2)` of the test images of each novel class.
+        proxies: `(n, 2)` positions of their proxies.
+        method: the method that made the proxies.
+        shots: support images that made each proxy.
     """
 
     base: FloatArray
@@ -67,9 +67,9 @@ class EmbeddingMap:
 
 @dataclass(frozen=True)
 class SupportImages:
-    """The draws with which a class did best and worst, each with its NCR@2 in percent.
+    """Support images of the best and worst trial of a class, `(k, 3, H, W)` uint8 each.
 
-    `best` and `worst` are `(k, 3, H, W)` uint8.
+    `ncr_at_2` is the mean over its trials, in percent.
     """
 
     name: str
@@ -80,17 +80,17 @@ class SupportImages:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Material of a report.
+    """Content of the report of a sweep.
 
     Attributes:
-        trade_offs: per method, with the most shots.
+        trade_offs: one per method, with the most shots.
         novel_names: of the groups of novel classes.
         base_names: of the base classes.
         confused_percent: `(G, C)` percent of each group's test images that each base class takes,
             with the last method and the most shots.
-        map: of the embeddings, with the last method that leaves the base model as it is.
-        supports: of the hardest and of the easiest classes.
-        supports_of: method and number of shots of these.
+        map: of the embeddings, with the last method that leaves the base model unchanged.
+        supports: of the hardest and the easiest classes.
+        supports_of: method and number of shots of `supports`.
     """
 
     trade_offs: tuple[TradeOff, ...]
@@ -104,13 +104,13 @@ class ReportData:
 
 @dataclass(frozen=True)
 class ModelReportData:
-    """Material of the report of a model.
+    """Content of the report of a model.
 
     Attributes:
         names: of its classes in head order.
-        trade_off: of its novel classes together; None where none of them has test images.
-        map: of the embeddings, likewise.
-        supports: per novel class the dataset's images `(k, 3, H, W)` uint8 that it was learnt from.
+        trade_off: of its novel classes together; None if none of them has test images.
+        map: of the embeddings; None in the same case.
+        supports: support images `(k, 3, H, W)` uint8 of each novel class learnt from the dataset.
         budget: points of base accuracy that the novel bias may cost; None without a bias.
     """
 
@@ -122,11 +122,11 @@ class ModelReportData:
 
 
 def collect(result: SweepResult, config: Config) -> ReportData:
-    """Collect what a report shows; of a sequence of sessions, nothing but its names.
+    """Collect what the report of a sweep shows; curves and map are empty for a sequence.
 
     Args:
         result: of the sweep.
-        config: `seed` and `finetune`.
+        config: its `seed` and `finetune` are read.
     """
     plan, embedded = result.plan, result.embedded
     last, most = plan.methods[-1], max(plan.shots)
@@ -166,7 +166,7 @@ def _one_trial_each(method: str, shots: int, plan: Plan, embedded: SweepEmbeddin
 
 
 def _map(tile: Tile, proxies: Tensor, plan: Plan, embedded: SweepEmbeddings) -> EmbeddingMap | None:
-    """None where the base model is right about no test image, which leaves nothing to place."""
+    """Return None if the base model gets no test image right, as there is nothing to place."""
     if not len(embedded.base.embeddings):
         return None
     chosen = np.unique(np.linspace(0, len(plan.groups) - 1, _MAPPED_CLASSES).round().astype(int))
@@ -194,10 +194,10 @@ def place_on_map(
 
     Args:
         base: `(C, D)` means of base classes.
-        queries: per novel class the embeddings `(q, D)` of its test images.
-        proxies: `(n, D)` of the same classes.
-        method: that made the proxies.
-        shots: that they were made of.
+        queries: embeddings `(q, D)` of the test images of each novel class.
+        proxies: `(n, D)` proxies of the same classes.
+        method: the method that made the proxies.
+        shots: support images that made each proxy.
     """
     means = torch.cat([base, torch.stack([found.mean(0) for found in queries.values()])])  # (M, D)
     centre = means.mean(0)  # (D,)
@@ -225,7 +225,7 @@ def collect_for_model(
     Args:
         checkpoint: the model.
         dataset: the one it was trained on.
-        embedder: of the checkpoint's network.
+        embedder: with the checkpoint's network.
     """
     records = dict(zip(checkpoint.novel_classes, checkpoint.meta.supports, strict=True))
     trade_off, shown = _novel_classes(checkpoint, dataset, embedder)
@@ -245,9 +245,9 @@ def collect_for_model(
 def _novel_classes(
     checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
 ) -> tuple[TradeOff | None, EmbeddingMap | None]:
-    """What the novel classes of a model cost together, and where they lie.
+    """The trade-off of a model's novel classes together, and the map of its embeddings.
 
-    None where no novel class has test images.
+    Both are None if no novel class has test images.
     """
     own = {name: checkpoint.dataset_name(name) for name in checkpoint.novel_classes}
     tested = {n: label for n, label in dataset.labels.items() if len(dataset.test.of_class(label))}

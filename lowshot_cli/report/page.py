@@ -1,4 +1,4 @@
-"""Reports: one page of HTML that needs nothing but itself."""
+"""Reports: one self-contained HTML page each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Code:
 class _Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: Sequence[int]  # columns that are set to the right
+    numbers: Sequence[int]  # right-aligned columns
     caption: str
     kind: str = "table"
 
@@ -68,16 +68,16 @@ class _Figure:
 @dataclass(frozen=True)
 class _Images:
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Sequence[str]]]]  # a name, and data URIs per column
+    rows: Sequence[tuple[str, Sequence[Sequence[str]]]]  # a name, then data URIs per column
     caption: str
     kind: str = "images"
 
 
-# What a section is made of; the template looks at `kind`.
+# Parts of a section; the template reads `kind`.
 _Block = _FactList | _Code | _Table | _Figure | _Images
 
 
-# Its heading and blocks; without blocks it is left out.
+# A heading and blocks; a section without blocks is left out.
 _Section = tuple[str, Sequence[_Block]]
 
 
@@ -95,10 +95,10 @@ def sweep_page(
 
     Args:
         summary: of the sweep.
-        findings: what is shown besides.
-        figures: of `plots`: `accuracy` and, as far as there are, `tradeoff` and `per_class`.
-        facts: what was run, where and with what, a name and a value each.
-        config: resolved, as YAML.
+        findings: curves, confusions, map and support images.
+        figures: from `plots`: `accuracy` and, if they exist, `tradeoff` and `per_class`.
+        facts: names and values that say what was run, where and with what.
+        config: the resolved config as YAML.
     """
     is_sequence = summary.is_sequence
     cells = rows.session_rows(summary) if is_sequence else rows.sweep_rows(summary)
@@ -116,12 +116,12 @@ def sweep_page(
         sections += [
             ("What novel accuracy costs", _trade_offs(figures.get("tradeoff"))),
             ("Class by class", _classes(summary, findings, figures["per_class"])),
-            ("Who takes whose images", _confusion_blocks(findings, last)),
+            ("Confusions", _confusion_blocks(findings, last)),
             ("Embeddings", _map(findings.map)),
         ]
     lead = (
-        f"{sum(cell.n_trials for cell in summary.cells):,} trials, each from the base model; "
-        f"base accuracy before: {summary.base_accuracy_before:.1f} %."
+        f"{sum(cell.n_trials for cell in summary.cells):,} trials, each from the base model, "
+        f"which has a test accuracy of {summary.base_accuracy_before:.1f} %."
     )
     return _page("Sweep of novel classes", lead, sections)
 
@@ -129,13 +129,13 @@ def sweep_page(
 def evaluation_page(
     found: Sequence[tuple[str, Evaluation]], data: ModelReportData, facts: Facts, config: str
 ) -> str:
-    """The report of an evaluation; details are of the last model.
+    """The report of an evaluation; its details are about the last model.
 
     Args:
         found: name and evaluation of each model.
         data: of the last model.
         facts: as for `sweep_page`.
-        config: likewise.
+        config: the resolved config as YAML.
     """
     last_name, last = found[-1]
     confused, percent = _confusions(data.names, last.counts)
@@ -152,23 +152,23 @@ def evaluation_page(
         ("Results", [_table(rows.evaluation_rows(found), _EVALUATED)]),
         ("What novel accuracy costs", costs),
         ("Class by class", [_table(rows.class_rows(last), f"Accuracy of {last_name} by class.")]),
-        ("Learnt from", [_Images(["class", "images"], learnt, _LEARNT)] if learnt else []),
+        ("Support images", [_Images(["class", "images"], learnt, _LEARNT)] if learnt else []),
         (
-            "Who takes whose images",
+            "Confusions",
             [_figure(matrix, "Matrix of confusions.", _CONFUSED)],
         ),
         ("Embeddings", _map(data.map)),
     ]
-    lead = f"{len(found)} models on test images; details are of {last_name}."
+    lead = f"Models on test images: {len(found)}. Details are about {last_name}."
     return _page("Evaluation", lead, sections)
 
 
 def _confusions(names: Sequence[str], counts: Tensor) -> tuple[list[str], FloatArray]:
-    """The classes with the most errors, and percent of their images that each takes of another's.
+    """The classes with the most errors, and percent of images that each takes from another.
 
     Args:
         names: of all classes.
-        counts: as in `Evaluation`.
+        counts: `(K, 3)`, as in `Evaluation`.
     """
     truth, taken, times = counts.unbind(1)
     zeros, wrong = times.new_zeros(len(names)), truth != taken
@@ -184,7 +184,7 @@ def _confusions(names: Sequence[str], counts: Tensor) -> tuple[list[str], FloatA
     return [names[i] for i in shown.tolist()], percent.double().numpy()
 
 
-# A matrix of more classes cannot be read.
+# A larger matrix would be unreadable.
 _MOST_CONFUSED = 200
 
 
@@ -195,30 +195,34 @@ _MEANING = (
 
 
 _COST = (
-    "The dotted line is the budget that sets the bias on the hold-out; what is delivered lies near "
-    "it as far as the hold-out tells."
+    "The dotted line is the budget that sets the bias on the hold-out; marks, measured on test "
+    "images, lie near it if the hold-out is representative."
 )
 
 
-_EVALUATED = "Percent of test images over all classes of the head; forgetting in points."
+_EVALUATED = (
+    "Accuracies in percent of test images, over all classes of the head; forgetting in points."
+)
 
 
 _LEARNT = "The support images of each novel class."
 
 
-_CONFUSED = "The largest confusions; a row is the classes' own images, in percent of them."
+_CONFUSED = (
+    "The largest confusions; a row shows where the images of a class go, in percent of them."
+)
 
 
 def _accuracy(summary: SweepSummary, drawn: Figure) -> _Block:
     along = "sessions" if summary.is_sequence else "numbers of shots"
     text = f"Accuracy of each method over {along}; the numbers are in the table of results."
-    return _figure(drawn, text, "Bars are the intervals of the table above.")
+    return _figure(drawn, text, "Error bars are the intervals of the table above.")
 
 
 def _trade_offs(drawn: Figure | None) -> list[_Block]:
     if drawn is None:
         return []
-    text = "Novel accuracy against base accuracy given up, one line a method."
+    text = "Novel accuracy against base accuracy given up, one line per method."
     return [_figure(drawn, text, _COST)]
 
 
@@ -232,8 +236,8 @@ def _classes(summary: SweepSummary, findings: ReportData, drawn: Figure) -> list
         for one in findings.supports
     ]
     note = (
-        f"Support images of the trial that did best and of the one that did worst, {method} with "
-        f"{shots} shots, of the hardest and the easiest classes with their mean NCR@2."
+        f"Support images of the best and the worst trial of the hardest and the easiest classes, "
+        f"{method} with {shots} shots. Beside each name is the mean NCR@2 of the class."
     )
     columns = ["class, NCR@2", "best", "worst"]
     return [*blocks, _Images(columns, shown, note)] if shown else blocks
@@ -243,8 +247,8 @@ def _confusion_blocks(findings: ReportData, last: Cell) -> list[_Block]:
     drawn = plots.confusion(findings.novel_names, findings.base_names, findings.confused_percent)
     note = (
         f"Percent of a novel class's test images that a base class takes, {last.method} with "
-        f"{last.shots} shots: the {plots.MOST_CONFUSIONS} largest rows and columns. Of a trial "
-        "the base class that takes most is counted."
+        f"{last.shots} shots: the {plots.MOST_CONFUSIONS} largest rows and columns. Each trial "
+        "counts only the base class that takes most."
     )
     return [_figure(drawn, "Matrix of novel classes against base classes.", note)]
 
@@ -254,8 +258,8 @@ def _map(shown: EmbeddingMap | None) -> list[_Block]:
         return []
     note = (
         "Where embeddings lie in the two directions in which class means differ most: crosses are "
-        "base classes, points test images of novel classes, stars their proxies. Two directions of "
-        "many show neighbourhoods, not distances."
+        "base classes, points test images of novel classes, stars their proxies. Two of many "
+        "directions show neighbourhoods, not distances."
     )
     names = ", ".join(shown.names)
     return [_figure(plots.embedding_map(shown), f"Map of embeddings of {names}.", note)]
@@ -273,7 +277,7 @@ def _figure(drawn: Figure, text: str, note: str) -> _Block:
 
 
 def _inline(drawn: Figure, text: str) -> str:
-    """A figure as SVG within a page: its ink is the page's, and it has a text for who hears it."""
+    """A figure as inline SVG, in the page's text colour and with a text for screen readers."""
     svg = plots.as_svg(drawn)
     svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Plots of results, as matplotlib figures that stand on their own or in a page."""
+"""Plots of results: matplotlib figures for files of their own or for a page."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by people with any kind of colour vision.
+# Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B3A400")
 
 
 _MARKERS = "osD^vPX*"
 
 
-# Text and lines are drawn in this, so that a page can give them the colour of its own text.
+# Colour of text and lines, which a page replaces with that of its own text.
 INK = "#010203"
 
 
 _MOST_CLASSES = 60
 
 
-# Rows and columns of a matrix of confusions.
+# Largest numbers of rows and columns of a confusion matrix.
 MOST_CONFUSIONS = 15
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, drawn without a screen."""
+    """An empty figure, width x height inches, drawn without a screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,7 +54,7 @@ def as_png(drawn: Figure) -> bytes:
 
 
 def as_svg(drawn: Figure) -> str:
-    """A figure as SVG with a transparent ground; the same figure gives the same text."""
+    """A figure as SVG on a transparent background; the same figure gives the same text."""
     import matplotlib
 
     content = StringIO()
@@ -85,7 +85,7 @@ _OVER_SHOTS: dict[MetricName, str] = {"novel_accuracy": "novel accuracy", "ncr_a
 
 
 def accuracy(summary: SweepSummary) -> Figure:
-    """Two metrics over shots, or over the sessions of a sequence, one line a method."""
+    """Two metrics over shots, or over the sessions of a sequence, one line per method."""
     along = "session" if summary.is_sequence else "shots"
     titles = _OVER_SESSIONS if summary.is_sequence else _OVER_SHOTS
     lines = _lines(summary)
@@ -131,7 +131,7 @@ def sweep_trade_off(summary: SweepSummary, findings: ReportData, budget: float |
     chosen = [cells[curve.method, curve.shots] for curve in curves]
     marks = [(one["forgetting"].mean, one["novel_accuracy"].mean) for one in chosen]
     n_classes = len(findings.novel_names)
-    note = f"{curves[0].shots} shots, one trial of each of {n_classes} classes a line"
+    note = f"{curves[0].shots} shots; each line is the mean of one trial for {n_classes} classes"
     return trade_off(curves, marks, budget, note)
 
 
@@ -145,10 +145,10 @@ def trade_off(
 
     Args:
         curves: one line each.
-        marks: per curve the points of base accuracy given up, and the novel accuracy in percent, of
-            what is delivered.
+        marks: for each curve the points of base accuracy given up and the novel accuracy in percent
+            of the model with its own bias.
         budget: points of base accuracy that the novel bias may cost on the hold-out.
-        note: what was measured.
+        note: what was measured, as a caption.
     """
     made = figure(6.4, 4.6)
     axes = made.subplots()
@@ -163,12 +163,12 @@ def trade_off(
     axes.set_ylim(0, 100)
     _dress(axes, "what novel accuracy costs", "points of base accuracy given up", "both")
     axes.set_ylabel("novel accuracy, percent of test images", color=INK)
-    _legend(made, axes, f"lines: at the best bias for each cost; marks: as delivered\n{note}")
+    _legend(made, axes, f"lines: best bias for each cost; marks: bias from the hold-out\n{note}")
     return made
 
 
 def per_class(summary: SweepSummary) -> Figure:
-    """NCR@2 of each novel class with the last method, one colour a number of shots."""
+    """NCR@2 of each novel class with the last method, one colour per number of shots."""
     cell = summary.cells[-1]
     results = [one for one in summary.classes if one.method == cell.method]
     shots = sorted({one.shots for one in results})
@@ -191,7 +191,7 @@ def per_class(summary: SweepSummary) -> Figure:
     axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.7, len(shown) - 0.3)
-    title = f"novel classes, hardest below, {cell.method}"
+    title = f"novel classes, hardest at the bottom, {cell.method}"
     _dress(axes, title, "NCR@2, percent of test images", "both")
     trials = cell.n_trials * summary.ways // max(cell.n_classes, 1)
     kind = "classes" if summary.ways == 1 else "groups"
@@ -200,12 +200,12 @@ def per_class(summary: SweepSummary) -> Figure:
 
 
 def confusion(rows: Sequence[str], columns: Sequence[str], percent: FloatArray) -> Figure:
-    """A matrix of who takes whose images, the largest rows and columns of it.
+    """A confusion matrix, reduced to its largest rows and columns.
 
     Args:
-        rows: names of the classes of the images.
-        columns: names of the classes that they are taken for.
-        percent: `(rows, columns)` of the images of each row.
+        rows: names of the true classes.
+        columns: names of the classes that their images are taken for.
+        percent: `(rows, columns)` percent of the images of each row.
     """
     worst = np.argsort(-percent.max(1), kind="stable")[:MOST_CONFUSIONS]
     takers = np.argsort(-percent[worst].max(0), kind="stable")[:MOST_CONFUSIONS]
@@ -226,7 +226,7 @@ def confusion(rows: Sequence[str], columns: Sequence[str], percent: FloatArray) 
 
 
 def embedding_map(shown: EmbeddingMap) -> Figure:
-    """Base class means, test images of some novel classes, and the rows that were made for them."""
+    """Base class means, test images of some novel classes, and the proxies of these classes."""
     made = figure(6.4, 5.4)
     axes = made.subplots()
     axes.scatter(
@@ -271,15 +271,15 @@ def _legend(made: Figure, axes: Axes, below: str) -> None:
 
 
 def _plain(name: str) -> str:
-    """A class name that is not taken for mathematics, and not longer than a tick may be."""
+    """A class name for a tick label: shortened, and not parsed as mathematics."""
     short = name if len(name) <= 24 else f"{name[:23]}…"
     return short.replace("$", r"\$").replace("\n", "↵")
 
 
 def _lines(summary: SweepSummary) -> dict[str, dict[int, Cell]]:
-    """Cells by method, and by number of shots where sessions are the axis.
+    """Cells of each line of a plot, by their place on the axis: a session or a number of shots.
 
-    Each line holds its cells by their place on the axis, which is a session or a number of shots.
+    A line is a method, or a method with one number of shots if sessions are the axis.
     """
     lines: dict[str, dict[int, Cell]] = {}
     several = summary.is_sequence and len({cell.shots for cell in summary.sessions}) > 1
@@ -300,7 +300,7 @@ def _place(cell: Cell) -> int:
 
 
 def caption(summary: SweepSummary) -> str:
-    """What the intervals of a sweep are about."""
+    """What the intervals of a sweep are over, as a caption."""
     cell = summary.cells[0]
     about = (
         "conditional on one base model and its base queries; base accuracy before "

@@ -1,4 +1,4 @@
-"""Results as rows of text, for tables on a terminal and in a page. The first row is the header."""
+"""Results as rows of text, for tables on a terminal and in a page; the first is the header."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LAST_SESSION: tuple[MetricName, ...] = (
 
 
 def percent(value: float | None) -> str:
-    """A percentage with one decimal, an en dash where there is none."""
+    """A percentage with one decimal; an en dash for None."""
     return "–" if value is None else f"{value:.1f}"
 
 
@@ -61,7 +61,7 @@ def with_interval(metric: Metric | MeanDifference | MeanOverBases) -> str:
 
 
 def is_number(cell: object) -> bool:
-    """Whether a cell is set to the right."""
+    """Whether a cell is a number, which tables align to the right."""
     return str(cell)[:1] in set("0123456789+-−–") or str(cell) == ""
 
 
@@ -127,7 +127,7 @@ def over_bases_rows(cells: Sequence[BasesCell]) -> Cells:
 
 
 def session_rows(summary: SweepSummary) -> Cells:
-    """What the model of a sequence reaches after its last session."""
+    """One row per method and number of shots: the model after the last session."""
     return [
         ["method", "shots", "all %", "base %", "novel %", "harmonic", "forgetting"],
         *(
@@ -138,7 +138,7 @@ def session_rows(summary: SweepSummary) -> Cells:
 
 
 def paired_rows(summary: SweepSummary) -> Cells:
-    """What each method gains over the first one on the same draws."""
+    """The gains of each method over the first one on the same draws."""
     first = summary.methods[0]
     pairs = [pair for pair in summary.paired if pair.methods[1] == first]
     return [

@@ -1,4 +1,4 @@
-"""Plots and pages that commands leave beside their numbers."""
+"""Writes the plots and report pages of sweeps and evaluations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPORT = "report.html"
 
 
 def sweep_files(config: Config) -> list[str]:
-    """Names of what a sweep with its report leaves in its run folder."""
+    """Names of the files that a sweep and its report write to the run folder."""
     figures = ["accuracy"] if config.sweep.sessions else ["accuracy", "per_class", "tradeoff"]
     drawn = [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
     return [CONFIG, ABOUT, ROWS, SUMMARY, *drawn, REPORT]
@@ -56,12 +56,12 @@ def report_evaluation(
     """Write the report of an evaluation.
 
     Args:
-        path: of the page.
+        path: where to write the page.
         found: name and evaluation of each model.
         data: of the last model, from `collect_for_model`.
         checkpoint: the last model.
         config: of the command.
-        command: as it was typed.
+        command: the command line as it was typed.
     """
     facts = _facts(checkpoint, config, command)
     write_text(path, evaluation_page(found, data, facts, config.to_yaml()))

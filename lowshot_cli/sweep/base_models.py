@@ -1,4 +1,4 @@
-"""Sweeps over several base models: which these are, and what their sweeps add up to."""
+"""Sweeps over several base models: plans the models and summarises their sweeps."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ BASES_SUMMARY = "base-models.json"
 
 @dataclass(frozen=True)
 class BaseModel:
-    """One of the base models: its name, and the config in which its own folder stands."""
+    """One of the base models: its name, and its config, which names its own work folder."""
 
     name: str
     config: Config
 
     @property
     def path(self) -> Path:
-        """Of its checkpoint."""
+        """Path of its checkpoint."""
         return chain_path(self.config.workdir, "base")
 
 
 def plan_base_models(
     config: Config, class_order_seeds: Sequence[str], backbones: Sequence[str]
 ) -> list[BaseModel]:
-    """The base models of all pairs of a class order and a backbone.
+    """Plan a base model for each pair of a class order and a backbone.
 
     Args:
-        config: of each but for these two, which it also gives where a list is empty.
+        config: of all base models; it also gives the class order or backbone if a list is empty.
         class_order_seeds: as they were typed.
-        backbones: by name.
+        backbones: their names.
 
     Raises:
-        UsageError: something that is no seed or no backbone, or seeds that change nothing.
+        UsageError: a seed or backbone is not valid, or seeds would change nothing.
     """
     given = config.train_base
     if class_order_seeds and (given.split == "alphabetical" or isinstance(given.classes, tuple)):
         raise UsageError(
-            "`class_order_seeds` changes nothing where the base classes are named or alphabetical",
+            "`class_order_seeds` changes nothing if base classes are named or alphabetical",
             "leave it out, or give split: seeded and a number of classes",
         )
     orders = class_order_seeds or [str(given.class_order_seed)]
@@ -69,7 +69,7 @@ def plan_base_models(
 
 def _base_model(config: Config, order: str, backbone: str) -> BaseModel:
     values = config.train_base.model_dump()
-    # The size that the package's own backbones have by default is not meant for others.
+    # The default size of the package's own backbones does not apply to others.
     if backbone not in BACKBONES and values["embedding_size"] == EMBEDDING_SIZE:
         del values["embedding_size"]
     values |= {"class_order_seed": order, "backbone": backbone}
@@ -88,13 +88,13 @@ def _base_model(config: Config, order: str, backbone: str) -> BaseModel:
 def find_run(
     config: Config, base: Checkpoint, *, threads: int | None, save_models: bool
 ) -> Path | None:
-    """The newest run folder of this very sweep, if there is one.
+    """The newest run folder of this sweep, or None.
 
     Args:
-        config: of the sweep; run folders of its work folder are looked at.
+        config: of the sweep; its work folder is searched.
         base: its base model.
-        threads: that it must have begun with; None for any number.
-        save_models: whether it must keep the models of its trials.
+        threads: number that the run must have started with; None for any.
+        save_models: whether the run must keep the models of its trials.
     """
     for about in sorted(config.workdir.glob(f"sweep-*/{ABOUT}"), reverse=True):
         folder = about.parent
@@ -108,7 +108,7 @@ def find_run(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the sweep of a run folder has come to its end."""
+    """Whether the sweep of a run folder is finished."""
     return (run_dir / SUMMARY).exists()
 
 
@@ -117,9 +117,9 @@ class MeanOverBases:
     """A metric over base models, in percent or points.
 
     Attributes:
-        mean: mean over the base models' means.
-        std: standard deviation over these; None for a single base model.
-        ci95: t interval over base models; None for a single one.
+        mean: mean over the means of base models.
+        std: standard deviation over these means; None for a single base model.
+        ci95: t interval over base models; None for a single base model.
     """
 
     mean: float
@@ -156,12 +156,12 @@ class SweptBase:
 
     @property
     def backbone(self) -> str:
-        """Of the base model."""
+        """Backbone of the base model."""
         return self.model.config.train_base.backbone
 
     @property
     def class_order_seed(self) -> int:
-        """Of the base model."""
+        """Seed of the class order of the base model."""
         return self.model.config.train_base.class_order_seed
 
     def to_json(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class SweptBase:
 
 @dataclass(frozen=True)
 class BasesSummary:
-    """All that `base-models.json` holds: the base models, and cells over them."""
+    """The content of `base-models.json`: the base models, and cells over them."""
 
     base_models: tuple[SweptBase, ...]
     cells: tuple[BasesCell, ...]
@@ -191,7 +191,7 @@ class BasesSummary:
 
 
 def summarise_bases(swept: Sequence[SweptBase]) -> BasesSummary:
-    """Add up the sweeps of several base models, with one cell a backbone, method and shot count."""
+    """Summarise the sweeps of several base models: one cell per backbone, method and shots."""
     alike: dict[tuple[str, str, int], list[Cell]] = {}
     for one in swept:
         for cell in one.summary.cells:

@@ -1,4 +1,4 @@
-"""What the trials of a sweep are made of: embeddings made once, and draws from them."""
+"""Embeddings of a sweep, made once and shared by all trials."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _Parts = TypeVar("_Parts", BaseQueries, NovelQueries)
 
 @dataclass(frozen=True)
 class SweepEmbeddings:
-    """What trials are made of, all embedded once.
+    """Everything that trials are made of, embedded once.
 
     Attributes:
         checkpoint: the pristine base model.
         dataset: the one it was trained on.
         base: base test queries.
         base_truth: `(N,)` int64 position of the class of each base test image, class by class.
-        base_right: `(N,)` bool, which of them the pristine model gets right.
+        base_right: `(N,)` bool, which of them the base model gets right.
         calibration: base hold-out queries that set the bias.
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
-        augmented: the same averaged over augmented views, where a method asks for it.
-        avoided: by label the positions of training images that are test images too, or nearly.
+        augmented: the same averaged over augmented views; empty unless a method needs it.
+        avoided: by label the positions of training images that resemble test images.
     """
 
     checkpoint: Checkpoint

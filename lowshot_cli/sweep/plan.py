@@ -1,4 +1,4 @@
-"""What a sweep will do, decided before any of it is done."""
+"""The plan of a sweep: novel classes, trials and their order."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class TrialBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a sweep will do, before any of it is done.
+    """Everything that a sweep will do, decided before it starts.
 
     Attributes:
         groups: labels of the novel classes that a trial adds together; one class each by default.
-            In a sequence of sessions each group holds the one before it.
+            In a sequence of sessions each group includes the previous one.
         names: a name for each group.
         sequence: whether the groups are sessions of a sequence.
         trials: trials per group.
         shots: numbers of support images.
         methods: as in `--method`.
         seed: decides every draw.
-        left_out: labels of the novel classes that are too few for another group.
+        left_out: labels of novel classes left over, too few for another group.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -70,7 +70,7 @@ class Plan:
         return len(self.groups[0])
 
     def batches(self) -> Iterator[TrialBatch]:
-        """All trials in batches, in the order in which their rows stand in `results.csv`."""
+        """All trials in batches, in the order of their rows in `results.csv`."""
         total = len(self.groups) * self.trials
         # Sessions have different numbers of classes, so no tile holds two of them.
         span = self.trials if self.sequence else total
@@ -96,8 +96,9 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     """Decide on the novel classes and the trials.
 
     Raises:
-        CheckpointError: a base model of another dataset.
-        UsageError: a novel class that is a base class or does not exist, too many shots or ways.
+        CheckpointError: the base model was trained on another dataset.
+        UsageError: a novel class is a base class or does not exist, or there are too many shots
+            or ways.
     """
     check_dataset(checkpoint, dataset)
     options, meta = config.sweep, checkpoint.meta
@@ -105,7 +106,7 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
     held = [method for method in options.methods if METHODS[method].holds_base]
     if held and freezing not in (None, "always"):
         raise UsageError(
-            f"freeze_base: {freezing} moves base proxies, which {held[0]} in a sweep never does",
+            f"freeze_base: {freezing} moves base proxies, but {held[0]} in a sweep never does",
             f"leave {held[0]} out of `methods`, or freeze_base out of the config",
         )
     order = class_order(dataset, meta.split, meta.class_order_seed)
@@ -178,7 +179,7 @@ def _sequence(labels: list[int], ways: int, sessions: int) -> tuple[tuple[int, .
 def _group(
     labels: list[int], ways: int, seed: int
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Classes that are added together, and those left that are too few for another group."""
+    """Groups of classes to add together, and classes left over, too few for another group."""
     if ways > len(labels):
         raise UsageError(
             f"`ways` is {ways}, there are {len(labels)} novel classes",

@@ -1,4 +1,4 @@
-"""Trials and base models on a Ray cluster, which schedules them; only this module knows of Ray."""
+"""Runs trials and trains base models on a Ray cluster; only this module uses Ray."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.train import train_base
 
-# Tiles that a worker gets at once, a few seconds of work.
+# Tiles that a worker gets at a time, a few seconds of work.
 _CHUNK = 8
 
 
-# How often a chunk is tried again after its worker has died.
+# How often a chunk is retried after its worker died.
 _RETRIES = 3
 
 
-# Seconds between two looks at whether to stop.
+# Seconds between two checks whether to stop.
 _POLL_SECONDS = 0.2
 
 
-_RESUME_HINT = "see that the cluster is up, then resume the sweep: its rows so far are whole"
+_RESUME_HINT = "check that the cluster is up, then resume the sweep: its rows so far are intact"
 
 
 def check_installed() -> None:
     """Check that Ray is installed, without importing it.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError("Ray is not installed", "pip install 'lowshot-cli[ray]'")
@@ -58,16 +58,16 @@ def check_installed() -> None:
 
 @contextmanager
 def on_ray(address: str | None = None, gpus: float = 0.0) -> Iterator[Executor]:
-    """An executor that runs trials on a Ray cluster, as long as the block lasts.
+    """An executor that runs trials on a Ray cluster, for the duration of the block.
 
     Args:
         address: of the cluster, such as `10.0.0.1:6379`, or `auto` for the one on this machine.
-            With None one is started here, and ends with the block. A process that is connected
-            already stays so.
-        gpus: share of a GPU that each worker has to itself, such as 0.5.
+            With None a cluster is started here, and ends with the block. A process that is already
+            connected stays connected.
+        gpus: GPUs for each worker, such as 0.5.
 
     Raises:
-        LowshotError: no cluster at that address.
+        LowshotError: there is no cluster at that address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -96,16 +96,16 @@ def _connect(ray: Any, address: str | None) -> None:
         place = f"no Ray cluster at {address}" if address else "cannot start Ray"
         raise LowshotError(
             f"{place}: {reason}",
-            "`ray start --head` starts one, `ray status` looks at it; where it asks for a token, "
+            "`ray start --head` starts one, `ray status` shows its state; if it asks for a token, "
             "set RAY_AUTH_MODE=token",
         ) from None
 
 
 def _reach(address: str) -> None:
-    """Check that something listens at an address; Ray would try for minutes.
+    """Check that something listens at an address, as Ray itself would try for minutes.
 
     Raises:
-        OSError: nothing does.
+        OSError: nothing listens there.
         ValueError: it is not a host with a port.
     """
     host, _, port = address.rpartition(":")
@@ -136,12 +136,12 @@ def run(
 ) -> Iterator[tuple[int, BatchResult]]:
     """Run batches on the cluster that this process is connected to, as an `Executor`.
 
-    The embeddings go into the object store once. A chunk whose worker dies is run again elsewhere.
-    Each worker takes `threads` CPUs and a share `gpus` of a GPU, and picks the device that `config`
-    names. Nothing is reported, as the steps of long batches are made elsewhere.
+    The embeddings go into the object store once. If a worker dies, its chunk runs again elsewhere.
+    Each worker takes `threads` CPUs and `gpus` GPUs, and uses the device that `config` names. Steps
+    of long batches are not reported, as they run in other processes.
 
     Raises:
-        LowshotError: no node has room for a worker, several workers died at the same chunk, or the
+        LowshotError: no node has room for a worker, several workers died on the same chunk, or the
             cluster is gone.
     """
     import ray
@@ -156,20 +156,20 @@ def run(
 def train_bases(
     tasks: Sequence[tuple[Config, Dataset]], gpus: float, should_stop: ShouldStop
 ) -> Iterator[tuple[int, TrainResult]]:
-    """Train base models, each as a task of its own; yields their numbers and what came of them.
+    """Train base models, each as its own task; yields their numbers and results.
 
     Args:
-        tasks: what to train, and on which images.
-        gpus: share of a GPU that a task has to itself.
-        should_stop: asked now and then; what is under way is given up.
+        tasks: a config and its dataset for each base model.
+        gpus: GPUs for each task, such as 0.5.
+        should_stop: called several times a second; once it is true, running tasks are cancelled.
 
     Raises:
-        Interrupted: `should_stop` said so.
+        Interrupted: `should_stop` was true.
         LowshotError: as `run`, or the training diverged.
     """
     import ray
 
-    # As many as training in this process would use, so that the bytes are the same.
+    # As many threads as training in this process would use, so that the bytes are the same.
     needs = _Needs(min(torch.get_num_threads(), _largest(ray, "CPU")), gpus)
     distinct = {id(dataset): dataset for _, dataset in tasks}
     stored = {key: _put(ray, dataset) for key, dataset in distinct.items()}
@@ -187,7 +187,7 @@ def train_bases(
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a task takes for itself."""
+    """CPUs and GPUs that a task needs."""
 
     threads: int
     gpus: float
@@ -203,7 +203,7 @@ class _Needs:
         """How many such tasks the nodes have room for.
 
         Raises:
-            LowshotError: for none.
+            LowshotError: there is no room for one.
         """
         wanted = {"CPU": float(self.threads), **({"GPU": self.gpus} if self.gpus else {})}
         places = sum(
@@ -236,13 +236,13 @@ def _gather(
 ) -> Iterator[Any]:
     """Start tasks as there is room for them, and yield their results as they come.
 
-    Asked to stop, none is started any more, and those under way are waited for unless `at_once`.
+    Once `should_stop` is true no task is started, and running ones are awaited unless `at_once`.
     """
     running: list[Any] = []
     try:
         while True:
             stopping = should_stop()
-            # One more than there is room for waits for the first worker that is free.
+            # One task more than there is room for waits for the first free worker.
             room = 0 if stopping else needs.places(ray) + 1 - len(running)
             running += [call() for call in itertools.islice(calls, max(0, room))]
             if not running or (stopping and at_once):
@@ -256,8 +256,8 @@ def _gather(
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
         raise LowshotError(
-            f"{_RETRIES + 1} workers in turn died at the same trials",
-            "have fewer workers at a time with more `threads` each",
+            f"{_RETRIES + 1} workers in turn died on the same trials",
+            "use fewer workers at a time with more `threads` each",
         ) from None
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0]
@@ -268,7 +268,7 @@ def _gather(
 
 
 def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, TrialBatch]]]:
-    """Neighbouring batches together, but a fine-tuning of the whole network alone."""
+    """Group neighbouring batches; a fine-tuning of the whole network is a chunk of its own."""
     chunk: list[tuple[int, TrialBatch]] = []
     for number, batch in work:
         alone = METHODS[batch.method].alone
@@ -284,7 +284,7 @@ def _chunks(work: Iterable[tuple[int, TrialBatch]]) -> Iterator[list[tuple[int, 
 
 
 def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
-    """The embeddings without the dataset's pixels, unless a method looks at them."""
+    """The embeddings without the dataset's pixels, unless a method needs them."""
     if any(METHODS[method].alone for method in plan.methods):
         return embedded
     given = embedded.dataset
@@ -293,7 +293,7 @@ def _without_images(embedded: SweepEmbeddings, plan: Plan) -> SweepEmbeddings:
 
 
 def _put(ray: Any, value: _Shared | Dataset) -> Any:
-    """Into the object store, where all workers of a node read the same memory."""
+    """Put a value into the object store, where all workers of a node read the same memory."""
     ray.util.register_serializer(
         torch.Tensor, serializer=lambda tensor: tensor.numpy(), deserializer=_read_only
     )
@@ -305,14 +305,16 @@ def _put(ray: Any, value: _Shared | Dataset) -> Any:
 
 def _read_only(array: Any) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # nothing writes to it
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # the array is read-only, and nothing writes to it
         return torch.from_numpy(array)
 
 
 def _work(
     reference: Sequence[Any], chunk: Sequence[tuple[int, TrialBatch]]
 ) -> list[tuple[int, BatchResult]]:
-    """A chunk of trials, in a worker."""
+    """Run a chunk of trials in a worker."""
     shared = _open(reference[0])
     torch.set_num_threads(shared.threads)
     context = RunContext(device=pick_device(shared.config.device))
@@ -331,7 +333,7 @@ def _open(reference: Any) -> _Shared:
 
 
 def _train(number: int, config: Config, dataset: Dataset, threads: int) -> tuple[int, TrainResult]:
-    """A base model, in a worker, which may lie on another machine than the work folder."""
+    """Train a base model in a worker, which may not see the work folder."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         context = RunContext(device=pick_device(config.device))

@@ -1,4 +1,4 @@
-"""What batches of trials yield, written to the run folder and counted in."""
+"""Writes results of trials to the run folder and adds them to the totals."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lowshot_cli.sweep.trials import BatchResult
 
 
 class Recorder:
-    """Writes rows and models of a sweep in the order of the plan, and counts the rows in.
+    """Writes rows and models of a sweep in the order of the plan, and totals the rows.
 
     Args:
         run_dir: the run folder.
         plan: of the sweep.
         names: of the classes in the rows.
-        resume: count in what the folder holds already.
+        resume: start from the rows that the folder already has.
 
     Attributes:
         totals: of the rows written so far.
-        n_done: trials whose rows are written, or wait on disk for their turn.
+        n_done: trials with rows that are written, or wait on disk for their turn.
 
     Raises:
-        DataError: to be resumed, but the folder has rows that this sweep does not write.
+        DataError: the folder to resume has rows that do not belong to this sweep.
     """
 
     def __init__(self, run_dir: Path, plan: Plan, names: ClassNames, *, resume: bool) -> None:
@@ -43,7 +43,7 @@ class Recorder:
         self._models: Models | None = None
 
     def unfinished(self) -> Iterator[tuple[int, TrialBatch]]:
-        """The batches that are still to be run, with their numbers."""
+        """The batches that are still to run, with their numbers."""
         through = {*range(self._buffer.turn), *self._buffer.waiting}
         return ((n, batch) for n, batch in enumerate(self.plan.batches()) if n not in through)
 
@@ -51,11 +51,11 @@ class Recorder:
         """Open the files of the folder.
 
         Args:
-            size: D, of a proxy.
-            save_models: keep the proxies of each trial as well.
+            size: dimensions D of a proxy.
+            save_models: also keep the proxies of each trial.
 
         Raises:
-            DataError: models of a resumed sweep that are gone or damaged.
+            DataError: the models of a resumed sweep are missing or damaged.
         """
         if save_models:
             begun = self._buffer.turn or self._buffer.waiting
@@ -63,11 +63,11 @@ class Recorder:
         self._file = RowFile(self.run_dir / ROWS, self.totals.names)
 
     def write_waiting(self) -> None:
-        """Write the rows that an earlier run left waiting, as far as their turn has come."""
+        """Write the rows that an earlier run left waiting and that are due now."""
         self._write(self._buffer.drain())
 
     def record(self, number: int, result: BatchResult) -> None:
-        """Keep what a batch yielded: its models before the rows that say that it is done.
+        """Write the results of a batch: models first, then the rows that mark it as done.
 
         Raises:
             OSError: the folder cannot be written to.

@@ -1,4 +1,4 @@
-"""One trial of a finished sweep, made into a model again."""
+"""Rebuilds the model of one trial of a sweep."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def rebuild(
     run_dir: Path,
     trial: int,
 ) -> Checkpoint:
-    """Rebuild the full model of one trial of a sweep that kept its models.
+    """Rebuild the whole model of one trial of a sweep that kept its models.
 
     Args:
         base: the base model that the sweep started from.
         dataset: the one it was trained on.
-        run_dir: the sweep's folder.
-        trial: number of the row in `results.csv`, the first being 0.
+        run_dir: the run folder.
+        trial: row of `results.csv`, counted from 0.
 
     Raises:
-        DataError: no models in the folder, or no such row.
+        DataError: the folder has no models, or no such row.
     """
     read_run(run_dir, base)
     config = load_config(run_dir / CONFIG)
@@ -68,7 +68,7 @@ def rebuild(
 
 
 def _batch_of(plan: Plan, row: int) -> TrialBatch:
-    """The trial alone whose result is a row of `results.csv`."""
+    """A batch with the one trial that wrote a row of `results.csv`."""
     first = 0
     for batch in plan.batches():
         size = batch.stop - batch.start
@@ -80,10 +80,10 @@ def _batch_of(plan: Plan, row: int) -> TrialBatch:
 
 
 def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:
-    """The config that would have imprinted the model of a trial as the sweep did.
+    """The config with which `imprint` would have made the model of a trial.
 
     Args:
-        run_dir: the sweep's folder.
+        run_dir: the run folder.
         rebuilt: the trial's model.
     """
     run, record = load_config(run_dir / CONFIG), rebuilt.meta.supports[-1]

@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-# As version 0.1.0 wrote them; its runs are read and gone on with below its own header.
+# The header of version 0.1.0; its runs are read and resumed below it.
 OLD_COLUMNS = (*COLUMNS[:-2], "swallowed_by", "swallowed")
 
 
@@ -39,7 +39,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names that stand in `results.csv` for positions in `Rows`.
+    """Names that `results.csv` uses for positions in `Rows`.
 
     Attributes:
         groups: of the groups of novel classes.
@@ -57,10 +57,10 @@ class Rows:
     Attributes:
         method: as in `--method`.
         shots: support images per class.
-        groups: `(T,)` which group of novel classes each trial added.
+        groups: `(T,)` position of the group of novel classes that each trial added.
         trials: `(T,)` number of the trial within its group.
-        metrics: per name in `METRICS` the values `(T,)`.
-        bias: `(T,)`.
+        metrics: values `(T,)` of each name in `METRICS`.
+        bias: `(T,)` bias of the novel proxies.
         confused_with: `(T,)` the base class that took most of the novel queries.
         confused_percent: `(T,)` percent of the novel queries that it took.
     """
@@ -99,7 +99,7 @@ class RowFile:
             self._write(",".join(COLUMNS) + "\n")
 
     def append(self, rows: Rows) -> None:
-        """Write rows in one go."""
+        """Write rows with a single call."""
         self._write(rows_text(rows, self.names))
 
     def _write(self, text: str) -> None:
@@ -107,22 +107,22 @@ class RowFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; what could not be written has been reported already."""
+        """Close the file; a failure to write was already reported."""
         with suppress(OSError):
             self._file.close()
 
 
 def parse_rows(rows: Sequence[Sequence[str]], names: ClassNames) -> Rows:
-    """The rows of one batch, which share method and number of shots.
+    """Parse the rows of one batch, which share method and number of shots.
 
     Raises:
-        ValueError: they are no such rows.
+        ValueError: they are not such rows.
     """
     method, shots, groups, trials, *numbers, bias, confused_with, confused_percent = zip(
         *rows, strict=True
     )
     if len(set(method)) > 1 or len(set(shots)) > 1:
-        raise ValueError("a batch with several methods or numbers of shots")
+        raise ValueError("a batch has several methods or numbers of shots")
     known = find_method(method[0])
     if known is None:
         raise ValueError(f"unknown method {method[0]!r}")

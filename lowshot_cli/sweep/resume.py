@@ -1,4 +1,4 @@
-"""Resuming a sweep: which batches are finished, and rows that came early."""
+"""Resuming a sweep: finds finished batches, and holds rows that came early."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lowshot_cli.sweep.totals import RunningTotals
 
 
 def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
-    """Count the rows of an earlier run in, and cut off what it did not finish.
+    """Add the rows of an earlier run to the totals, and cut off an unfinished batch.
 
     Args:
-        path: `results.csv`, which is not there yet if the run ended while it was still embedding.
-        totals: gets the rows of all finished batches.
+        path: `results.csv`, which is missing if the run ended while it was still embedding.
+        totals: get the rows of all finished batches.
         sizes: number of rows of each batch, in order.
 
     Returns:
         How many batches are finished.
 
     Raises:
-        DataError: rows that this sweep does not write.
+        DataError: the file has rows that do not belong to this sweep.
     """
     if not path.is_file():
         return 0
@@ -44,7 +44,7 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
         reader = csv.reader(whole_lines())
         try:
             if tuple(next(reader, COLUMNS)) not in (COLUMNS, OLD_COLUMNS):
-                raise ValueError("the header is another")
+                raise ValueError("unknown header")
             end = consumed
             for size in sizes:
                 rows = list(islice(reader, size))
@@ -54,7 +54,7 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
                 finished, end = finished + 1, consumed
         except (ValueError, csv.Error) as error:
             raise DataError(
-                f"{path} has rows that this sweep does not write: {error}", "start a new sweep"
+                f"{path} has rows that do not belong to this sweep: {error}", "start a new sweep"
             ) from None
     if end < path.stat().st_size:
         os.truncate(path, end)
@@ -64,14 +64,14 @@ def count_in(path: Path, totals: RunningTotals, sizes: Iterable[int]) -> int:
 class ReorderBuffer:
     """Puts batches back into the order of the plan.
 
-    Executors may finish them in any order. What is early waits on disk, where a resumed run finds
-    it.
+    Executors may finish them in any order. Early batches wait on disk, where a resumed run finds
+    them.
 
     Args:
-        folder: of the run; a batch that waits is a file `early-NUMBER.csv` there.
+        folder: the run folder; a waiting batch is a file `early-NUMBER.csv` there.
         names: of the classes in the rows.
         sizes: number of rows of each batch, in order.
-        turn: number of the first batch that has not been handed out.
+        turn: number of the next batch to hand out.
     """
 
     def __init__(self, folder: Path, names: ClassNames, sizes: Sequence[int], turn: int) -> None:
@@ -79,14 +79,14 @@ class ReorderBuffer:
         self.waiting: set[int] = set()
         for path in folder.glob("early-*.csv"):
             number = int(path.stem.removeprefix("early-"))
-            # Left by a run that was killed after it wrote the rows, or by another sweep.
+            # Left by a run that was killed after it wrote these rows, or by another sweep.
             if number < turn or not self._fits(number):
                 path.unlink()
             else:
                 self.waiting.add(number)
 
     def push(self, number: int, rows: Rows) -> Iterator[Rows]:
-        """Take in the rows of a batch; yields those whose turn has come, to be written at once.
+        """Take the rows of a batch; yields all rows that are due, to be written at once.
 
         Raises:
             OSError: the folder cannot be written to.
@@ -100,7 +100,7 @@ class ReorderBuffer:
         yield from self.drain()
 
     def drain(self) -> Iterator[Rows]:
-        """Yield the waiting rows whose turn has come."""
+        """Yield the waiting rows that are due."""
         while self.turn in self.waiting:
             yield self._read(self.turn)
             self._path(self.turn).unlink()

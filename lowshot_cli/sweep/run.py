@@ -1,4 +1,4 @@
-"""Sweeps: trials run, their rows written as they come, and a summary at the end."""
+"""Runs a sweep: its trials, their rows as they come, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a sweep is run; none of it changes what the trials are.
+    """How to run a sweep; none of this changes which trials it has.
 
     Attributes:
-        resume: go on where the rows of the run folder end, keeping models and threads as the sweep
-            began with.
+        resume: continue where the rows of the run folder end, with the `save_models` and `threads`
+            that the sweep started with.
         save_models: keep each trial's proxies and bias in `models.npy`.
-        threads: of PyTorch in each process that runs trials; None for as many as in this one.
+        threads: PyTorch threads in each process that runs trials; None for as many as in this one.
     """
 
     resume: bool = False
@@ -53,13 +53,13 @@ _DEFAULT_OPTIONS = RunOptions()
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found.
+    """The results of a sweep.
 
     Attributes:
-        summary: what `results.json` holds.
-        n_rows: rows in `results.csv`.
-        plan: what was done.
-        embedded: what the trials were made of.
+        summary: the content of `results.json`.
+        n_rows: number of rows in `results.csv`.
+        plan: the plan of the sweep.
+        embedded: the embeddings that trials were made of.
         totals: of all rows.
     """
 
@@ -71,7 +71,7 @@ class SweepResult:
 
 
 class CannotWrite(LowshotError):
-    """The run folder cannot be written to, the disk being full for instance; its rows are whole."""
+    """The run folder cannot be written to, such as on a full disk; its rows are intact."""
 
 
 def sweep(
@@ -91,16 +91,16 @@ def sweep(
         checkpoint: the pristine base model.
         dataset: the one it was trained on.
         config: `seed`, `imprint`, `finetune` and `sweep`.
-        embedder: of the checkpoint's network.
-        run_dir: gets `config.yaml`, `run.json`, `results.csv` and `results.json`.
+        embedder: with the checkpoint's network.
+        run_dir: the run folder; gets `config.yaml`, `run.json`, `results.csv` and `results.json`.
         options: whether to resume, what to keep, how many threads to use.
         executor: runs the trials.
-        context: hears about trials, and may stop the sweep after each batch of them.
+        context: gets progress reports, and may stop the sweep after each batch of trials.
 
     Raises:
-        Interrupted: stopped; the rows so far are on disk.
-        CannotWrite: the rows so far are on disk.
-        UsageError, CheckpointError, DataError: as `make_plan`, or a folder of another sweep.
+        Interrupted: the sweep was stopped; the rows so far are on disk.
+        CannotWrite: the folder cannot be written to; the rows so far are on disk.
+        UsageError, CheckpointError, DataError: as in `make_plan`, or it is another sweep's folder.
     """
     plan = make_plan(checkpoint, dataset, config)
     if options.save_models:
@@ -141,7 +141,7 @@ def _without_duplicates(
 
 
 def _as_begun(options: RunOptions, run_dir: Path, base: Checkpoint) -> tuple[bool, int]:
-    """Whether to keep models, and the number of threads; of a resumed sweep as it began."""
+    """Whether to keep models, and the number of threads; a resumed sweep keeps its own."""
     save_models, threads = options.save_models, options.threads or torch.get_num_threads()
     if options.resume:
         begun = read_run(run_dir, base)
@@ -152,10 +152,10 @@ def _as_begun(options: RunOptions, run_dir: Path, base: Checkpoint) -> tuple[boo
 def _record(
     results: Iterator[tuple[int, BatchResult]], recorder: Recorder, on_progress: OnProgress
 ) -> None:
-    """Write what batches yield as they come.
+    """Write the results of batches as they come.
 
     Raises:
-        Interrupted: not all of them came.
+        Interrupted: some batches are missing.
         CannotWrite: the folder is full, or cannot be written to.
     """
     total = recorder.plan.n_rows
@@ -168,7 +168,7 @@ def _record(
         reason = error.strerror or str(error)
         raise CannotWrite(
             f"cannot write to {recorder.run_dir}: {reason}; its {recorder.n_done:,} trials are "
-            "whole",
+            "intact",
             "free some space, then resume the sweep",
         ) from None
     finally:
@@ -176,14 +176,14 @@ def _record(
     if recorder.totals.n_rows < total:
         raise Interrupted(
             f"stopped after {recorder.n_done:,} of {total:,} trials, nothing is lost",
-            "`resume=True` goes on with it",
+            "`resume=True` continues it",
         )
 
 
 def _summarise(
     recorder: Recorder, embedded: SweepEmbeddings, timing: Timing, n_dropped: int, ran_on: str
 ) -> SweepSummary:
-    """What the trials add up to; of a sequence, cells describe the model after its last session."""
+    """Summarise all trials; in a sequence, cells describe the model after the last session."""
     plan, totals = recorder.plan, recorder.totals
     sessions = totals.sessions(plan.ways) if plan.sequence else ()
     last = tuple(cell for cell in sessions if cell.session == len(plan.groups))
@@ -206,7 +206,7 @@ def _summarise(
 
 
 def _with_supports(result: ClassResult, plan: Plan, embedded: SweepEmbeddings) -> ClassResult:
-    """Add the training images that the best and the worst trial drew, class by class."""
+    """Add the training images that the best and the worst trial drew of each class."""
     labels = plan.groups[plan.names.index(result.name)]
     trials = [result.best_trial, result.worst_trial]
     best, worst = [], []

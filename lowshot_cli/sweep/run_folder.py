@@ -1,4 +1,4 @@
-"""The folder of a sweep."""
+"""The run folder of a sweep and the files in it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ Models = np.memmap[Any, np.dtype[np.float32]]
 
 @contextmanager
 def run_folder(workdir: Path, resumed: Path | None) -> Iterator[Path]:
-    """Hold the folder of a sweep for this process alone: a new one unless resumed.
+    """Lock the run folder of a sweep for this process: a new one unless resumed.
 
-    A new one is removed if nothing was written to it, as the sweep could not begin.
+    A new folder is removed if nothing was written to it, as when the sweep could not start.
     """
     folder = resumed or _new_run_dir(workdir)
     try:
@@ -55,32 +55,34 @@ def _new_run_dir(workdir: Path) -> Path:
         folder = workdir / (stamp if number == 1 else f"{stamp}-{number}")
         try:
             folder.mkdir()
-        except FileExistsError:  # another sweep began in the same second
+        except FileExistsError:  # another sweep started in the same second
             continue
         return folder
     raise AssertionError
 
 
 def ensure_saveable(options: SweepConfig) -> None:
-    """Raise UsageError where no models could be made of the trials."""
+    """Raise UsageError if the trials would not yield models to save."""
     if options.sessions:
-        raise UsageError("`save_models` keeps no sessions", "leave one of the two out")
+        raise UsageError(
+            "`save_models` cannot keep the models of sessions", "leave one of the two out"
+        )
     for method in options.methods:
         if not METHODS[method].saves_models:
             raise UsageError(
-                f"`save_models` keeps one proxy a class, which does not make a model of {method}",
+                f"`save_models` keeps one proxy per class, which is not enough for {method}",
                 f"leave {method} out of `methods`",
             )
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` says of a run.
+    """The content of `run.json`.
 
     Attributes:
         base: digest of the base model.
-        has_models: whether the models of its trials are kept.
-        threads: of PyTorch in each process; None where it does not say.
+        has_models: whether the models of trials are kept.
+        threads: PyTorch threads in each process; None if not recorded.
     """
 
     base: str
@@ -91,35 +93,37 @@ class RunRecord:
 def write_run(
     run_dir: Path, config: Config, base: Checkpoint, *, save_models: bool, threads: int
 ) -> None:
-    """Write down what makes a run what it is, for those who resume or rebuild it."""
+    """Record what resuming the run and rebuilding its trials need."""
     write_text(run_dir / CONFIG, config.to_yaml())
     about = {"base": base.digest, "models": save_models, "threads": threads}
     write_text(run_dir / ABOUT, json.dumps({**about, "versions": versions()}))
 
 
 def read_run(run_dir: Path, base: Checkpoint) -> RunRecord:
-    """What a run folder says of itself.
+    """Read the record of a run folder.
 
     Raises:
-        DataError: it is no run folder, or its base model was another one.
+        DataError: it is not a run folder, or was run on another base model.
     """
     try:
         about = json.loads((run_dir / ABOUT).read_text(encoding="utf-8"))
         record = RunRecord(about["base"], bool(about.get("models")), about.get("threads"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
-            f"{run_dir} holds no sweep", "name a run folder of `lowshot sweep`"
+            f"{run_dir} is not a run folder", "name a folder that `lowshot sweep` wrote"
         ) from None
     if record.base != base.digest:
-        raise DataError(f"{run_dir} was run on another base model", "name that one: `checkpoint`")
+        raise DataError(
+            f"{run_dir} was run on another base model", "name that base model with `checkpoint`"
+        )
     return record
 
 
 def read_summary(run_dir: Path) -> SweepSummary:
-    """The summary of a finished sweep.
+    """Read the summary of a finished sweep.
 
     Raises:
-        DataError: it is damaged, or the sweep is not finished.
+        DataError: the summary is damaged, or the sweep is not finished.
     """
     path = run_dir / SUMMARY
     try:
@@ -130,10 +134,10 @@ def read_summary(run_dir: Path) -> SweepSummary:
 
 
 def changes_since(run_dir: Path, config: Config) -> list[str]:
-    """In what a config differs from that of a run folder, a line each.
+    """The differences between the config of a run folder and another config, one per line.
 
     Raises:
-        ConfigError: the folder's cannot be read.
+        ConfigError: the config of the folder cannot be read.
     """
     before, now = load_config(run_dir / CONFIG).portable(), config.portable()
     for values in (before, now):
@@ -145,7 +149,7 @@ def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "
     """Map `models.npy`, `(n, W·D + 1)` fp32: each trial's proxies, then its bias.
 
     Raises:
-        DataError: to be read, but absent, damaged or of another run.
+        DataError: the file to read is missing, damaged or of another run.
     """
     path, shape = run_dir / MODELS, (plan.n_rows, plan.ways * size + 1)
     models: Models
@@ -155,7 +159,7 @@ def open_models(run_dir: Path, plan: Plan, size: int, mode: Literal["r", "r+", "
         models = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(
-            f"{run_dir} holds no {MODELS}", "run the sweep with `save_models=True`"
+            f"{run_dir} has no {MODELS}", "run the sweep with `save_models=True`"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}", "run the sweep again") from None

@@ -25,7 +25,7 @@ from lowshot_cli.models.head import nearest_proxies
 NCR_POINTS = (2.0, 5.0)
 
 
-# Trials whose products are formed at once.
+# Trials to multiply at once.
 _BLOCK = 32
 
 
@@ -72,7 +72,7 @@ def score_trials(
     *,
     base_accuracy_before: float,
 ) -> Scores:
-    """Score trials without ever forming the logits of all classes.
+    """Score trials without computing the logits of all classes.
 
     A query's best base cosine is the same in every trial, so one cosine per query decides.
 
@@ -82,7 +82,7 @@ def score_trials(
         units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
-        base_accuracy_before: pristine base accuracy in percent.
+        base_accuracy_before: test accuracy of the base model in percent.
     """
     kept, shifts = score_base(proxies, base, bias, NCR_POINTS)  # (T,) and (T, P)
     right = proxies.new_zeros(len(proxies), dtype=torch.float64)
@@ -151,7 +151,7 @@ class _Block:
     Attributes:
         queries: the Q test queries of the class.
         trials: positions of the trials, at most b.
-        padded: `(b,)` the same, the last repeated up to `_BLOCK`.
+        padded: `(b,)` the same, padded to `_BLOCK` with the last.
         own: `(b, Q)` margins to the class's own proxy.
         nearest: `(b, Q)` margins to the nearest novel proxy.
     """
@@ -164,7 +164,7 @@ class _Block:
 
 
 def _blocks(proxies: Tensor, units: Tensor, novel: Mapping[int, NovelQueries]) -> Iterator[_Block]:
-    """Go through the novel queries, class by class, in blocks of the trials that add the class.
+    """Go through the novel classes and, for each, through blocks of the trials that add it.
 
     All products of a class have one shape, so the bits of a trial's result do not depend on how
     many other trials add the class.
@@ -189,12 +189,12 @@ def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tupl
 
     Args:
         proxies: `(b, W, D)` novel proxies.
-        is_own: `(b, W)` bool, which of them are the class's, on the CPU.
-        queries: the Q test queries of the class.
+        is_own: `(b, W)` bool, which of them belong to the class, on the CPU.
+        queries: the Q queries of the class.
 
     Returns:
         Margins `(b, Q)` to the class's own proxy, infinite where another novel proxy is at least as
-        near; margins `(b, Q)` to the nearest novel proxy, whichever it is.
+        near; margins `(b, Q)` to the nearest novel proxy of any class.
     """
     trials, ways, size = proxies.shape
     flat = proxies.reshape(-1, size) @ queries.embeddings.T  # (b·W, Q)

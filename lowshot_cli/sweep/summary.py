@@ -1,4 +1,4 @@
-"""What a sweep found, as programs and people read it."""
+"""The summary of a sweep, as `results.json` holds it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """What a method reaches with one number of shots.
+    """Results of one method with one number of shots.
 
     Attributes:
         method: as in `--method`.
         shots: support images per class.
-        n_trials: trials of the cell.
-        n_classes: novel classes that they are about.
+        n_trials: number of trials.
+        n_classes: number of novel classes in them.
         metrics: by name.
-        session: number of the session in a sequence, from 1; None where there is no sequence.
+        session: number of the session in a sequence, from 1; None without a sequence.
     """
 
     method: str
@@ -67,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean over class means of what one method reaches more than another, in points."""
+    """Mean gain of one method over another, over class means, in points."""
 
     mean: float
     ci95: Interval | None
@@ -78,7 +78,7 @@ class PairedDifference:
     """Two methods on the same draws.
 
     Attributes:
-        methods: that is measured, and that it is compared with.
+        methods: the method measured, and the one it is compared with.
         shots: support images per class.
         metrics: differences by name; empty where the two share no class.
     """
@@ -118,8 +118,8 @@ class ClassResult:
     Attributes:
         method: as in `--method`.
         shots: support images per class.
-        name: of the class, or of the group.
-        metrics: mean over its trials, by name.
+        name: the class or the group.
+        metrics: means over its trials, by name.
         confused_with: the base class that took most of its test images.
         confused_percent: percent of its test images that this class took, mean over the trials.
         best_trial: number of the trial with the largest NCR@2.
@@ -172,19 +172,19 @@ class ClassResult:
         )
 
 
-# What version 0.1.0 called them.
+# Names in version 0.1.0.
 _OLD_NAMES = {"swallowed_by": "confused_with", "swallowed": "confused_percent"}
 
 
 def _method(name: str) -> str:
-    """Today's name of a method."""
+    """The current name of a method."""
     known = find_method(name)
     return known.name if known else name
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a sweep took; of a resumed one what was done since."""
+    """How long a sweep took; if it was resumed, since then."""
 
     embed_seconds: float
     trials_seconds: float
@@ -193,23 +193,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All that `results.json` holds.
+    """The content of `results.json`.
 
     Attributes:
-        cells: per method and number of shots; of a sequence, after its last session.
-        base_accuracy_before: of the pristine base model on its test images, percent.
-        dropped_duplicates: test images that were left out, as a training image resembles them.
-        avoided_duplicates: training images of novel classes that were not drawn while there were
-            others, as they are test images too, or nearly.
-        timing: of the run.
+        cells: one per method and number of shots; in a sequence, after the last session.
+        base_accuracy_before: test accuracy of the base model, percent.
+        dropped_duplicates: test images left out, as they resemble a training image.
+        avoided_duplicates: training images of novel classes that were drawn only if there were no
+            others, as they resemble test images.
+        timing: how long it took.
         run_dir: the run folder.
         versions: of the package and its libraries.
-        hardware: that it ran on.
+        hardware: what it ran on.
         ways: novel classes that a trial adds; 1 in a sequence.
-        left_out: novel classes that are too few for another group.
-        paired: differences between methods; none in a sequence.
-        classes: one by one; none in a sequence.
-        sessions: every session of a sequence; empty where there is no sequence.
+        left_out: novel classes left over, too few for another group.
+        paired: differences between methods; empty in a sequence.
+        classes: results of each class; empty in a sequence.
+        sessions: results of each session; empty without a sequence.
     """
 
     cells: tuple[Cell, ...]
@@ -228,7 +228,7 @@ class SweepSummary:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether the sweep added classes in sessions, one after the other."""
+        """Whether the sweep added classes in a sequence of sessions."""
         return bool(self.sessions)
 
     @property
@@ -237,7 +237,7 @@ class SweepSummary:
         return tuple(dict.fromkeys(cell.method for cell in self.cells))
 
     def sorted_cells(self) -> list[Cell]:
-        """Cells by method, in the order in which these were named, then by number of shots."""
+        """Cells by method, in the order in which methods were named, then by number of shots."""
         return sorted(self.cells, key=lambda c: (self.methods.index(c.method), c.shots))
 
     def to_json(self) -> Json:
@@ -268,7 +268,7 @@ class SweepSummary:
         """Read back what `to_json` gave, here or in version 0.1.0.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: it is not a summary.
         """
         return cls(
             cells=tuple(map(Cell.from_json, values["cells"])),

@@ -1,4 +1,4 @@
-"""Trials in tiles of a fixed size."""
+"""Tiles: batches of trials, padded to a fixed size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowshot_cli.sweep.plan import IntArray, Plan, TrialBatch
 
 @dataclass(frozen=True)
 class Tile:
-    """A batch of trials, padded to a fixed number; T trials of W novel classes and k shots.
+    """A batch of trials, padded to a fixed size: T trials of W novel classes and k shots.
 
     Attributes:
         method: as in `--method`.
@@ -45,9 +45,9 @@ def make_tile(
 
     Args:
         batch: the trials.
-        plan: the sweep they belong to.
+        plan: of the sweep.
         available: number of training images by label.
-        avoided: positions of images that are not drawn while there are others, by label.
+        avoided: positions of images to draw only if there are no others, by label.
         size: number of trials to pad to.
     """
     groups, trials = plan.locate(batch)

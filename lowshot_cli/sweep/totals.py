@@ -1,4 +1,4 @@
-"""Running totals of a sweep's trials, which take the same memory however many there are."""
+"""Running totals of a sweep, in memory that does not grow with the number of trials."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from lowshot_cli.sweep.summary import Cell, ClassResult, MeanDifference, PairedD
 
 @dataclass
 class _Sums:
-    """Running sums over the trials of one method with one number of shots, G groups.
+    """Running sums over the trials of one method and number of shots, for G groups.
 
     Attributes:
         counts: `(G,)` trials of each group.
-        sums: by metric `(G,)`.
-        squares: by metric `(G,)` sums of squares.
-        confused_percent: `(G, C)` sum of the percent of novel queries that a base class took, where
-            it took most.
+        sums: `(G,)` sums of each metric.
+        squares: `(G,)` sums of squares of each metric.
+        confused_percent: `(G, C)` sum of the percent of novel queries that a base class took, over
+            trials in which it took most.
         best: by group the largest NCR@2 and the number of its trial.
-        worst: by group the smallest.
+        worst: by group the smallest NCR@2 and the number of its trial.
     """
 
     counts: FloatArray
@@ -50,7 +50,7 @@ class RunningTotals:
         self._sums: dict[tuple[str, int], _Sums] = {}
 
     def add(self, rows: Rows) -> None:
-        """Count rows in."""
+        """Add rows."""
         size = len(self.names.groups)
         cell = self._sums.get((rows.method, rows.shots))
         if cell is None:
@@ -80,7 +80,7 @@ class RunningTotals:
         """One cell per method and number of shots.
 
         Args:
-            ways: novel classes of a trial, a group of which counts as one in means and intervals.
+            ways: novel classes of a trial; means and intervals count such a group as one class.
         """
         found = []
         for (method, shots), cell in self._sums.items():
@@ -96,7 +96,7 @@ class RunningTotals:
     def sessions(self, ways: int) -> tuple[Cell, ...]:
         """One cell per method, number of shots and session of a sequence.
 
-        Every trial adds the same classes, so intervals are over trials, which differ in supports.
+        All trials add the same classes with other supports, so intervals are over trials.
 
         Args:
             ways: novel classes that a session adds.
@@ -131,7 +131,7 @@ class RunningTotals:
         return tuple(found)
 
     def classes(self) -> tuple[ClassResult, ...]:
-        """Per cell and group: means, the base class that took most, extreme trials; no supports."""
+        """Results of each group in each cell; their supports are left empty."""
         found = []
         for (method, shots), cell in self._sums.items():
             for group in map(int, np.flatnonzero(cell.counts)):

@@ -2,7 +2,7 @@
 
 The backbone is frozen, so every image is embedded once; after that a trial is a mean and one dot
 product per query. Trials run in tiles of a fixed size, so that a row depends on the seed, the model
-and the data, and not on which other trials were asked for.
+and the data, but not on the other trials of the sweep.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def score_full_trial(
     """Fine-tune the whole network from the imprinted model and score it.
 
     Args:
-        tile: with a single trial.
+        tile: a single trial.
         embedded: of the sweep.
         config: `seed` and `finetune`.
         budget: forgetting budget in points that sets the bias; None for bias 0.
-        context: hears about each step; its device is the network's.
+        context: gets a report of each step; the network runs on its device.
 
     Returns:
         Scores and bias `(1,)` of the one trial.
     """
-    # Only the network runs on the device; its embeddings come back to the CPU.
+    # Only the network runs on the device; it returns embeddings on the CPU.
     embedded = embedded.to(torch.device("cpu"))
     checkpoint, dataset = embedded.checkpoint, embedded.dataset
     labels = tile.units[0].tolist()
@@ -103,12 +103,12 @@ def _seed(tile: Tile, config: Config) -> int:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch of trials yields.
+    """Results of a batch of trials.
 
     Attributes:
         batch: the trials.
         rows: for `results.csv`.
-        proxies: `(T, W, D)` the trials' novel proxies; None where the backbone changed as well.
+        proxies: `(T, W, D)` novel proxies of the trials; None if the backbone changed too.
     """
 
     batch: TrialBatch
@@ -117,7 +117,7 @@ class BatchResult:
 
 
 class Executor(Protocol):
-    """Runs batches of trials: `run` here, or one that hands them to other processes."""
+    """Runs batches of trials: `run` in this process, or others on a cluster."""
 
     def __call__(
         self,
@@ -129,16 +129,16 @@ class Executor(Protocol):
         threads: int,
         context: RunContext,
     ) -> Iterator[tuple[int, BatchResult]]:
-        """Run batches; yields their numbers and results, in whatever order they are finished.
+        """Run batches; yields their numbers and results in the order in which they finish.
 
         Args:
             work: batches with their numbers in the plan.
             plan: of the sweep.
             embedded: from `embed_for_sweep`.
-            config: `seed`, `finetune` and `sweep`; on other machines `device` as well.
-            threads: of PyTorch in each process; the last digits of rows depend on it.
-            context: hears about the steps of long batches in this process; asked to stop, the
-                iteration ends once what was begun is finished.
+            config: `seed`, `finetune` and `sweep`; on other machines also `device`.
+            threads: PyTorch threads in each process; the last digits of rows depend on it.
+            context: gets reports of the steps of long batches in this process; once asked to stop,
+                the iteration ends after the batches that are running.
         """
 
 
@@ -202,7 +202,7 @@ def run_batch(
 def _score(
     proxies: Tensor, tile: Tile, embedded: SweepEmbeddings, budget: float | None
 ) -> tuple[Scores, Tensor]:
-    """Scores and bias `(T,)` of trials whose proxies `(T, R, D)` stand beside the base model's."""
+    """Scores and bias `(T,)` of trials that add proxies `(T, R, D)` to the base model."""
     bias = proxies.new_zeros(len(proxies))
     if budget is not None:
         bias = operating_bias(proxies, embedded.calibration, budget)
@@ -220,9 +220,9 @@ def _score(
 
 
 def make_novel_proxies(tile: Tile, embedded: SweepEmbeddings, config: Config) -> Tensor:
-    """Novel proxies `(T, R, D)` by one of the methods that leave the base model as it is.
+    """Novel proxies `(T, R, D)` by a method that leaves the base model unchanged.
 
-    R is the number of ways, times the proxies that the method gives a class.
+    R is the number of ways times the proxies per class of the method.
     """
     supports = Supports(
         gather(embedded.train, tile),
@@ -233,7 +233,7 @@ def make_novel_proxies(tile: Tile, embedded: SweepEmbeddings, config: Config) ->
 
 
 def _random_directions(tile: Tile, size: int, seed: int) -> Tensor:
-    """Unit directions `(T, W, size)`, which depend on seed, class and number of the trial."""
+    """Unit directions `(T, W, size)`, which depend on the seed, the class and the trial number."""
     directions = torch.empty(*tile.units.shape, size)
     for label in np.unique(tile.units):
         place = tile.units == label  # (T, W)

@@ -214,7 +214,9 @@ def test_imprint_says_what_the_holdout_expects_it_to_cost(
     assert found["expected_forgetting"] == pytest.approx(100 * lost.double().mean().item())
     assert 2 < found["expected_forgetting"] <= 3
     result = _done(lowshot("imprint", "--class", "omega", "--max-forgetting", 3))
-    expected = f"expected cost, by the hold-out: {found['expected_forgetting']:.1f} points"
+    expected = (
+        f"expected cost, estimated on the hold-out: {found['expected_forgetting']:.1f} points"
+    )
     assert expected in result.stdout
 
 

@@ -174,6 +174,6 @@ def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
 def test_the_plan_is_a_table_for_people(lowshot: RunCommand, workdir: Path) -> None:
     result = lowshot("sweep", "--novel", "2", "--trials", "1", "--shots", "1", "--dry-run")
     assert "works on" in result.stdout
-    assert "in all" in result.stdout
+    assert "total" in result.stdout
     assert "\n  runs/sweep-DATE-TIME/results.csv\n" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())

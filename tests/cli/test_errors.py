@@ -371,7 +371,7 @@ def test_a_trial_decides_what_is_learnt_and_how(
     lowshot: RunCommand, workdir: Path, flags: list[str]
 ) -> None:
     result = lowshot("imprint", "--from-run", "runs/sweep-1", "--trial", 0, *flags)
-    _refused(result, USAGE, "--from-run does not go with", flags[0].split("=")[0])
+    _refused(result, USAGE, "--from-run cannot be combined with", flags[0].split("=")[0])
 
 
 def test_images_of_another_size_than_the_models_are_refused(
@@ -384,7 +384,7 @@ def test_images_of_another_size_than_the_models_are_refused(
 def test_photos_are_measured_without_the_dataset(lowshot: RunCommand, workdir: Path) -> None:
     for flag in (["--open-set"], ["--report", "page.html"]):
         result = lowshot("evaluate", "--images", "A=photos", *flag)
-        _refused(result, USAGE, "--images does not go with", flag[0])
+        _refused(result, USAGE, "--images cannot be combined with", flag[0])
 
 
 @pytest.mark.parametrize("frozen", ["alternate", "never"])

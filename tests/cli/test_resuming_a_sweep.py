@@ -18,7 +18,7 @@ SWEEP = ("sweep", "--trials", 1, "--novel", 2, "--shots", "1,2", "--method", "im
 
 
 def _proposed(text: str) -> list[str]:
-    (command,) = re.findall(r"`lowshot (.*)` goes on", text)
+    (command,) = re.findall(r"`lowshot (.*)` continues", text)
     return shlex.split(command)
 
 
@@ -48,6 +48,6 @@ def test_on_a_full_disk_space_comes_first(
         patch.setattr(RowFile, "append", fail)
         result = lowshot(*SWEEP)
     assert result.exit_code == 3
-    assert "No space left on device; its 0 trials are whole" in result.stderr
+    assert "No space left on device; its 0 trials are intact" in result.stderr
     assert "free some space, then `lowshot sweep --resume" in result.stderr
     assert lowshot(*_proposed(result.stderr)).exit_code == 0

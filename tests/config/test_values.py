@@ -27,7 +27,7 @@ def _yaml(folder: Path, text: str) -> Path:
 def test_a_key_that_stands_twice_is_refused_with_both_lines(
     tmp_path: Path, text: str, key: str, lines: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"'{key}' stands twice, in lines {lines}"):
+    with pytest.raises(ConfigError, match=f"'{key}' is given twice, in lines {lines}"):
         load_config(_yaml(tmp_path, text))
 
 

@@ -183,8 +183,8 @@ def test_a_photo_taught_class_is_measured_on_other_photos(
     assert one["forgetting"] is None
     assert one["repeated"] == 0
     result = lowshot("evaluate", "--images", f"my mug={taught}")
-    assert "5 of the photos are among those the class was learnt from" in result.stderr
-    assert "on the photos named" in result.stdout
+    assert "photos among the support images of their class: 5" in result.stderr
+    assert "accuracy on your photos" in result.stdout
     result = lowshot("evaluate", "--images", f"my mgu={taught}")
     assert result.exit_code == 2
     assert "did you mean 'my mug'?" in result.stderr
@@ -197,7 +197,7 @@ def test_the_same_photo_twice_counts_once(
     taught = _save(glyphs, stranger, tmp_path / "taught", 3)
     (taught / "copy.png").write_bytes((taught / "001.png").read_bytes())
     result = lowshot("imprint", "--class", "mug", "--images", taught)
-    assert "1 photos left out, the same picture as another" in result.stderr
+    assert "photos left out, as they repeat another one: 1" in result.stderr
     assert len(load(workdir / "imprinted.safetensors").supports[0]) == 3
 
 

@@ -185,7 +185,7 @@ def test_without_test_images_noise_is_checked_and_named(
     empty.mkdir()
     result = lowshot("export", "--check", "--checkpoint", path, "--data-dir", empty)
     assert result.exit_code == 0, result.stderr
-    assert "64 images (noise, as no test images are at hand)" in " ".join(result.stdout.split())
+    assert "64 images (noise, as there are no test images)" in " ".join(result.stdout.split())
     assert not any(empty.iterdir())
 
 

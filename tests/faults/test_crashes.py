@@ -76,7 +76,7 @@ def test_a_sweep_on_a_full_disk_keeps_its_rows_and_goes_on(server: Server, runs:
     assert running.wait() == BAD_INPUT
     error, hint = running.stderr.strip().splitlines()[-2:]
     assert error.startswith("error: cannot write to runs/sweep-")
-    assert "goes on" in hint
+    assert "continues" in hint
     (folder,) = runs.glob("sweep-*")
     server.run("sweep", "--resume", folder, cwd=runs.parent)
     resumed = (folder / "results.csv").read_bytes()
@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(
     error, hint = told.strip().splitlines()[-2:]
     assert error.startswith("error: stopped in epoch")
     command = f"lowshot train-base --config {config} --epochs 60 --resume"
-    assert hint == f"  -> `{command}` goes on"
+    assert hint == f"  -> `{command}` continues"
     read_tensors(tmp_path / "runs" / "base.state.safetensors")
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
     wait_until(lambda: lock.exists() and lock.read_bytes() != b"")
     os.kill(running.pid, signal.SIGINT)
     assert running.wait() == INTERRUPTED
-    assert running.stderr.strip() == "error: interrupted, what was there before is whole"
+    assert running.stderr.strip() == "error: interrupted; existing files are intact"
     assert (runs / "imprinted.safetensors").read_bytes() == before
     assert not list(runs.glob(".*"))
 

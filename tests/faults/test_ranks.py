@@ -200,7 +200,7 @@ def test_ctrl_c_stops_all_ranks_and_resuming_ends_at_the_same_bytes(
     said = "".join(running.said(0) + running.said(1))
     assert said.count("error:") == said.count("nothing is lost") == 1
     assert "`torchrun --nproc-per-node 2 -m lowshot_cli train-base" in said
-    assert "--resume` goes on" in said
+    assert "--resume` continues" in said
     resumed = server.start("train-base", "--config", config, "--resume", cwd=tmp_path, ranks=2)
     assert resumed.wait_all() == [0, 0]
     made = tmp_path / "runs" / "base.safetensors"
@@ -231,7 +231,7 @@ def test_a_killed_rank_ends_the_others_with_one_line(
     assert statuses[1 - victim] == 130
     _, err = running.said(1 - victim)
     assert err.count("error: another rank has ended") == 1
-    assert "--resume` goes on" in err
+    assert "--resume` continues" in err
     assert "Traceback" not in err
     assert state.exists()
 
@@ -242,10 +242,10 @@ def test_of_a_problem_that_all_ranks_have_one_tells(
     for arguments, problem, status in (
         (["train-base", "--config", config, "--batch-size", "31"], "shared evenly by 2 ranks", 2),
         (["train-base", "--config", config, "--lr", "1e9"], "not finite in epoch 1", 3),
-        (["train-base", "--config", config, "--epochs", "0"], "work for one process", 2),
+        (["train-base", "--config", config, "--epochs", "0"], "but this command needs one", 2),
         (["train-base", "--config", config, "--epoch", "1"], "No such option", 2),
-        (["finetune", "--scope", "head"], "work for one process", 2),
-        (["evaluate"], "work for one process", 2),
+        (["finetune", "--scope", "head"], "but this command needs one", 2),
+        (["evaluate"], "but this command needs one", 2),
     ):
         running = server.start(*arguments, cwd=tmp_path, ranks=2)
         assert status in running.wait_all()

@@ -79,7 +79,7 @@ def test_the_page_of_a_sweep_says_what_was_run_and_needs_nothing_else(run_dir: P
         "Accuracy",
         "What novel accuracy costs",
         "Class by class",
-        "Who takes whose images",
+        "Confusions",
         "Embeddings",
     ]
     assert "lowshot sweep --trials 3 --novel 8" in text
@@ -142,7 +142,7 @@ def test_the_page_of_an_evaluation_shows_the_last_model(
     result = lowshot("evaluate", "--report", page, "--workdir", workdir, "--json")
     text = page.read_text(encoding="utf-8")
     found = _Page(text)
-    assert "Learnt from" in found.headings
+    assert "Support images" in found.headings
     assert len(found.all("img")) == 6
     for model in json.loads(result.stdout):
         assert f">{model['base_accuracy']:.1f}</td>" in text

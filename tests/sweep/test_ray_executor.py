@@ -286,7 +286,7 @@ def test_a_sweep_over_base_models_goes_on_where_it_stopped(
     assert len(list(tmp_path.glob("order-0-resnet9/sweep-*"))) == 1
     other = lowshot(*command, "--config", _trained_longer(tmp_path))
     assert other.exit_code == 3
-    assert "was trained otherwise than the config says: epochs: 3 -> 4" in other.stderr
+    assert "was trained with other settings than the config's: epochs: 3 -> 4" in other.stderr
 
 
 def _trained_longer(folder: Path) -> Path:
@@ -413,7 +413,7 @@ def test_ctrl_c_ends_command_and_cluster_and_says_how_to_go_on(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert out == ""
-    assert f"--resume {folder}` goes on" in err
+    assert f"--resume {folder}` continues" in err
     assert "Traceback" not in err
     wait_until(lambda: not any(is_running(pid) for pid in below))
     finished = _finished_batches(folder)

@@ -237,7 +237,7 @@ def test_a_stopped_sweep_keeps_its_rows_and_models(
     sweep(base, glyphs, config, embedder, whole, options=KEEP)
     with pytest.raises(Interrupted, match="18 of 216 trials") as caught:
         sweep(base, glyphs, config, embedder, stopped, options=KEEP, context=AT_ONCE)
-    assert "`resume=True` goes on" in str(caught.value.hint)
+    assert "`resume=True` continues" in str(caught.value.hint)
     assert len(_read(stopped / ROWS)) == 18
     sweep(base, glyphs, config, embedder, stopped, options=RunOptions(resume=True))
     for name in (ROWS, MODELS):
@@ -304,7 +304,7 @@ def test_sessions_add_classes_to_those_before(
     drawn = [float(row["novel_accuracy"]) for row in rows if row["classes"] == "session 3"][:3]
     assert cells[2].metrics["novel_accuracy"].mean == pytest.approx(np.mean(drawn))
     assert cells[2].metrics["novel_accuracy"].std_within == pytest.approx(np.std(drawn, ddof=1))
-    with pytest.raises(UsageError, match="keeps no sessions"):
+    with pytest.raises(UsageError, match="cannot keep the models of sessions"):
         sweep(base, glyphs, config, embedder, tmp_path / "models", options=KEEP)
 
 

@@ -1,4 +1,4 @@
-"""`lowshot classes`; listing them reads a header and needs no torch."""
+"""`lowshot classes`; listing classes reads only the header of a checkpoint, without torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_classes(config: Config, output: Output, source: Path | None) -> None:
 def remove_class(
     config: Config, output: Output, name: str, force: bool, source: Path | None
 ) -> None:
-    """Remove a class from a model, in its file."""
+    """Remove a class from a model and rewrite its file."""
     from lowshot_cli.adaptation.bias import without_class
 
     with _changed(config, name, force, source) as (path, checkpoint):
@@ -44,7 +44,7 @@ def remove_class(
 def rename_class(
     config: Config, output: Output, name: str, new: str, force: bool, source: Path | None
 ) -> None:
-    """Rename a class of a model, in its file."""
+    """Rename a class of a model and rewrite its file."""
     with _changed(config, name, force, source) as (path, checkpoint):
         changed = checkpoint.rename_class(name, new)
         _rewrite(output, path, changed.with_history("classes rename", {"class": name, "to": new}))
@@ -54,7 +54,7 @@ def rename_class(
 def _changed(
     config: Config, name: str, force: bool, source: Path | None
 ) -> Iterator[tuple[Path, Checkpoint]]:
-    """The model whose class is to change, with its folder locked meanwhile."""
+    """Load the model to change, with its folder locked meanwhile."""
     from lowshot_cli.cli.context import model_in_use
 
     folder = source.parent if source else config.workdir
@@ -63,7 +63,7 @@ def _changed(
         checkpoint.position(name)
         if name in checkpoint.base_classes and not force:
             raise UsageError(
-                f"{name!r} is a base class of {path}", "add --force to change it all the same"
+                f"{name!r} is a base class of {path}", "add --force to change it anyway"
             )
         yield path, checkpoint
 

@@ -1,4 +1,4 @@
-"""`lowshot data`; what the caches hold is shown without torch."""
+"""`lowshot data`; the contents of the caches are shown without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data_classes(config: Config, output: Output) -> None:
 
 
 def data_duplicates(config: Config, output: Output, at_least: float) -> None:
-    """Find test images that show what a training image shows."""
+    """Find test images that look like a training image."""
     from lowshot_cli.cli.context import load
     from lowshot_cli.data.duplicates import lookalikes
 

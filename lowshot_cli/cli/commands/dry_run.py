@@ -1,4 +1,4 @@
-"""`--dry-run`: what a command would do, what it would cost, and what it would write."""
+"""`--dry-run`: what a command would work on, its estimated cost, and what it would write."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ def train_base(
 ) -> None:
     """Plan a training."""
     if resume:
-        raise UsageError("--dry-run plans a whole training", "leave out --resume")
+        raise UsageError("--dry-run estimates a whole training", "leave out --resume")
     path = out or chain.chain_path(config.workdir, "base")
     ensure_free(path, overwrite)
     if config.dataset == "none":
-        raise UsageError("--dataset none costs no time to plan for", "leave out --dry-run")
+        raise UsageError(
+            "--dataset none trains nothing, so there is nothing to estimate", "leave out --dry-run"
+        )
     dataset = load(config, output, weights.photo_side(config))
     task = make_task(config.train_base, dataset)
     stages = forecast.estimate_training(config, dataset, task)
@@ -70,9 +72,9 @@ def finetune(
 def sweep(
     config: Config, output: Output, source: Path | None, resume: Path | None, save_models: bool
 ) -> None:
-    """Plan a sweep, and the training of its base model where that is still to come."""
+    """Plan a sweep, and the training of its base model if that is missing."""
     if resume is not None:
-        raise UsageError("--dry-run plans a whole sweep", "leave out --resume")
+        raise UsageError("--dry-run estimates a whole sweep", "leave out --resume")
     if save_models:
         ensure_saveable(config.sweep)
     sweeps([config], output, source, save_models, [])
@@ -85,14 +87,14 @@ def sweeps(
     save_models: bool,
     also: Sequence[Path],
 ) -> None:
-    """Plan sweeps that follow each other, one a config, steps of a name added up.
+    """Plan one sweep per config, with the costs of equal steps added up.
 
     Args:
-        configs: each with the work folder of its own.
-        output: gets the plan.
-        source: base model of them all; None for that of each work folder.
-        save_models: of each trial.
-        also: paths that are written after the last sweep.
+        configs: each with its own work folder.
+        output: prints the plan.
+        source: base model of all sweeps; None for that of each work folder.
+        save_models: keep the model of each trial.
+        also: files that are written after the last sweep.
     """
     counts: dict[str, int] = {}
     stages: dict[str, Stage] = {}
@@ -108,7 +110,7 @@ def sweeps(
             )
         written += files
     if any(config.sweep.drop_duplicates for config in configs):
-        output.note("finding look-alikes for --drop-duplicates comes on top")
+        output.note("the estimate leaves out the search for duplicates (--drop-duplicates)")
     if len(configs) != 1:
         counts = {"base models": len(configs), **counts}
     _show(output, counts, list(stages.values()), [*written, *also])

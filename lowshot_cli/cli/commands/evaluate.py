@@ -38,7 +38,7 @@ def evaluate(
     false_alarm: float | None = None,
     report: Path | None = None,
 ) -> None:
-    """Measure checkpoints side by side; with a false-alarm rate, also on classes never seen."""
+    """Evaluate checkpoints side by side; with a false-alarm rate, also on unknown classes."""
     if report is not None:
         ensure_writable(report.parent)
     if not paths:
@@ -63,7 +63,7 @@ def evaluate(
             if false_alarm is not None:
                 unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
     if not found:
-        raise CheckpointError("every checkpoint named is stale", "make them again, base first")
+        raise CheckpointError("every checkpoint is stale", "make them again, base first")
     pairs = zip_longest(found, unknown)
     output.data([evaluation_record(path, one, measured) for (path, one), measured in pairs])
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str, list[Path]]:
-    """Paths by class, of texts such as `mug=photos/`; names and paths may have `=` in them.
+    """Paths by class, from texts such as `mug=photos/`; names and paths may contain `=`.
 
     Raises:
         UsageError: a text without a class or a path.
@@ -103,12 +103,12 @@ def evaluate_photos(
     labelled: Sequence[str],
     others: Sequence[str],
 ) -> None:
-    """Measure models on photos outside any dataset, given as NAME=PATH.
+    """Evaluate models on photos outside the dataset, given as NAME=PATH.
 
     Raises:
-        UsageError: a photo without a class, or `others` name options that need test images.
+        UsageError: a path without a class, or `others` names options that need test images.
     """
-    reject_with("--images", others, "these need the dataset's images")
+    reject_with("--images", others, "these options need the dataset's images")
     answers, shown = [], []
     for named_path in paths or (None,):
         path, checkpoint = model_in_use(config, named_path)
@@ -121,10 +121,10 @@ def evaluate_photos(
             repeated += count_repeats(checkpoint, name, photos.pixels)
             embedded[name] = embed(network, photos.pixels)
         if repeated:
-            output.note(f"{repeated} of the photos are among those the class was learnt from")
+            output.note(f"photos among the support images of their class: {repeated}")
         found = evaluation.evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
         answers.append(photo_evaluation_record(path, found, repeated))
         shown.append((path.stem, found))
     output.data(answers)
-    tables.show_evaluations(output, shown, title="accuracy on the photos named")
+    tables.show_evaluations(output, shown, title="accuracy on your photos")
     tables.show_details(output, shown[-1][1], shown[-1][0])

@@ -44,23 +44,23 @@ def export(
     check: bool,
     images: Sequence[Path],
 ) -> None:
-    """Write the model in use for other programs, and hold what was written against it."""
+    """Export the model in use for other programs, and compare the export with it."""
     if images and not check:
-        raise UsageError("--images are what --check looks at", "add --check")
+        raise UsageError("--images names photos for --check", "add --check")
     folder = out or config.workdir / "export"
     if folder.is_file():
-        raise UsageError(f"{folder} is a file, a folder is to be made there", "name a folder")
+        raise UsageError(f"{folder} is a file, not a folder", "name a folder")
     there = folder.is_dir() and any(folder.iterdir())
     if there and not (overwrite or check):
         raise UsageError(
             f"{folder} is not empty", "add --overwrite to replace it, or name another with --out"
         )
     path, checkpoint = model_in_use(config, source)
-    anew = overwrite or not there
-    if anew:
+    writes = overwrite or not there
+    if writes:
         formats.ensure_installed(form, making=True, checking=check)
     which, pixels = _check_images(config, output, checkpoint, images) if check else ("", None)
-    if anew:
+    if writes:
         ensure_writable(folder)
         output.note(f"exporting {path}")
         made = exporter.export(checkpoint, form)
@@ -84,10 +84,10 @@ def export(
         )
     opset = exporter.OPSET if formats.ONNX_FILE in files else None
     output.data(export_record(folder, files, opset, found, which))
-    if anew:
+    if writes:
         typed = ["--out", str(out)] if out else []
         if source and path == chain.chain_path(config.workdir, path.stem):
-            typed += ["--checkpoint", str(path)]  # which is not the furthest one along the chain
+            typed += ["--checkpoint", str(path)]  # it may not be the furthest one along the chain
         then = None if check else next_command(config, path, "export", "--check", *typed)
         output.finish([folder / name for name in files], then)
 
@@ -95,7 +95,7 @@ def export(
 def _check_images(
     config: Config, output: Output, checkpoint: Checkpoint, images: Sequence[Path]
 ) -> tuple[str, Tensor]:
-    """What to check a model on, in words and as `(N, 3, S, S)` uint8; nothing is downloaded."""
+    """Images to check a model on, in words and as `(N, 3, S, S)` uint8; nothing is downloaded."""
     size = checkpoint.meta.image_size
     if images:
         return "photos", photos_at(config, output, images, size).pixels
@@ -105,13 +105,13 @@ def _check_images(
         noise = torch.randint(
             256, (_NOISE_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8
         )
-        return "noise, as no test images are at hand", noise
+        return "noise, as there are no test images", noise
     some = torch.randperm(len(pixels), generator=generator)[:_MOST_IMAGES]
     return f"test images of {checkpoint.meta.dataset}", pixels[some]
 
 
 def _test_images(config: Config, output: Output, checkpoint: Checkpoint) -> Tensor | None:
-    """The dataset's test images `(N, 3, S, S)`, or None where they do not lie on this machine."""
+    """The dataset's test images `(N, 3, S, S)`, or None if they are not on this machine."""
     dataset = with_dataset_of(config, checkpoint).dataset
     cifar_folder = config.data_folder / cifar.FOLDER
     if dataset == "cifar100" and not cifar_folder.is_dir():

@@ -66,7 +66,9 @@ def imprint(
     for d in drawn:
         output.listing(f"{d.name}: learnt from", d.described)
         if d.n_replaced:
-            output.note(f"{d.name}: {d.n_replaced} supports replaced, being test images or nearly")
+            output.note(
+                f"{d.name}: supports replaced, as they resemble test images: {d.n_replaced}"
+            )
     title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
     tables.show_change(output, before, after, title, cost)
     output.finish([path], next_command(config, path, "finetune"))
@@ -82,7 +84,7 @@ def imprint_photos(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Add one class from photos, with the checkpoint alone, and write `imprinted.safetensors`."""
+    """Add one class from photos, without the dataset, and write `imprinted.safetensors`."""
     with output_file(config, output, "imprinted", out, overwrite) as path:
         usual = "imprinted" if add else "base"
         _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
@@ -95,7 +97,7 @@ def imprint_photos(
     output.data(photo_imprint_record(path, method, taught, drawn, expected_forgetting=cost))
     output.listing(f"{drawn.name}: learnt from", drawn.described)
     if drawn.n_duplicates:
-        output.note(f"{drawn.n_duplicates} photos left out, the same picture as another")
+        output.note(f"photos left out, as they repeat another one: {drawn.n_duplicates}")
     title = f"{method}, bias {taught.head.bias:+.3f}"
     if cost is None:
         output.line(f"{title}, not calibrated: the model was adopted without data")
@@ -118,11 +120,11 @@ def imprint_from_run(
     """Rebuild the model of one trial of a sweep and write `imprinted.safetensors`.
 
     Raises:
-        UsageError: one of the two is missing, or `others` name options that the trial decides.
+        UsageError: one of the two is missing, or `others` names options that the trial decides.
     """
     if run_dir is None or trial is None:
-        raise UsageError("--from-run and --trial go together", "give both")
-    hint = "leave it out: the trial says what was learnt, how, and from which base model"
+        raise UsageError("--from-run and --trial need each other", "give both")
+    hint = "leave it out: the trial decides which classes were learnt, and how"
     reject_with("--from-run", others, hint)
     with output_file(config, output, "imprinted", out, overwrite) as path:
         _, base, ancestor = open_parent(config, "imprinted", "base", source, out)

@@ -29,9 +29,9 @@ def predict(
     as_csv: bool,
     source: Path | None,
 ) -> None:
-    """Classify images; those that cannot be read are an error once the others are told of."""
+    """Classify images; unreadable ones are an error once the others are reported."""
     if as_csv and output.as_json:
-        raise UsageError("--csv and --json are two ways to print", "give one of them")
+        raise UsageError("--csv and --json are two formats", "give one of them")
     if not sources:
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
     files = find_photos(_listed(sources), deep=True)

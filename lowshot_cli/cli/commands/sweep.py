@@ -53,11 +53,11 @@ def sweep(
     save_models: bool,
     workers: Workers,
 ) -> None:
-    """Run a sweep and write its run folder; train the base model first if the config says how."""
+    """Run a sweep and write its run folder; train a missing base model if the config says so."""
     if resume is not None and (save_models or workers.threads):
         raise UsageError(
-            "--save-models and --threads are decided when a sweep begins",
-            "leave them out, the run knows them",
+            "--save-models and --threads are fixed when a sweep starts",
+            "leave them out, the run folder records them",
         )
     if save_models:
         ensure_saveable(config.sweep)
@@ -89,7 +89,7 @@ def sweep(
     show = tables.show_sessions if summary.is_sequence else tables.show_sweep
     show(output, summary)
     if summary.left_out:
-        output.note(f"not added, too few for another group: {', '.join(summary.left_out)}")
+        output.note(f"left out, too few for another group: {', '.join(summary.left_out)}")
     if config.sweep.drop_duplicates:
         output.line(
             f"without {summary.dropped_duplicates:,} test images that resemble a training image"
@@ -103,7 +103,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Done:
-    """A finished sweep: its summary, and the files to name."""
+    """A finished sweep: its summary, and the written files to report."""
 
     summary: SweepSummary
     written: list[Path]
@@ -124,13 +124,13 @@ def run_sweep(
 
     Args:
         config: of the sweep.
-        output: gets progress and notes.
+        output: prints progress and notes.
         base: the base model.
         dataset: the one it was trained on.
-        resumed: run folder that the sweep goes on with; None for a new one.
+        resumed: the run folder to resume; None for a new one.
         options: of the run.
         executor: runs the trials.
-        named_base: file of the base model as it was typed, which a resuming command names again.
+        named_base: file of the base model as it was typed, for the command that resumes.
     """
     ensure_writable(config.workdir)
     with (
@@ -161,21 +161,21 @@ def run_sweep(
 
 @contextmanager
 def _hints_at_resuming(run_dir: Path, named_base: Path | None) -> Iterator[None]:
-    """Name the command that goes on with a sweep where it was stopped."""
+    """Name the command that resumes an interrupted sweep."""
     base = ["--checkpoint", str(named_base)] if named_base else []
     command = shlex.join(["lowshot", "sweep", *base, "--resume", str(run_dir)])
     try:
         yield
     except Interrupted as stopped:
-        stopped.hint = f"`{command}` goes on"
+        stopped.hint = f"`{command}` continues"
         raise
     except sweeping.CannotWrite as problem:
-        problem.hint = f"free some space, then `{command}` goes on"
+        problem.hint = f"free some space, then `{command}` continues"
         raise
 
 
 def trains_first(config: Config, path: Path) -> bool:
-    """Whether a sweep makes its base model: it is not there, and the config says how."""
+    """Whether a sweep trains its base model: it is missing, and the config says so."""
     return not path.exists() and config.sweep.train_base
 
 
@@ -184,12 +184,12 @@ def load_base(path: Path, config: Config) -> Checkpoint:
 
     Raises:
         UsageError: it has novel classes.
-        CheckpointError: there is none, or it was trained otherwise than the config says.
+        CheckpointError: it is missing, or was trained with other settings than the config's.
     """
     if not path.exists():
         raise CheckpointError(
             f"no base model at {path}",
-            "`lowshot train-base` makes it; a sweep trains it first where its config has "
+            "`lowshot train-base` makes it; a sweep trains it first if its config has "
             "`sweep: {train_base: true}`",
         )
     base = ckpt.load(path)
@@ -200,15 +200,15 @@ def load_base(path: Path, config: Config) -> Checkpoint:
 
 
 def _check_split(base: Checkpoint, path: Path, config: Config) -> None:
-    """A config that says how the base model is trained must not meet one trained otherwise."""
+    """Check that the base model was trained as the config says."""
     if not config.sweep.train_base:
         return
     wanted = config.portable()["train_base"]
     changed = difference(base.meta.config["train_base"], wanted)
     if changed:
         raise CheckpointError(
-            f"{path} was trained otherwise than the config says: {'; '.join(changed)}",
-            "name another --workdir, or set sweep.train_base to false",
+            f"{path} was trained with other settings than the config's: {'; '.join(changed)}",
+            "give another --workdir, or set sweep.train_base to false",
         )
 
 
@@ -223,7 +223,7 @@ def _check_resumed(run_dir: Path, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """What `--executor` and the options beside it say.
+    """What `--executor` and its companion options say.
 
     Raises:
         UsageError: they contradict each other, or Ray is not installed.
@@ -241,8 +241,8 @@ class Workers:
             raise UsageError(f"--gpus-per-worker {self.gpus:g}: should be 0 or more")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise UsageError(
-                f"--gpus-per-worker {self.gpus:g}: Ray splits a single GPU only",
-                "give a number below 1, or a whole one",
+                f"--gpus-per-worker {self.gpus:g}: Ray shares one GPU, or gives whole ones",
+                "give a number up to 1, or a whole number",
             )
         if self.on_ray:
             cluster.check_installed()
@@ -258,11 +258,11 @@ class Workers:
 
     @property
     def threads_each(self) -> int | None:
-        """PyTorch's threads in each worker; None for its own number."""
+        """PyTorch's threads in each worker; None for PyTorch's default."""
         return self.threads or (1 if self.on_ray else None)
 
     def open(self, output: Output) -> AbstractContextManager[trials.Executor]:
-        """The executor that runs the trials, as long as the block lasts."""
+        """The executor that runs the trials, for the duration of the block."""
         if not self.on_ray:
             return nullcontext(trials.run)
         output.note(f"joining Ray at {self.address}" if self.address else "starting Ray")

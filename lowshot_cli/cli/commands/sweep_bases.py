@@ -1,4 +1,4 @@
-"""Sweeps over base models: each trained once, each swept, and what they add up to."""
+"""Sweeps over base models: each is trained once and swept, then all are summarised."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def sweep(
     save_models: bool,
     workers: Workers,
 ) -> None:
-    """Train a base model for each class order and backbone, sweep each, and add them up.
+    """Train a base model for each class order and backbone, sweep each, and summarise.
 
-    Base models and sweeps that exist already are used as far as they go.
+    Existing base models and sweeps are reused, unfinished sweeps resumed.
     """
     if source or resume:
         raise UsageError(
-            "several base models do not go with --checkpoint or --resume",
-            "leave these out; the same command goes on where it was stopped",
+            "several base models cannot be combined with --checkpoint or --resume",
+            "leave these out; the same command continues where it was stopped",
         )
     if save_models:
         ensure_saveable(config.sweep)
@@ -80,15 +80,15 @@ def sweep(
 
 
 def _listed(option: str, text: str | None) -> list[str]:
-    """The parts of a list on the command line, with commas between."""
+    """The entries of a comma-separated list on the command line."""
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     if text is not None and (not parts or len(set(parts)) < len(parts)):
-        raise UsageError(f"`{option}` {text!r}: should name each once, with commas between")
+        raise UsageError(f"`{option}` {text!r}: should name each entry once, separated by commas")
     return parts
 
 
 def _train_missing(models: Sequence[BaseModel], output: Output, workers: Workers) -> None:
-    """Train the base models that are not there yet; those that are must be the ones asked for."""
+    """Train the missing base models; existing ones must match their config."""
     missing = []
     for model in models:
         if model.path.exists():
@@ -125,11 +125,11 @@ def _train_on_ray(missing: Sequence[BaseModel], output: Output, gpus: float) -> 
 def _sweep(
     model: BaseModel, output: Output, executor: Executor, workers: Workers, save_models: bool
 ) -> SweepSummary:
-    """The summary of a base model's sweep, which is run as far as it is not there."""
+    """The summary of a base model's sweep, which is run or resumed unless it is finished."""
     base = ckpt.load(model.path)
     begun = find_run(model.config, base, threads=workers.threads, save_models=save_models)
     if begun and is_finished(begun):
-        output.note(f"{model.name}: swept already, {begun}")
+        output.note(f"{model.name}: already swept, {begun}")
         return read_summary(begun)
     output.note(f"sweeping {model.name}")
     dataset = load_dataset_of(base, model.config, output)
@@ -141,7 +141,7 @@ def _sweep(
             model.config, output, base, dataset, begun, options=options, executor=executor
         )
     except Interrupted as stopped:
-        stopped.hint = None  # the command as typed goes on with all of them
+        stopped.hint = None  # the command as typed continues with all of them
         raise
     output.finish(done.written)
     return done.summary

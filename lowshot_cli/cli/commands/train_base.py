@@ -41,19 +41,19 @@ def train_base(
             _make_base(config, output, path, resume, report=True, ranks=ranks)
     except RankLost as lost:
         if not is_resumable(state_path(path)):
-            lost.hint = "no epoch had ended, so start again"
+            lost.hint = "no epoch was finished, so start again"
         raise
 
 
 def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
-    """Train the base model that a sweep lacks, from where an interrupted training of it stopped."""
+    """Train the missing base model of a sweep, or continue its interrupted training."""
     config = config.on_dataset(DEFAULT_DATASET)
     with exclusive_folder(config, output, path, overwrite=True):
         _make_base(config, output, path, is_resumable(state_path(path)), report=False)
 
 
 def state_path(path: Path) -> Path:
-    """Where the training state of a base model lies, beside its checkpoint."""
+    """Path of the training state of a base model, beside its checkpoint."""
     return path.with_suffix(".state.safetensors")
 
 
@@ -92,7 +92,7 @@ def _make_base(
 
 
 def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
-    """Download a library's weights, so that training finds them."""
+    """Download a library's weights before training reads them."""
     if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
         weights.read_weights(config.train_base, show_progress=not output.quiet)
 
@@ -105,15 +105,15 @@ def finish_base(
     report: bool,
     proposed: Sequence[str] = _PHOTOS,
 ) -> None:
-    """Write a base model, and report on it where a user asked for its training.
+    """Write a base model, and show its results if they are asked for.
 
     Args:
-        config: it was trained with.
-        output: gets the notes and results.
-        path: of the checkpoint.
-        result: of the training.
+        config: what it was trained with.
+        output: prints notes and results.
+        path: where to write the checkpoint.
+        result: the trained model and its measurements.
         report: whether to show the results and the next command.
-        proposed: the class and the images that the next command adds.
+        proposed: class and images for the next command to add.
     """
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
