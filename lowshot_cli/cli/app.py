@@ -21,7 +21,7 @@ from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET, user_path
 from lowshot_cli.config.yaml_file import load_config
-from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
+from lowshot_cli.errors import ExitCode, Interrupted, LowshotError, one_line
 
 if TYPE_CHECKING:
     from lowshot_cli.cli.console import Output
@@ -108,7 +108,7 @@ class _Group(_Listing):
         except LowshotError as error:
             if isinstance(error, Interrupted):
                 error.hint = error.hint or _going_on(ctx.meta[_TYPED])
-            flags = _flags_of(self, ctx.meta[_TYPED][0])
+            flags = _flags_by_name(self, ctx.meta[_TYPED][0])
             error.message = f.reword(error.message, flags)
             error.hint = error.hint and f.reword(error.hint, flags)
             _fail(error)
@@ -121,12 +121,12 @@ class _Group(_Listing):
         except OSError as error:
             place = error.filename or "a file"
             problem = LowshotError(
-                f"{place}: {error.strerror or error}", "check the space and your rights there"
+                f"{place}: {one_line(error)}", "check the space and your rights there"
             )
             _fail(problem)
 
 
-def _flags_of(group: Any, typed: str) -> dict[str, str]:
+def _flags_by_name(group: Any, typed: str) -> dict[str, str]:
     """The flag of each option by its Python name; the command that was typed has precedence."""
     # What comes last wins.
     order = sorted(group.commands.items(), key=lambda entry: entry[0] == typed)

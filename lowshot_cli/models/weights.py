@@ -79,7 +79,7 @@ def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
     ensure_known(options.backbone)
     mean, std, side = _MEAN, _STD, _SIDE
     if library == "torchvision":
-        preset = _of_torchvision(name).transforms()
+        preset = _published_weights(name).transforms()
         mean, std, side = preset.mean, preset.std, preset.crop_size[0]
     elif (config := import_timm().get_pretrained_cfg(name)) is not None:
         mean, std, side = config.mean, config.std, config.input_size[-1]
@@ -104,7 +104,7 @@ def _scaled(values: tuple[float, ...]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _of_torchvision(name: str) -> Any:
+def _published_weights(name: str) -> Any:
     """The weights that torchvision holds best for a model, not yet downloaded."""
     from torchvision.models import get_model_weights
 
@@ -135,7 +135,7 @@ def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
             f"{backbone} has no published weights", "try `backbone=torchvision:resnet18`"
         )
     ensure_known(backbone)
-    published = None if library == "timm" else _of_torchvision(name)
+    published = None if library == "timm" else _published_weights(name)
     # The libraries announce a download on stdout, which is for results.
     announced = sys.stderr if show_progress else io.StringIO()
     try:

@@ -226,7 +226,7 @@ def confusion(rows: Sequence[str], columns: Sequence[str], percent: FloatArray) 
 
 
 def embedding_map(shown: EmbeddingMap) -> Figure:
-    """Base class means, test images of some novel classes, and the rows that were made for them."""
+    """Base class means, test images of some novel classes, and the proxies made for them."""
     made = figure(6.4, 5.4)
     axes = made.subplots()
     axes.scatter(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowshot_cli.errors import LowshotError, UsageError
+from lowshot_cli.errors import LowshotError, UsageError, one_line
 from lowshot_cli.storage.locks import remove_abandoned, try_lock
 
 # As much of a file's name stands in that of its temporary file, which may not be too long.
@@ -110,7 +110,7 @@ def ensure_writable(folder: Path) -> None:
         Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise LowshotError(
-            f"cannot write to the folder {folder}: {error.strerror}", "use another `workdir`"
+            f"cannot write to the folder {folder}: {one_line(error)}", "use another `workdir`"
         ) from None
 
 

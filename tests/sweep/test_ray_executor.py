@@ -301,7 +301,7 @@ def _trained_longer(folder: Path) -> Path:
         (("--executor", "ray", "--gpus-per-worker", "1.5"), "a whole one"),
         (("--threads", "0"), "1 or more"),
         (("--class-order-seeds", "0,0"), "each once"),
-        (("--class-order-seeds", "0,x"), "class_order_seed 'x': should be a valid integer"),
+        (("--class-order-seeds", "0,x"), "--class-order-seed: should be a valid integer"),
         (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
         (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "do not go with"),
     ],
