@@ -291,10 +291,10 @@ def _begin(
     if ctx.params.get("print_config"):
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
-    torchrun.ensure_trains(section, config, bool(ctx.params.get("dry_run")))
+    torchrun.ensure_trains(section, config, dry_run=bool(ctx.params.get("dry_run")))
     line = shlex.join([*torchrun.invocation(), *ctx.meta[_TYPED]])
     is_quiet = bool(ctx.params["quiet"]) or torchrun.launch_environment().number > 0
-    output = Output(bool(ctx.params["json"]), is_quiet, line)
+    output = Output(as_json=bool(ctx.params["json"]), quiet=is_quiet, command=line)
     return Call(config, output, _typed_options(ctx))
 
 

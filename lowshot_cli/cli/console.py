@@ -73,7 +73,7 @@ class Output:
         command: as it was typed.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
         self.as_json, self.quiet, self.command = as_json, quiet, command
         self.results = _console(sys.stdout)
         self.messages = _console(sys.stderr)

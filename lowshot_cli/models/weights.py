@@ -111,7 +111,7 @@ def _published_weights(name: str) -> Any:
     return get_model_weights(name).DEFAULT
 
 
-def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[str, Tensor]:
+def read_weights(options: TrainBaseConfig, *, show_progress: bool = False) -> dict[str, Tensor]:
     """The state dict that `weights` names, downloaded at need.
 
     Args:
@@ -124,11 +124,13 @@ def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[
     """
     source = options.weights or DEFAULT_WEIGHTS
     return (
-        _download(options.backbone, show_progress) if source == DEFAULT_WEIGHTS else _read(source)
+        _download(options.backbone, show_progress=show_progress)
+        if source == DEFAULT_WEIGHTS
+        else _read(source)
     )
 
 
-def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
+def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
     library, _, name = backbone.partition(":")
     if not name:
         raise UsageError(

@@ -20,7 +20,7 @@ from lowshot_cli.storage.locks import remove_abandoned, try_lock
 _NAME_PART = 100
 
 
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a temporary file in the same folder, then put it in `path`'s place.
 
     The temporary file is locked until then. So one that a killed process left behind is recognised
@@ -114,7 +114,7 @@ def ensure_writable(folder: Path) -> None:
         ) from None
 
 
-def ensure_free(path: Path, overwrite: bool) -> None:
+def ensure_free(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace a file that cost time to make.
 
     Raises:
