@@ -15,21 +15,20 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from lowshot_cli.cli.run_log import RunLog
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import LowshotError
-from lowshot_cli.progress import OnProgress
-from lowshot_cli.progress import Progress as Report
+from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.report.tables import is_number
 
 _FACTS = {
@@ -169,7 +168,7 @@ class Output:
         """Show reports of the engine, and log them where a log is kept."""
         with self._shown() as show:
 
-            def both(report: Report) -> None:
+            def both(report: Progress) -> None:
                 if self._run_log:
                     self._run_log.progress(report)
                 show(report)
@@ -185,7 +184,7 @@ class Output:
             with _bar(self.messages) as bar:
                 tasks: dict[str, TaskID] = {}
 
-                def show(report: Report) -> None:
+                def show(report: Progress) -> None:
                     if report.note:
                         self._say(report.note)
                     if report.stage not in tasks:
@@ -203,7 +202,7 @@ class Output:
         else:
             yield self._print_milestone
 
-    def _print_milestone(self, report: Report) -> None:
+    def _print_milestone(self, report: Progress) -> None:
         if report.note:
             self._say(report.note)
         started = self._started.setdefault(report.stage, time.perf_counter())
@@ -234,8 +233,8 @@ def _console(file: Any) -> Console:
     return made
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+def _bar(console: Console) -> ProgressBar:
+    return ProgressBar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
@@ -245,7 +244,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
+def _facts(report: Progress, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
     return separator.join(
         formats[name].format(value) for name, value in report.facts.items() if name in formats
     )
