@@ -75,14 +75,7 @@ def imprint(
         decided = ["--class", "--images", "--shots", "--method", "--max-forgetting"]
         others = _typed(call, [*decided, "--add", "--replace"])
         work.imprint_from_run(
-            config,
-            output,
-            from_run,
-            checkpoint,
-            out,
-            trial=trial,
-            overwrite=overwrite,
-            others=others,
+            config, output, from_run, trial, checkpoint, out, overwrite=overwrite, others=others
         )
         return
     how = {"add": add, "replace": replace, "overwrite": overwrite}
@@ -175,16 +168,10 @@ def sweep(
     config, output = call.config, call.output
     workers = work.Workers(executor, ray_address, gpus_per_worker, threads)
     if class_order_seeds or backbones:
-        sweep_bases.sweep(
-            config,
-            output,
-            workers,
-            class_order_seeds,
-            backbones,
-            others=_typed(call, ["--checkpoint", "--resume"]),
-            dry_run=dry_run,
-            save_models=save_models,
-        )
+        others = _typed(call, ["--checkpoint", "--resume"])
+        how = {"dry_run": dry_run, "save_models": save_models}
+        lists = class_order_seeds, backbones
+        sweep_bases.sweep(config, output, workers, *lists, others=others, **how)
     elif dry_run:
         plan.sweep(config, output, checkpoint, resume, save_models=save_models)
     else:
@@ -211,13 +198,7 @@ def predict(
 
     rate = _false_alarm(unknown, false_alarm)
     work.predict(
-        call.config,
-        call.output,
-        sources or [],
-        checkpoint,
-        top=top,
-        false_alarm=rate,
-        as_csv=csv,
+        call.config, call.output, sources or [], checkpoint, top=top, false_alarm=rate, as_csv=csv
     )
 
 
@@ -239,16 +220,8 @@ def export(
     """
     from lowshot_cli.cli.commands import export as work
 
-    work.export(
-        call.config,
-        call.output,
-        checkpoint,
-        out,
-        format,
-        overwrite=overwrite,
-        check=check,
-        images=images or [],
-    )
+    files, how = (checkpoint, out, images or []), {"overwrite": overwrite, "check": check}
+    work.export(call.config, call.output, format, *files, **how)
 
 
 app.add_typer(classes, name="classes")

@@ -37,13 +37,13 @@ _NOISE_IMAGES = 64
 def export(
     config: Config,
     output: Output,
+    form: ExportFormat,
     source: Path | None,
     out: Path | None,
-    form: ExportFormat,
+    images: Sequence[Path],
     *,
     overwrite: bool,
     check: bool,
-    images: Sequence[Path],
 ) -> None:
     """Write the model in use for other programs, and hold what was written against it."""
     if images and not check:

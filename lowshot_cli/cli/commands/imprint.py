@@ -112,10 +112,10 @@ def imprint_from_run(
     config: Config,
     output: Output,
     run_dir: Path | None,
+    trial: int | None,
     source: Path | None,
     out: Path | None,
     *,
-    trial: int | None,
     overwrite: bool,
     others: Sequence[str],
 ) -> None:
