@@ -71,15 +71,14 @@ def imprint(
     from lowshot_cli.cli.commands import imprint as work
 
     config, output = call.config, call.output
+    how = {"add": add, "replace": replace, "overwrite": overwrite}
     if from_run is not None or trial is not None:
         decided = ["--class", "--images", "--shots", "--method", "--max-forgetting"]
         others = _typed(call, [*decided, "--add", "--replace"])
         work.imprint_from_run(
             config, output, from_run, trial, checkpoint, out, overwrite=overwrite, others=others
         )
-        return
-    how = {"add": add, "replace": replace, "overwrite": overwrite}
-    if images:
+    elif images:
         work.imprint_photos(config, output, images, checkpoint, out, **how)
     else:
         work.imprint(config, output, checkpoint, out, **how)
@@ -170,8 +169,9 @@ def sweep(
     if class_order_seeds or backbones:
         others = _typed(call, ["--checkpoint", "--resume"])
         how = {"dry_run": dry_run, "save_models": save_models}
-        lists = class_order_seeds, backbones
-        sweep_bases.sweep(config, output, workers, *lists, others=others, **how)
+        sweep_bases.sweep(
+            config, output, workers, class_order_seeds, backbones, others=others, **how
+        )
     elif dry_run:
         plan.sweep(config, output, checkpoint, resume, save_models=save_models)
     else:
@@ -220,8 +220,8 @@ def export(
     """
     from lowshot_cli.cli.commands import export as work
 
-    files, how = (checkpoint, out, images or []), {"overwrite": overwrite, "check": check}
-    work.export(call.config, call.output, format, *files, **how)
+    how = {"overwrite": overwrite, "check": check}
+    work.export(call.config, call.output, format, checkpoint, out, images or [], **how)
 
 
 app.add_typer(classes, name="classes")
