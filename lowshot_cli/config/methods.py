@@ -18,7 +18,7 @@ class Method:
 
     Attributes:
         name: as in `--method`.
-        summary: what it does, for the help.
+        summary: how it makes the proxy, for the command reference.
         biased: whether novel classes get a bias from the hold-out when no budget is named.
         in_imprint: whether `imprint` offers it; a sweep offers every method.
         saves_models: whether a trial leaves one proxy a class on the base model, which makes a
