@@ -28,7 +28,7 @@ from rich.text import Text
 from lowshot_cli.cli.run_log import RunLog
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import LowshotError
-from lowshot_cli.progress import OnProgress, Progress
+from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.report.tables import is_number
 
 _FACTS = {
@@ -179,7 +179,7 @@ class Output:
     def _shown(self) -> Iterator[OnProgress]:
         """A live bar on a terminal, else a line per milestone."""
         if self.quiet:
-            yield lambda report: None
+            yield silent
         elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
             with _bar(self.messages) as bar:
                 tasks: dict[str, TaskID] = {}

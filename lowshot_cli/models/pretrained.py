@@ -122,7 +122,7 @@ def _build_torchvision(name: str, side: int) -> _Built:
     return model, (layers[-1], *AUXILIARY)
 
 
-def _build_timm(name: str, side: int) -> _Built:
+def _build_timm(name: str, _side: int) -> _Built:
     model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=0)
     return model, timm_classifier(model)
 
