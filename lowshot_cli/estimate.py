@@ -104,7 +104,7 @@ def estimate_sweep(
         else:
             cost = _seconds_a_tile(run, context, warm_up=not is_warm)
         seconds[method] = seconds.get(method, 0.0) + cost * count
-        context.on_progress(Progress("calibrating", number, len(alike), "tiles"))
+        context.on_progress(Progress("timing", number, len(alike), "tiles"))
     trials = plan.n_rows // len(plan.methods)
     return [*stages, *(Stage(method, trials, "trials", s) for method, s in seconds.items())]
 

@@ -12,6 +12,7 @@ import typer
 from lowshot_cli.cli.app import find_panel
 from lowshot_cli.cli.flags import COMMON
 from lowshot_cli.cli.main import app
+from lowshot_cli.config.methods import METHODS
 
 REFERENCE = Path(__file__).parent.parent / "lowshot_cli" / "cli" / "README.md"
 BEGIN = "<!-- Written by `python -m tests.reference`; change the code instead. -->"
@@ -36,8 +37,18 @@ def reference() -> str:
         rows = {id(p): _row(p) for p in command.params}
         common |= {p.name: rows[id(p)] for p in command.params if find_panel(p) == COMMON}
         parts += _command(name, command, rows)
+    parts += _details(
+        "Methods", ["| method | its proxy | offered by |", "|---|---|---|", *_methods()]
+    )
     parts += _details("Common options", _table("option", common.values()))
     return "\n".join(parts)
+
+
+def _methods() -> Iterator[str]:
+    yield from ("| method | its proxy | offered by |", "|---|---|---|")
+    for method in METHODS.values():
+        commands = "`imprint`, `sweep`" if method.in_imprint else "`sweep`"
+        yield f"| `{method.name}` | {_escaped(method.summary)} | {commands} |"
 
 
 def _command(name: str, command: Any, rows: dict[int, str]) -> list[str]:

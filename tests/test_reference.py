@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from lowshot_cli.config.methods import METHODS
 from tests.reference import BEGIN, END, REFERENCE, all_commands, reference, refreshed
 
 
@@ -27,6 +28,8 @@ def test_every_option_of_every_command_has_a_row() -> None:
     text = reference()
     sections = dict(re.findall(r"<summary>(.+?)</summary>(.*?)</details>", text, re.DOTALL))
     common = sections.pop("Common options")
+    assert all(f"| `{name}` | {method.summary} |" in text for name, method in METHODS.items())
+    del sections["Methods"]
     assert list(sections) == [f"lowshot {name}" for name in all_commands()]
     for name, command in all_commands().items():
         section = sections[f"lowshot {name}"]

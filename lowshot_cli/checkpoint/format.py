@@ -67,9 +67,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {METADATA_KEY: text})
     except OSError as error:
-        reason = error.strerror or str(error)
         raise CheckpointError(
-            f"cannot write {path}: {reason}", "a file that was there is unchanged"
+            f"cannot write {path}: {one_line(error)}", "a file that was there is unchanged"
         ) from None
     return file_hash(path)
 

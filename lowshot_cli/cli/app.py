@@ -21,7 +21,7 @@ from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET, user_path
 from lowshot_cli.config.yaml_file import load_config
-from lowshot_cli.errors import ExitCode, Interrupted, LowshotError
+from lowshot_cli.errors import ExitCode, Interrupted, LowshotError, one_line
 
 if TYPE_CHECKING:
     from lowshot_cli.cli.console import Output
@@ -108,7 +108,7 @@ class _Group(_Listing):
         except LowshotError as error:
             if isinstance(error, Interrupted):
                 error.hint = error.hint or _how_to_continue(ctx.meta[_TYPED])
-            flags = _flags_of(self, ctx.meta[_TYPED][0])
+            flags = _flags_by_name(self, ctx.meta[_TYPED][0])
             error.message = f.reword(error.message, flags)
             error.hint = error.hint and f.reword(error.hint, flags)
             _fail(error)
@@ -121,13 +121,12 @@ class _Group(_Listing):
         except OSError as error:
             place = error.filename or "a file"
             problem = LowshotError(
-                f"{place}: {error.strerror or error}",
-                "check the free space and your permissions there",
+                f"{place}: {one_line(error)}", "check the free space and your permissions there"
             )
             _fail(problem)
 
 
-def _flags_of(group: Any, typed: str) -> dict[str, str]:
+def _flags_by_name(group: Any, typed: str) -> dict[str, str]:
     """The flag of each option by its Python name; the typed command takes precedence."""
     # Later entries override earlier ones.
     order = sorted(group.commands.items(), key=lambda entry: entry[0] == typed)
@@ -292,10 +291,10 @@ def _begin(
     if ctx.params.get("print_config"):
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
-    torchrun.ensure_trains(section, config, bool(ctx.params.get("dry_run")))
+    torchrun.ensure_trains(section, config, dry_run=bool(ctx.params.get("dry_run")))
     line = shlex.join([*torchrun.invocation(), *ctx.meta[_TYPED]])
     is_quiet = bool(ctx.params["quiet"]) or torchrun.launch_environment().number > 0
-    output = Output(bool(ctx.params["json"]), is_quiet, line)
+    output = Output(as_json=bool(ctx.params["json"]), quiet=is_quiet, command=line)
     return Call(config, output, _typed_options(ctx))
 
 

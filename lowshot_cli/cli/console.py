@@ -15,21 +15,20 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from lowshot_cli.cli.run_log import RunLog
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import LowshotError
-from lowshot_cli.progress import OnProgress
-from lowshot_cli.progress import Progress as Report
+from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.report.tables import is_number
 
 _FACTS = {
@@ -75,7 +74,7 @@ class Output:
         command: the command line as it was typed.
     """
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, command: str = "") -> None:
         self.as_json, self.quiet, self.command = as_json, quiet, command
         self.results = _console(sys.stdout)
         self.messages = _console(sys.stderr)
@@ -171,7 +170,7 @@ class Output:
         """Show progress reports of the engine, and log them if a log is kept."""
         with self._shown() as show:
 
-            def both(report: Report) -> None:
+            def both(report: Progress) -> None:
                 if self._run_log:
                     self._run_log.progress(report)
                 show(report)
@@ -182,12 +181,12 @@ class Output:
     def _shown(self) -> Iterator[OnProgress]:
         """A live bar on a terminal, otherwise a line per milestone."""
         if self.quiet:
-            yield lambda report: None
+            yield silent
         elif self.messages.is_terminal and not self.messages.is_dumb_terminal:
             with _bar(self.messages) as bar:
                 tasks: dict[str, TaskID] = {}
 
-                def show(report: Report) -> None:
+                def show(report: Progress) -> None:
                     if report.note:
                         self._say(report.note)
                     if report.stage not in tasks:
@@ -205,7 +204,7 @@ class Output:
         else:
             yield self._print_milestone
 
-    def _print_milestone(self, report: Report) -> None:
+    def _print_milestone(self, report: Progress) -> None:
         if report.note:
             self._say(report.note)
         started = self._started.setdefault(report.stage, time.perf_counter())
@@ -236,8 +235,8 @@ def _console(file: Any) -> Console:
     return made
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+def _bar(console: Console) -> ProgressBar:
+    return ProgressBar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
@@ -247,7 +246,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _facts(report: Report, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
+def _facts(report: Progress, formats: Mapping[str, str] = _FACTS, separator: str = ", ") -> str:
     return separator.join(
         formats[name].format(value) for name, value in report.facts.items() if name in formats
     )

@@ -8,11 +8,10 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset_name
+from lowshot_cli.checkpoint.workdir import chain_path, furthest, load_fresh, parent_hash
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
@@ -22,6 +21,7 @@ from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.models.embedder import Embedder
+from lowshot_cli.progress import OnProgress
 from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.storage.files import ensure_free, ensure_writable
 from lowshot_cli.storage.locks import locked
@@ -90,17 +90,17 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
 
 
 def photos_at(
-    config: Config, output: Output, sources: Sequence[Path], image_size: int, deep: bool = False
+    config: Config, output: Output, sources: Sequence[Path], image_size: int, *, deep: bool = False
 ) -> Photos:
     """Load the photos that files, folders and globs name, and report those left out."""
-    photos = load_photos(find_photos(sources, deep), image_size, config.skip_bad)
+    photos = load_photos(find_photos(sources, deep=deep), image_size, skip_bad=config.skip_bad)
     report_skipped(output, photos.skipped)
     return photos
 
 
 def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
     """Load the named checkpoint, or the furthest one along the chain that is not stale."""
-    path = source or chain.furthest(config.workdir)[0]
+    path = source or furthest(config.workdir)[0]
     return path, ckpt.load(path)
 
 
@@ -120,15 +120,13 @@ def open_parent(
         CheckpointError: the file to make it from is missing or stale.
         UsageError: the new stage would be stale as soon as it is written.
     """
-    path = source or chain.chain_path(config.workdir, usual)
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, usual)
-    ancestor = chain.parent_hash(config.workdir, stage, path, parent.meta, in_place=out is None)
+    path = source or chain_path(config.workdir, usual)
+    parent = ckpt.load(source) if source else load_fresh(config.workdir, usual)
+    ancestor = parent_hash(config.workdir, stage, path, parent.meta, in_place=out is None)
     return path, parent, ancestor
 
 
-def make_embedder(
-    checkpoint: Checkpoint, config: Config, on_progress: Callable[[Any], None]
-) -> Embedder:
+def make_embedder(checkpoint: Checkpoint, config: Config, on_progress: OnProgress) -> Embedder:
     """An embedder with a checkpoint's network and the user's cache."""
     network = checkpoint.network(pick_device(config.device))
     return Embedder(network, cache=embedding_cache(), on_progress=on_progress)
@@ -146,7 +144,7 @@ def reject_with(option: str, others: Sequence[str], hint: str) -> None:
 
 def evaluate_next(config: Config, path: Path) -> str:
     """The command that evaluates a checkpoint that was just written."""
-    usual = chain.chain_path(config.workdir, path.stem)
+    usual = chain_path(config.workdir, path.stem)
     return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))
 
 
@@ -159,7 +157,7 @@ def next_command(config: Config, path: Path, *command: str) -> str:
         command: its words, without `lowshot`.
     """
     typed = ["lowshot", *command]
-    if path != chain.chain_path(config.workdir, path.stem):
+    if path != chain_path(config.workdir, path.stem):
         typed += ["--checkpoint", str(path)]
     if config.workdir != Path(os.environ.get("LOWSHOT_WORKDIR") or Config().workdir):
         typed += ["--workdir", str(config.workdir)]
@@ -177,6 +175,7 @@ def output_file(
     output: Output,
     stage: str,
     out: Path | None,
+    *,
     overwrite: bool,
     ranks: ProcessGroupView = ALONE,
 ) -> Iterator[Path]:
@@ -184,14 +183,19 @@ def output_file(
 
     Without `out` it replaces its stage of the chain, which is quick to make again.
     """
-    path = out or chain.chain_path(config.workdir, stage)
-    with exclusive_folder(config, output, path, overwrite or out is None, ranks):
+    path = out or chain_path(config.workdir, stage)
+    with exclusive_folder(config, output, path, overwrite=overwrite or out is None, ranks=ranks):
         yield path
 
 
 @contextmanager
 def exclusive_folder(
-    config: Config, output: Output, path: Path, overwrite: bool, ranks: ProcessGroupView = ALONE
+    config: Config,
+    output: Output,
+    path: Path,
+    *,
+    overwrite: bool,
+    ranks: ProcessGroupView = ALONE,
 ) -> Iterator[None]:
     """Lock the folder of a file to be written; of several ranks only the leader locks it."""
     if not ranks.leads:
@@ -199,7 +203,7 @@ def exclusive_folder(
             yield
         return
     ensure_writable(path.parent)
-    ensure_free(path, overwrite)
+    ensure_free(path, overwrite=overwrite)
     with locked(path.parent), logged(output, config, path), readable_errors():
         yield
 

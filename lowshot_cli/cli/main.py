@@ -43,11 +43,11 @@ def train_base(
 
     Example: lowshot train-base --dataset glyphs --epochs 6
     """
-    from lowshot_cli.cli.commands import dry_run as planning
-    from lowshot_cli.cli.commands import train_base as training
+    from lowshot_cli.cli.commands import dry_run as plan
+    from lowshot_cli.cli.commands import train_base as work
 
-    make = planning.train_base if dry_run else training.train_base
-    make(call.config, call.output, resume, out, overwrite)
+    make = plan.train_base if dry_run else work.train_base
+    make(call.config, call.output, out, resume=resume, overwrite=overwrite)
 
 
 @command(app, "imprint", section="imprint")
@@ -68,17 +68,20 @@ def imprint(
 
     Example: lowshot imprint --class "my mug" --images photos/
     """
-    from lowshot_cli.cli.commands import imprint as imprinting
+    from lowshot_cli.cli.commands import imprint as work
 
-    files = checkpoint, out, overwrite
+    config, output = call.config, call.output
+    how = {"add": add, "replace": replace, "overwrite": overwrite}
     if from_run is not None or trial is not None:
         decided = ["--class", "--images", "--shots", "--method", "--max-forgetting"]
         others = _typed(call, [*decided, "--add", "--replace"])
-        imprinting.imprint_from_run(call.config, call.output, from_run, trial, *files, others)
+        work.imprint_from_run(
+            config, output, from_run, trial, checkpoint, out, overwrite=overwrite, others=others
+        )
     elif images:
-        imprinting.imprint_photos(call.config, call.output, images, add, replace, *files)
+        work.imprint_photos(config, output, images, checkpoint, out, **how)
     else:
-        imprinting.imprint(call.config, call.output, add, replace, *files)
+        work.imprint(config, output, checkpoint, out, **how)
 
 
 @command(app, "finetune", section="finetune")
@@ -95,11 +98,11 @@ def finetune(
 
     Example: lowshot finetune --steps 200 --max-forgetting 1
     """
-    from lowshot_cli.cli.commands import dry_run as planning
-    from lowshot_cli.cli.commands import finetune as tuning
+    from lowshot_cli.cli.commands import dry_run as plan
+    from lowshot_cli.cli.commands import finetune as work
 
-    make = planning.finetune if dry_run else tuning.finetune
-    make(call.config, call.output, checkpoint, out, overwrite)
+    make = plan.finetune if dry_run else work.finetune
+    make(call.config, call.output, checkpoint, out, overwrite=overwrite)
 
 
 @command(app, "evaluate")
@@ -119,14 +122,14 @@ def evaluate(
 
     Example: lowshot evaluate --images "my mug"=photos/
     """
-    from lowshot_cli.cli.commands import evaluate as measuring
+    from lowshot_cli.cli.commands import evaluate as work
 
     if labelled:
         others = _typed(call, ["--open-set", "--false-alarm", "--report"])
-        measuring.evaluate_photos(call.config, call.output, checkpoints or [], labelled, others)
+        work.evaluate_photos(call.config, call.output, checkpoints or [], labelled, others)
     else:
         rate = _false_alarm(open_set, false_alarm)
-        measuring.evaluate(call.config, call.output, checkpoints or [], rate, report)
+        work.evaluate(call.config, call.output, checkpoints or [], rate, report)
 
 
 def _config_of_run(own: Mapping[str, Any]) -> Path | None:
@@ -157,20 +160,22 @@ def sweep(
 
     Example: lowshot sweep --executor ray --class-order-seeds 0,1,2
     """
-    from lowshot_cli.cli.commands import dry_run as planning
-    from lowshot_cli.cli.commands import sweep as sweeping
-    from lowshot_cli.cli.commands import sweep_bases as several
-    from lowshot_cli.cli.commands.sweep import Workers
+    from lowshot_cli.cli.commands import dry_run as plan
+    from lowshot_cli.cli.commands import sweep as work
+    from lowshot_cli.cli.commands import sweep_bases
 
     config, output = call.config, call.output
-    workers = Workers(executor, ray_address, gpus_per_worker, threads)
+    workers = work.Workers(executor, ray_address, gpus_per_worker, threads)
     if class_order_seeds or backbones:
-        lists = class_order_seeds, backbones
-        several.sweep(config, output, *lists, checkpoint, resume, dry_run, save_models, workers)
+        others = _typed(call, ["--checkpoint", "--resume"])
+        how = {"dry_run": dry_run, "save_models": save_models}
+        sweep_bases.sweep(
+            config, output, workers, class_order_seeds, backbones, others=others, **how
+        )
     elif dry_run:
-        planning.sweep(config, output, checkpoint, resume, save_models)
+        plan.sweep(config, output, checkpoint, resume, save_models=save_models)
     else:
-        sweeping.sweep(config, output, checkpoint, resume, save_models, workers)
+        work.sweep(config, output, checkpoint, resume, workers, save_models=save_models)
 
 
 @command(app, "predict", settings=PHOTO_SETTINGS)
@@ -189,10 +194,12 @@ def predict(
 
     Example: lowshot predict photos/ --unknown --false-alarm 5 --csv
     """
-    from lowshot_cli.cli.commands import predict as predicting
+    from lowshot_cli.cli.commands import predict as work
 
     rate = _false_alarm(unknown, false_alarm)
-    predicting.predict(call.config, call.output, sources or [], top, rate, csv, checkpoint)
+    work.predict(
+        call.config, call.output, sources or [], checkpoint, top=top, false_alarm=rate, as_csv=csv
+    )
 
 
 @command(app, "export", settings=PHOTO_SETTINGS)
@@ -211,10 +218,10 @@ def export(
 
     Example: lowshot export --format onnx --check
     """
-    from lowshot_cli.cli.commands import export as exporting
+    from lowshot_cli.cli.commands import export as work
 
-    files = checkpoint, out, format, overwrite
-    exporting.export(call.config, call.output, *files, check, images or [])
+    how = {"overwrite": overwrite, "check": check}
+    work.export(call.config, call.output, format, checkpoint, out, images or [], **how)
 
 
 app.add_typer(classes, name="classes")
@@ -245,7 +252,7 @@ def classes_remove(
     """
     from lowshot_cli.cli.commands.classes import remove_class
 
-    remove_class(call.config, call.output, name, force, checkpoint)
+    remove_class(call.config, call.output, name, checkpoint, force=force)
 
 
 @command(classes, "rename", settings=("workdir",))
@@ -264,7 +271,7 @@ def classes_rename(
     """
     from lowshot_cli.cli.commands.classes import rename_class
 
-    rename_class(call.config, call.output, name, new_name, force, checkpoint)
+    rename_class(call.config, call.output, name, new_name, checkpoint, force=force)
 
 
 app.add_typer(data, name="data")
@@ -278,9 +285,9 @@ def data_classes(call: Call) -> None:
 
     Example: lowshot data classes --dataset glyphs
     """
-    from lowshot_cli.cli.commands import data as looking
+    from lowshot_cli.cli.commands import data as work
 
-    looking.data_classes(call.config, call.output)
+    work.data_classes(call.config, call.output)
 
 
 @command(data, "cache", settings=())
@@ -294,9 +301,9 @@ def data_cache(
 
     Example: lowshot data cache --clear
     """
-    from lowshot_cli.cli.commands import data as looking
+    from lowshot_cli.cli.commands import data as work
 
-    looking.data_cache(call.output, clear)
+    work.data_cache(call.output, clear=clear)
 
 
 @command(data, "duplicates", settings=DATASET_SETTINGS)
@@ -310,9 +317,9 @@ def data_duplicates(
 
     Example: lowshot data duplicates --at-least 0.95 --json
     """
-    from lowshot_cli.cli.commands import data as looking
+    from lowshot_cli.cli.commands import data as work
 
-    looking.data_duplicates(call.config, call.output, at_least)
+    work.data_duplicates(call.config, call.output, at_least)
 
 
 def _typed(call: Call, options: Iterable[str]) -> list[str]:

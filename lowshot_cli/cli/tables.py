@@ -9,9 +9,18 @@ from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.open_set import OpenSet
 from lowshot_cli.evaluation.predict import Prediction
-from lowshot_cli.report import tables as rows
 from lowshot_cli.report.plots import caption
-from lowshot_cli.report.tables import duration, percent
+from lowshot_cli.report.tables import (
+    class_rows,
+    duration,
+    evaluation_rows,
+    hardest_rows,
+    over_bases_rows,
+    paired_rows,
+    percent,
+    session_rows,
+    sweep_rows,
+)
 from lowshot_cli.sweep.base_models import BasesSummary
 from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.training.result import TrainResult
@@ -23,8 +32,8 @@ def show_plan(output: Output, plan: DryRun) -> None:
     table = [[one.name, f"{one.n:,}", one.unit, duration(one.seconds)] for one in plan.stages]
     table.append(["total", "", "", duration(plan.seconds)])
     memory = f"memory {plan.memory / 2**30:.1f} GiB"
-    caption = f"estimated from the first seconds of the work; {memory}"
-    output.table(["step", "n", "of", "time"], table, caption=caption)
+    note = f"estimated from the first seconds of the work; {memory}"
+    output.table(["step", "n", "of", "time"], table, caption=note)
     output.line("would write")
     for path in plan.paths:
         output.line(f"  {path}")
@@ -74,7 +83,7 @@ def show_evaluations(
     title: str = "accuracy on test images",
 ) -> None:
     """One row per checkpoint."""
-    columns, *cells = rows.evaluation_rows(found)
+    columns, *cells = evaluation_rows(found)
     output.table(columns, cells, title=title)
 
 
@@ -117,7 +126,7 @@ def show_open_set(output: Output, name: str, found: OpenSet) -> None:
 
 def show_details(output: Output, found: Evaluation, name: str) -> None:
     """Accuracy by class, worst first, and the worst confusions."""
-    columns, *cells = rows.class_rows(found)
+    columns, *cells = class_rows(found)
     output.table(columns, cells, title=f"{name}, by class")
     if found.confusions:
         output.table(
@@ -139,21 +148,21 @@ def show_sessions(output: Output, summary: SweepSummary) -> None:
     after = [[c.method, c.shots, before, *steps[c.method, c.shots]] for c in cells]
     title = "accuracy over all classes after each session, %"
     output.table(["method", "shots", "base", *numbers], after, title=title)
-    columns, *last = rows.session_rows(summary)
+    columns, *last = session_rows(summary)
     output.table(columns, last, title="after the last session", caption=caption(summary))
 
 
 def show_sweep(output: Output, summary: SweepSummary) -> None:
     """One row per method and number of shots, what methods gain, and the hardest classes."""
-    columns, *cells = rows.sweep_rows(summary)
+    columns, *cells = sweep_rows(summary)
     title = "accuracy on test images, mean over novel classes"
     output.table(columns, cells, title=title, caption=caption(summary))
-    columns, *pairs = rows.paired_rows(summary)
+    columns, *pairs = paired_rows(summary)
     if pairs:
         title = f"points gained over {summary.methods[0]} on the same draws"
         output.table(columns, pairs, title=title)
     last = summary.cells[-1]
-    columns, *hardest = rows.hardest_rows(summary, _HARDEST)
+    columns, *hardest = hardest_rows(summary, _HARDEST)
     title = f"hardest classes for {last.method} with {last.shots} shots"
     output.table(columns, hardest, title=title)
 
@@ -172,7 +181,7 @@ def show_over_bases(output: Output, summary: BasesSummary) -> None:
     output.table(["base model", "backbone", "class order", "base %"], models, title="base models")
     for backbone in dict.fromkeys(cell.backbone for cell in summary.cells):
         cells = [cell for cell in summary.cells if cell.backbone == backbone]
-        columns, *found = rows.over_bases_rows(cells)
+        columns, *found = over_bases_rows(cells)
         n = cells[0].n_bases
         title = f"{backbone}, mean over {n} base model{'s' * (n != 1)}"
         output.table(columns, found, title=title, caption="95 % intervals over base models")

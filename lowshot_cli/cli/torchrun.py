@@ -88,7 +88,7 @@ def _nowhere() -> TextIO:
     return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
-def ensure_trains(section: str | None, config: Config, dry_run: bool) -> None:
+def ensure_trains(section: str | None, config: Config, *, dry_run: bool) -> None:
     """Refuse several ranks for a command that one process does alone.
 
     Raises:

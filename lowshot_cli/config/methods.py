@@ -18,7 +18,7 @@ class Method:
 
     Attributes:
         name: as in `--method`.
-        summary: what it does, for the help.
+        summary: how it makes the proxy, for the command reference.
         biased: whether novel classes get a bias from the hold-out if no budget is given.
         in_imprint: whether `imprint` offers it; a sweep offers every method.
         saves_models: whether a trial yields one proxy per class beside the base model, so that its
@@ -82,6 +82,9 @@ METHODS: Mapping[str, Method] = {
 _FORMER = {"calibrated": "teen"}
 IMPRINT_METHODS = tuple(name for name, method in METHODS.items() if method.in_imprint)
 SWEEP_METHODS = tuple(METHODS)
+# Those that `sweep` alone offers, and those without a bias unless one is asked for.
+SWEEP_ONLY = tuple(name for name in METHODS if name not in IMPRINT_METHODS)
+UNBIASED = tuple(name for name, method in METHODS.items() if not method.biased)
 
 
 def find_method(name: str) -> Method | None:

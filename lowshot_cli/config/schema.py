@@ -10,7 +10,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lowshot_cli.config.methods import IMPRINT_METHODS
+from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_ONLY, UNBIASED
 from lowshot_cli.config.presentation import (
     BACKBONE,
     BASE_CLASSES,
@@ -185,7 +185,7 @@ class ImprintConfig(Section):
         metavar="METHOD",
     )
     views: Count = setting(10, "Augmented views of each image that `augmented` averages.")
-    max_forgetting: MaxForgetting | None = _budget("2; none for imprint and random")
+    max_forgetting: MaxForgetting | None = _budget(f"2; none for {' and '.join(UNBIASED)}")
 
 
 class FinetuneConfig(Section):
@@ -256,8 +256,7 @@ class SweepConfig(Section):
     )
     methods: Methods = setting(
         ("imprint", "random", "whitened", "finetune-head"),
-        "Methods, separated by commas: those of `imprint`, and nearest, proxies, finetune-head, "
-        "finetune-full.",
+        f"Methods, separated by commas: those of `imprint`, and {', '.join(SWEEP_ONLY)}.",
         TRIALS,
         flag="--method",
         metavar="METHODS",
@@ -271,7 +270,7 @@ class SweepConfig(Section):
     drop_duplicates: bool = setting(
         False, "Leave out test images that resemble a training image.", TRIALS
     )
-    max_forgetting: MaxForgetting | None = _budget("2; none for imprint and random")
+    max_forgetting: MaxForgetting | None = _budget(f"2; none for {' and '.join(UNBIASED)}")
     train_base: bool = setting(
         False, "Train the base model first, as `train_base` says, if the work folder has none."
     )

@@ -11,34 +11,18 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from lowshot_cli.config.schema import (
-    Config,
-    FinetuneConfig,
-    ImprintConfig,
-    Section,
-    SweepConfig,
-    TrainBaseConfig,
-)
+from lowshot_cli.config.schema import Config, Section
 from lowshot_cli.errors import ConfigError, UsageError, nearest
 
 _Section = TypeVar("_Section", bound=Section)
 _SHORT = reprlib.Repr()
-
-
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
-
 _SHORT.maxlevel = 2
-
-
 _MOST_BYTES = 1024**2
-
-
-_SECTIONS: dict[str, type[Section]] = {
-    "train_base": TrainBaseConfig,
-    "imprint": ImprintConfig,
-    "finetune": FinetuneConfig,
-    "sweep": SweepConfig,
+_SECTIONS = {
+    name: type(field.default)
+    for name, field in Config.model_fields.items()
+    if isinstance(field.default, Section)
 }
 
 
@@ -159,5 +143,5 @@ def _wanted(problem: ErrorDetails) -> str:
 
 
 def _fields_at(location: list[str]) -> list[str]:
-    model = _SECTIONS.get(location[0], Config) if location else Config
+    model: type[Section] = _SECTIONS.get(location[0], Config) if location else Config
     return list(model.model_fields)

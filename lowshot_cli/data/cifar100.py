@@ -102,7 +102,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {path}: {one_line(error)}") from None
     # A damaged pickle may raise nearly anything; every way of failing means the same to the user.
     except Exception as error:
         raise DataError(f"{path} is damaged: {one_line(error)}", _refetch(path.parent)) from None

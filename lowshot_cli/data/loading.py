@@ -23,15 +23,13 @@ def load_dataset(
     Raises:
         DataError: the data are absent or broken.
     """
-    from lowshot_cli.data import cifar100 as cifar
-    from lowshot_cli.data import glyphs
-    from lowshot_cli.data import image_folder as folder
+    from lowshot_cli.data import cifar100, glyphs, image_folder
 
     size, name = image_size or config.image_size, config.dataset or DEFAULT_DATASET
     if name == "cifar100":
-        if size not in (None, cifar.IMAGE_SIZE):
-            raise DataError(f"CIFAR-100 images are {cifar.IMAGE_SIZE} pixels wide, not {size}")
-        return cifar.load(config.data_folder, on_progress)
+        if size not in (None, cifar100.IMAGE_SIZE):
+            raise DataError(f"CIFAR-100 images are {cifar100.IMAGE_SIZE} pixels wide, not {size}")
+        return cifar100.load(config.data_folder, on_progress)
     if name == "glyphs":
         return glyphs.make(size or glyphs.IMAGE_SIZE)
     if name == "none":
@@ -41,7 +39,7 @@ def load_dataset(
         )
     if config.data_dir is None:
         raise DataError("`dataset=folder` needs `data_dir`", "name the folder that holds train/")
-    side = size or folder.IMAGE_SIZE
-    return folder.load(
+    side = size or image_folder.IMAGE_SIZE
+    return image_folder.load(
         config.data_dir, side, image_cache(), skip_bad=config.skip_bad, on_progress=on_progress
     )

@@ -39,7 +39,7 @@ class Photos:
         return tuple(f"{file} ({reason})" for file, reason in self.unreadable)
 
 
-def find_photos(sources: Iterable[Path], deep: bool = False) -> list[Path]:
+def find_photos(sources: Iterable[Path], *, deep: bool = False) -> list[Path]:
     """The image files that `sources` name, in order and each once.
 
     Args:
@@ -111,7 +111,7 @@ def _gathered(jobs: Sequence[tuple[Path, Future[ByteArray | str]]], image_size: 
     return Photos(torch.from_numpy(stacked), tuple(path for path, _ in good), bad)
 
 
-def load_photos(files: Sequence[Path], image_size: int, skip_bad: bool = False) -> Photos:
+def load_photos(files: Sequence[Path], image_size: int, *, skip_bad: bool = False) -> Photos:
     """Decode image files.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import Dataset, Images
-from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.errors import UsageError
 from lowshot_cli.seeding import Stream, smallest_keys
 
 
@@ -44,11 +44,7 @@ def base_classes(
             )
         return tuple(class_order(dataset, split, seed)[:wanted])
     for name in wanted:
-        if name not in dataset.labels:
-            raise UsageError(
-                f"the {dataset.name} dataset has no class {name!r}",
-                did_you_mean(name, dataset.class_names),
-            )
+        dataset.label(name)  # which refuses an unknown name
     if len(wanted) < 2:
         raise UsageError("a base model needs at least two classes", "name more in `classes`")
     return tuple(wanted)

@@ -95,7 +95,7 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
 
 
 def evaluate_embeddings(
-    checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], beside_base: bool = True
+    checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], *, beside_base: bool = True
 ) -> Evaluation:
     """Measure a model on embedded images.
 

@@ -41,7 +41,7 @@ class PretrainedBackbone(nn.Module):
         super().__init__()
         ensure_known(name)
         library, _, model = name.partition(":")
-        build = _of_timm if library == "timm" else _of_torchvision
+        build = _build_timm if library == "timm" else _build_torchvision
         try:
             self.model, self.classifier = build(model, side)
             size = _feature_size(self.model, side)
@@ -104,7 +104,7 @@ def import_timm() -> ModuleType:
 _Built = tuple[nn.Module, tuple[str, ...]]
 
 
-def _of_torchvision(name: str, side: int) -> _Built:
+def _build_torchvision(name: str, side: int) -> _Built:
     from torchvision import models
 
     options: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _of_torchvision(name: str, side: int) -> _Built:
     return model, (layers[-1], *AUXILIARY)
 
 
-def _of_timm(name: str, side: int) -> _Built:
+def _build_timm(name: str, _side: int) -> _Built:
     model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=0)
     return model, timm_classifier(model)
 

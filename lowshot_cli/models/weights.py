@@ -81,7 +81,7 @@ def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
     ensure_known(options.backbone)
     mean, std, side = _MEAN, _STD, _SIDE
     if library == "torchvision":
-        preset = _of_torchvision(name).transforms()
+        preset = _published_weights(name).transforms()
         mean, std, side = preset.mean, preset.std, preset.crop_size[0]
     elif (config := import_timm().get_pretrained_cfg(name)) is not None:
         mean, std, side = config.mean, config.std, config.input_size[-1]
@@ -106,14 +106,14 @@ def _scaled(values: tuple[float, ...]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _of_torchvision(name: str) -> Any:
+def _published_weights(name: str) -> Any:
     """The weights that torchvision recommends for a model, not yet downloaded."""
     from torchvision.models import get_model_weights
 
     return get_model_weights(name).DEFAULT
 
 
-def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[str, Tensor]:
+def read_weights(options: TrainBaseConfig, *, show_progress: bool = False) -> dict[str, Tensor]:
     """The state dict that `weights` names, downloaded if necessary.
 
     Args:
@@ -126,18 +126,20 @@ def read_weights(options: TrainBaseConfig, show_progress: bool = False) -> dict[
     """
     source = options.weights or DEFAULT_WEIGHTS
     return (
-        _download(options.backbone, show_progress) if source == DEFAULT_WEIGHTS else _read(source)
+        _download(options.backbone, show_progress=show_progress)
+        if source == DEFAULT_WEIGHTS
+        else _read(source)
     )
 
 
-def _download(backbone: str, show_progress: bool) -> dict[str, Tensor]:
+def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
     library, _, name = backbone.partition(":")
     if not name:
         raise UsageError(
             f"{backbone} has no published weights", "try `backbone=torchvision:resnet18`"
         )
     ensure_known(backbone)
-    published = None if library == "timm" else _of_torchvision(name)
+    published = None if library == "timm" else _published_weights(name)
     # The libraries announce a download on stdout, which is for results.
     announced = sys.stderr if show_progress else io.StringIO()
     try:

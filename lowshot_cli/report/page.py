@@ -18,9 +18,18 @@ from torch import Tensor
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.statistics import FloatArray
 from lowshot_cli.report import plots
-from lowshot_cli.report import tables as rows
 from lowshot_cli.report.findings import EmbeddingMap, ModelReportData, ReportData
 from lowshot_cli.report.plots import caption
+from lowshot_cli.report.tables import (
+    Cells,
+    class_rows,
+    evaluation_rows,
+    hardest_rows,
+    is_number,
+    paired_rows,
+    session_rows,
+    sweep_rows,
+)
 from lowshot_cli.sweep.summary import Cell, SweepSummary
 
 if TYPE_CHECKING:
@@ -101,9 +110,9 @@ def sweep_page(
         config: the resolved config as YAML.
     """
     is_sequence = summary.is_sequence
-    cells = rows.session_rows(summary) if is_sequence else rows.sweep_rows(summary)
+    cells = session_rows(summary) if is_sequence else sweep_rows(summary)
     numbers: list[_Block] = [_table(cells, f"{caption(summary)}. {_MEANING}")]
-    if not is_sequence and len(gained := rows.paired_rows(summary)) > 1:
+    if not is_sequence and len(gained := paired_rows(summary)) > 1:
         first = summary.methods[0]
         numbers.append(_table(gained, f"Points gained over {first} on the same draws."))
     sections: list[_Section] = [
@@ -149,9 +158,9 @@ def evaluation_page(
     learnt = [(name, [_thumbnails(images)]) for name, images in data.supports.items()]
     sections: list[_Section] = [
         ("What was run", [_FactList(facts), _Code("the whole config", config)]),
-        ("Results", [_table(rows.evaluation_rows(found), _EVALUATED)]),
+        ("Results", [_table(evaluation_rows(found), _EVALUATED)]),
         ("What novel accuracy costs", costs),
-        ("Class by class", [_table(rows.class_rows(last), f"Accuracy of {last_name} by class.")]),
+        ("Class by class", [_table(class_rows(last), f"Accuracy of {last_name} by class.")]),
         ("Support images", [_Images(["class", "images"], learnt, _LEARNT)] if learnt else []),
         (
             "Confusions",
@@ -229,7 +238,7 @@ def _trade_offs(drawn: Figure | None) -> list[_Block]:
 def _classes(summary: SweepSummary, findings: ReportData, drawn: Figure) -> list[_Block]:
     text = "NCR@2 of each novel class; the hardest are also in the table."
     blocks: list[_Block] = [_figure(drawn, text, "Mean over the trials of each class.")]
-    blocks.append(_table(rows.hardest_rows(summary, 10), "The hardest classes."))
+    blocks.append(_table(hardest_rows(summary, 10), "The hardest classes."))
     method, shots = findings.supports_of
     shown = [
         (f"{one.name}, {one.ncr_at_2:.0f}", [_thumbnails(one.best), _thumbnails(one.worst)])
@@ -265,9 +274,9 @@ def _map(shown: EmbeddingMap | None) -> list[_Block]:
     return [_figure(plots.embedding_map(shown), f"Map of embeddings of {names}.", note)]
 
 
-def _table(cells: rows.Cells, note: str) -> _Block:
+def _table(cells: Cells, note: str) -> _Block:
     columns, *body = cells
-    numbers = [n for n in range(len(columns)) if all(rows.is_number(row[n]) for row in body)]
+    numbers = [n for n in range(len(columns)) if all(is_number(row[n]) for row in body)]
     return _Table(columns, body, numbers, note)
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowshot_cli.errors import LowshotError, UsageError
+from lowshot_cli.errors import LowshotError, UsageError, one_line
 from lowshot_cli.storage.locks import remove_abandoned, try_lock
 
 # Characters of a file's name that go into that of its temporary file, as names have a limit.
 _NAME_PART = 100
 
 
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a temporary file in the same folder, then put it in `path`'s place.
 
     The temporary file is locked until then. So one that a killed process left behind is recognised
@@ -110,11 +110,11 @@ def ensure_writable(folder: Path) -> None:
         Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise LowshotError(
-            f"cannot write to the folder {folder}: {error.strerror}", "use another `workdir`"
+            f"cannot write to the folder {folder}: {one_line(error)}", "use another `workdir`"
         ) from None
 
 
-def ensure_free(path: Path, overwrite: bool) -> None:
+def ensure_free(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace a file that cost time to make.
 
     Raises:

@@ -22,7 +22,7 @@ CHECKSUM = "lowshot.checksum"
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], durable: bool = True
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *, durable: bool = True
 ) -> None:
     """Write a safetensors file as `write_atomically` does, with a checksum over all of it.
 
@@ -32,7 +32,7 @@ def write_tensors(
         OSError: as `write_atomically`.
     """
     checksum = torch.tensor(list(content_digest(tensors, metadata)), dtype=torch.uint8)
-    write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata), durable)
+    write_atomically(path, serialise({**tensors, CHECKSUM: checksum}, metadata), durable=durable)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.config.schema import Config, TrainBaseConfig
 from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.evaluation.statistics import (
     METRICS,
@@ -73,12 +73,7 @@ def _base_model(config: Config, order: str, backbone: str) -> BaseModel:
     if backbone not in BACKBONES and values["embedding_size"] == EMBEDDING_SIZE:
         del values["embedding_size"]
     values |= {"class_order_seed": order, "backbone": backbone}
-    try:
-        options = TrainBaseConfig.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        raise UsageError(f"{problem['loc'][0]} {problem['input']!r}: {text}") from None
+    options = make_section(TrainBaseConfig, **values)
     name = f"order-{options.class_order_seed}-{re.sub('[^A-Za-z0-9_.]', '-', backbone)}"
     trained = config.sweep.model_copy(update={"train_base": True})
     changes = {"train_base": options, "sweep": trained, "workdir": config.workdir / name}

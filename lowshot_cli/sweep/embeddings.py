@@ -19,7 +19,8 @@ from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.head import nearest_proxies
-from lowshot_cli.sweep.plan import IntArray, Plan
+from lowshot_cli.seeding import IntArray
+from lowshot_cli.sweep.plan import Plan
 from lowshot_cli.sweep.scoring import NovelQueries
 
 _Parts = TypeVar("_Parts", BaseQueries, NovelQueries)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.config.methods import METHODS
@@ -15,13 +14,10 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import class_order
 from lowshot_cli.data.supports import sample_classes
 from lowshot_cli.errors import UsageError
-from lowshot_cli.seeding import Stream, hash_keys
+from lowshot_cli.seeding import IntArray, Stream, hash_keys
 from lowshot_cli.sweep.results import CLASS_SEPARATOR
 
 TILE = 256
-
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,7 @@ def _gather(
     calls: Iterator[Callable[[], Any]],
     needs: _Needs,
     should_stop: ShouldStop,
+    *,
     at_once: bool = False,
 ) -> Iterator[Any]:
     """Start tasks as there is room for them, and yield their results as they come.

@@ -82,8 +82,8 @@ class Recorder:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, due: Iterable[Rows]) -> None:
+    def _write(self, batches: Iterable[Rows]) -> None:
         assert self._file is not None
-        for rows in due:
+        for rows in batches:
             self._file.append(rows)
             self.totals.add(rows)

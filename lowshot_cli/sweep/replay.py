@@ -49,7 +49,7 @@ def rebuild(
     if not 0 <= trial < finished:
         raise DataError(f"{run_dir} has no trial {trial}", f"give 0 to {finished - 1}")
     model = torch.from_numpy(models[trial].astype(np.float32))  # (W·D + 1,)
-    only = _batch_of(plan, trial)
+    only = _find_trial(plan, trial)
     labels = plan.groups[int(plan.locate(only)[0][0])]
     members = {label: dataset.train.of_class(label) for label in labels}
     available = {label: len(members[label]) for label in labels}
@@ -67,7 +67,7 @@ def rebuild(
     return rebuilt.with_bias(model[-1].item(), budget)
 
 
-def _batch_of(plan: Plan, row: int) -> TrialBatch:
+def _find_trial(plan: Plan, row: int) -> TrialBatch:
     """A batch with the one trial that wrote a row of `results.csv`."""
     first = 0
     for batch in plan.batches():

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from lowshot_cli.config.methods import find_method
 from lowshot_cli.evaluation.statistics import METRICS, FloatArray, MetricName
+from lowshot_cli.seeding import IntArray
 
 COLUMNS = (
     "method",
@@ -25,16 +25,9 @@ COLUMNS = (
     "confused_with",
     "confused_percent",
 )
-
-
 # The header of version 0.1.0; its runs are read and resumed below it.
 OLD_COLUMNS = (*COLUMNS[:-2], "swallowed_by", "swallowed")
-
-
 CLASS_SEPARATOR = " + "
-
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import without_lookalikes
 from lowshot_cli.data.supports import draw_supports
 from lowshot_cli.environment import hardware, versions
-from lowshot_cli.errors import Interrupted, LowshotError
+from lowshot_cli.errors import Interrupted, LowshotError, one_line
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.storage.files import write_text
@@ -165,10 +165,9 @@ def _record(
             recorder.record(number, result)
             on_progress(Progress("trials", recorder.n_done, total, "trials"))
     except OSError as error:
-        reason = error.strerror or str(error)
         raise CannotWrite(
-            f"cannot write to {recorder.run_dir}: {reason}; its {recorder.n_done:,} trials are "
-            "intact",
+            f"cannot write to {recorder.run_dir}: {one_line(error)}; its {recorder.n_done:,} "
+            "trials are intact",
             "free some space, then resume the sweep",
         ) from None
     finally:

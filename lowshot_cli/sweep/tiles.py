@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.supports import draw_supports
-from lowshot_cli.sweep.plan import IntArray, Plan, TrialBatch
+from lowshot_cli.seeding import IntArray
+from lowshot_cli.sweep.plan import Plan, TrialBatch
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,17 @@ def adopt_without_data(config: Config) -> TrainResult:
     pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
     nothing, none = Images(pixels, labels), ImageSubset(pixels, labels)
     flip = options.flip is not False
-    resized = input_side(options, side)
-    task = BaseTask(names, [], none, labels, none, labels, expected.normalisation, flip, resized)
+    task = BaseTask(
+        names=names,
+        labels_in_dataset=[],
+        fit=none,
+        fit_labels=labels,
+        holdout=none,
+        holdout_labels=labels,
+        normalisation=expected.normalisation,
+        flip=flip,
+        input_size=input_side(options, side),
+    )
     network, size, loaded = build_network(options, task, with_weights=True)
     weights = classifier_proxies(network.backbone, read_weights(options))  # (C, E)
     if len(weights) != len(names):
@@ -118,10 +127,18 @@ def adopt_without_data(config: Config) -> TrainResult:
         )
     dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
     checkpoint = Checkpoint(
-        describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
-        Head.of_base(F.normalize(weights, dim=1), INITIAL_SCALE, size),
-        detached_state(network.backbone),
+        meta=describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
+        head=Head.of_base(F.normalize(weights, dim=1), INITIAL_SCALE, size),
+        backbone=detached_state(network.backbone),
         holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),
     )
-    return TrainResult(checkpoint, None, None, 0, 0.0, 0.0, loaded)
+    return TrainResult(
+        checkpoint=checkpoint,
+        base_accuracy=None,
+        holdout_accuracy=None,
+        epochs=0,
+        train_seconds=0.0,
+        images_per_second=0.0,
+        weights=loaded,
+    )

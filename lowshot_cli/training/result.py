@@ -115,11 +115,11 @@ def make_checkpoint(
     )
     right = head.predict(holdout) == task.holdout_labels  # (N,)
     checkpoint = Checkpoint(
-        describe_base(config, dataset, task, proxies.shape[1], counts),
-        head,
-        detached_state(network.backbone),
-        Holdout(holdout.half(), task.holdout_labels, right).with_nearest_cached(head),
-        centre,
+        meta=describe_base(config, dataset, task, proxies.shape[1], counts),
+        head=head,
+        backbone=detached_state(network.backbone),
+        holdout=Holdout(holdout.half(), task.holdout_labels, right).with_nearest_cached(head),
+        centre=centre,
     )
     return checkpoint, 100 * right.double().mean().item()
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lowshot_cli.config.schema import difference
-from lowshot_cli.errors import CheckpointError
+from lowshot_cli.errors import CheckpointError, one_line
 from lowshot_cli.models.backbones import load_state
 from lowshot_cli.storage.tensors import read_tensors, write_tensors
 
@@ -67,7 +67,7 @@ def save_state(
         write_tensors(path, tensors, {_KEY: json.dumps(about)})
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}",
+            f"cannot write {path}: {one_line(error)}",
             "free some space; `resume=True`, or the same sweep, continues from the last epoch",
         ) from None
 

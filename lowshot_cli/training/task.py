@@ -73,7 +73,7 @@ def input_side(options: TrainBaseConfig, side: int) -> int | None:
 
 
 def build_network(
-    options: TrainBaseConfig, task: BaseTask, with_weights: bool
+    options: TrainBaseConfig, task: BaseTask, *, with_weights: bool
 ) -> tuple[EmbeddingNetwork, int, LoadedWeights | None]:
     """The network to train, the size E of its features, and how given weights fitted it.
 

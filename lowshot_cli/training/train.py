@@ -177,7 +177,7 @@ class BaseTraining:
             images_per_second=images / max(seconds, 1e-9),
         )
 
-    def _report(self, facts: dict[str, float], important: bool = False, note: str = "") -> None:
+    def _report(self, facts: dict[str, float], *, important: bool = False, note: str = "") -> None:
         size = self.steps.batch_size
         done, total = self.state.step * size, self.steps.total * size
         self.context.on_progress(

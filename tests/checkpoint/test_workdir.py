@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint import workdir
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.checkpoint.metadata import read_metadata
@@ -34,18 +34,18 @@ def test_the_metadata_is_that_of_the_whole_checkpoint(runs: Path) -> None:
 
 
 def test_the_furthest_is_the_last_that_is_not_stale(runs: Path) -> None:
-    assert chain.furthest(runs)[0].stem == "finetuned"
+    assert workdir.furthest(runs)[0].stem == "finetuned"
     _change(runs / "imprinted.safetensors")
-    assert chain.furthest(runs)[0].stem == "imprinted"
+    assert workdir.furthest(runs)[0].stem == "imprinted"
     _change(runs / "base.safetensors")
-    assert chain.furthest(runs)[0].stem == "base"
+    assert workdir.furthest(runs)[0].stem == "base"
     with pytest.raises(CheckpointError, match="is stale"):
-        chain.load_fresh(runs, "imprinted")
+        workdir.load_fresh(runs, "imprinted")
     (runs / "base.safetensors").unlink()
     (runs / "imprinted.safetensors").unlink()
     (runs / "finetuned.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
-        chain.furthest(runs)
+        workdir.furthest(runs)
 
 
 def test_no_tensor_is_read_and_each_file_is_hashed_once(
@@ -57,7 +57,7 @@ def test_no_tensor_is_read_and_each_file_is_hashed_once(
         hashed.append(path.stem)
         return file_hash(path)
 
-    monkeypatch.setattr(chain, "file_hash", counting)
+    monkeypatch.setattr(workdir, "file_hash", counting)
     for stage in ("base", "imprinted", "finetuned"):
         path = runs / f"{stage}.safetensors"
         content = path.read_bytes()
@@ -65,8 +65,8 @@ def test_no_tensor_is_read_and_each_file_is_hashed_once(
         path.write_bytes(content[:header])  # the tensors are gone
     metas = {s: read_metadata(runs / f"{s}.safetensors") for s in ("imprinted", "finetuned")}
     for stage, meta in metas.items():
-        assert chain.staleness(runs, stage, meta) is not None
-        chain.parent_hash(runs, stage, runs / f"{stage}.safetensors", meta, in_place=False)
+        assert workdir.staleness(runs, stage, meta) is not None
+        workdir.parent_hash(runs, stage, runs / f"{stage}.safetensors", meta, in_place=False)
     assert sorted(hashed) == sorted(set(hashed))
 
 
@@ -75,12 +75,12 @@ def test_what_would_be_stale_at_once_is_not_put_in_its_place(runs: Path, tmp_pat
     save(load(runs / "base.safetensors").with_history("change", {}), other)
     meta = read_metadata(other)
     with pytest.raises(UsageError, match="not from another model"):
-        chain.parent_hash(runs, "imprinted", other, meta, in_place=True)
-    assert chain.parent_hash(runs, "imprinted", other, meta, in_place=False) == file_hash(other)
+        workdir.parent_hash(runs, "imprinted", other, meta, in_place=True)
+    assert workdir.parent_hash(runs, "imprinted", other, meta, in_place=False) == file_hash(other)
 
 
 def test_what_is_made_from_a_later_stage_keeps_its_parent(runs: Path) -> None:
     path = runs / "finetuned.safetensors"
     meta = read_metadata(path)
-    parent = chain.parent_hash(runs, "finetuned", path, meta, in_place=True)
+    parent = workdir.parent_hash(runs, "finetuned", path, meta, in_place=True)
     assert parent == file_hash(runs / "imprinted.safetensors")

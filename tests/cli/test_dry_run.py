@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowshot_cli import estimate as forecast
+from lowshot_cli import estimate
 from lowshot_cli.progress import Progress
 from tests.conftest import RunCommand
 from tests.faults.conftest import write_config
@@ -18,7 +18,7 @@ from tests.faults.conftest import write_config
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "_REHEARSAL", 0.2)
+    monkeypatch.setattr(estimate, "_REHEARSAL", 0.2)
 
 
 def _planned(lowshot: RunCommand, *typed: object) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
             watch(Progress("steps", done, 1000, "steps", important=done == 6))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forecast.time, "perf_counter", lambda: next(clock))
-        found = forecast._rehearsed("steps", work)
+        patch.setattr(estimate.time, "perf_counter", lambda: next(clock))
+        found = estimate._rehearsed("steps", work)
     assert (found.n, found.seconds) == (1000, pytest.approx(2000))
 
 

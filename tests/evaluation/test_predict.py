@@ -49,7 +49,9 @@ def test_predictions_are_those_of_the_head(
     result = lowshot("predict", known, "--json", "--top", 2)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert [entry["image"] for entry in found] == [str(file) for file in find_photos([known], True)]
+    assert [entry["image"] for entry in found] == [
+        str(file) for file in find_photos([known], deep=True)
+    ]
     for name in base.base_classes[:2]:
         pixels = glyphs.test.pixels[glyphs.test.of_class(glyphs.label(name))[:8]]
         chances = base.head.probabilities(embed(base.network(), pixels))

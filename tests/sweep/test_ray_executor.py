@@ -28,8 +28,7 @@ from lowshot_cli.errors import Interrupted, LowshotError
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
-from lowshot_cli.sweep import ray_executor as cluster
-from lowshot_cli.sweep import trials
+from lowshot_cli.sweep import ray_executor, trials
 from lowshot_cli.sweep.plan import TrialBatch
 from lowshot_cli.sweep.run import RunOptions, SweepResult, sweep
 from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS
@@ -140,7 +139,7 @@ def test_rows_models_and_tables_equal_the_local_ones(
 ) -> None:
     changes = {"methods": TILED, "trials": 80}
     found = []
-    for name, settings in (("local", {}), ("ray", {"executor": cluster.run})):
+    for name, settings in (("local", {}), ("ray", {"executor": ray_executor.run})):
         result = bench.sweep(tmp_path / name, changes, save_models=True, **settings)
         contents = [(tmp_path / name / file).read_bytes() for file in (ROWS, MODELS)]
         summary = [getattr(result.summary, key) for key in ("cells", "paired", "classes")]
@@ -161,7 +160,7 @@ def test_a_killed_worker_costs_no_row(two_workers: None, bench: Bench, tmp_path:
             os.kill(killed[0], signal.SIGKILL)
 
     bench.sweep(
-        tmp_path / "ray", changes, executor=cluster.run, context=RunContext(on_progress=kill)
+        tmp_path / "ray", changes, executor=ray_executor.run, context=RunContext(on_progress=kill)
     )
     assert len(killed) == 1
     assert (tmp_path / "ray" / ROWS).read_bytes() == (tmp_path / "local" / ROWS).read_bytes()
@@ -240,7 +239,7 @@ def test_a_worker_that_fits_nowhere_is_an_error_in_one_line(
             bench.embedder,
             tmp_path,
             options=RunOptions(threads=64),
-            executor=cluster.run,
+            executor=ray_executor.run,
         )
 
 
@@ -301,7 +300,7 @@ def _trained_longer(folder: Path) -> Path:
         (("--executor", "ray", "--gpus-per-worker", "1.5"), "a whole one"),
         (("--threads", "0"), "1 or more"),
         (("--class-order-seeds", "0,0"), "each once"),
-        (("--class-order-seeds", "0,x"), "class_order_seed 'x': should be a valid integer"),
+        (("--class-order-seeds", "0,x"), "--class-order-seed: should be a valid integer"),
         (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
         (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "do not go with"),
     ],
@@ -320,7 +319,7 @@ def test_what_cannot_be_is_said_in_one_line(
 )
 def test_a_cluster_that_is_not_there_is_said_so_at_once(address: str, reason: str) -> None:
     with pytest.raises(LowshotError, match=f"no Ray cluster at {address}: .*{reason}"):
-        cluster._connect(ray, address)
+        ray_executor._connect(ray, address)
 
 
 def test_without_ray_the_command_that_installs_it_is_named(

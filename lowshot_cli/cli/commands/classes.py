@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.checkpoint.metadata import read_metadata
+from lowshot_cli.checkpoint.workdir import furthest
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.contract import changed_record, known_classes
 from lowshot_cli.config.schema import Config
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def list_classes(config: Config, output: Output, source: Path | None) -> None:
     """List the classes of a model."""
-    path, meta = (source, read_metadata(source)) if source else chain.furthest(config.workdir)
+    path, meta = (source, read_metadata(source)) if source else furthest(config.workdir)
     classes = known_classes(meta)
     output.data([one.to_json() for one in classes])
     cells = [
@@ -31,28 +31,28 @@ def list_classes(config: Config, output: Output, source: Path | None) -> None:
 
 
 def remove_class(
-    config: Config, output: Output, name: str, force: bool, source: Path | None
+    config: Config, output: Output, name: str, source: Path | None, *, force: bool
 ) -> None:
     """Remove a class from a model and rewrite its file."""
     from lowshot_cli.adaptation.bias import without_class
 
-    with _changed(config, name, force, source) as (path, checkpoint):
+    with _changed(config, name, source, force=force) as (path, checkpoint):
         changed = without_class(checkpoint, name)
         _rewrite(output, path, changed.with_history("classes remove", {"class": name}))
 
 
 def rename_class(
-    config: Config, output: Output, name: str, new: str, force: bool, source: Path | None
+    config: Config, output: Output, name: str, new: str, source: Path | None, *, force: bool
 ) -> None:
     """Rename a class of a model and rewrite its file."""
-    with _changed(config, name, force, source) as (path, checkpoint):
+    with _changed(config, name, source, force=force) as (path, checkpoint):
         changed = checkpoint.rename_class(name, new)
         _rewrite(output, path, changed.with_history("classes rename", {"class": name, "to": new}))
 
 
 @contextmanager
 def _changed(
-    config: Config, name: str, force: bool, source: Path | None
+    config: Config, name: str, source: Path | None, *, force: bool
 ) -> Iterator[tuple[Path, Checkpoint]]:
     """Load the model to change, with its folder locked meanwhile."""
     from lowshot_cli.cli.context import model_in_use

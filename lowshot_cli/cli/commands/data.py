@@ -59,7 +59,7 @@ def data_duplicates(config: Config, output: Output, at_least: float) -> None:
     output.line(f"{same:,} of them one of their own class")
 
 
-def data_cache(output: Output, clear: bool) -> None:
+def data_cache(output: Output, *, clear: bool) -> None:
     """Show what the caches hold, or empty them."""
     caches = {"embeddings": embedding_cache(), "decoded images": image_cache()}
     if clear:

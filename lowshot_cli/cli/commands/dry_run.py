@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lowshot_cli import estimate as forecast
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.workdir import chain_path, load_fresh
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.commands.sweep import load_base, trains_first
 from lowshot_cli.cli.console import Output
@@ -18,7 +17,14 @@ from lowshot_cli.cli.run_log import LOG
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
-from lowshot_cli.estimate import Stage
+from lowshot_cli.estimate import (
+    Stage,
+    estimate_finetuning,
+    estimate_sweep,
+    estimate_training,
+    peak_memory,
+    untrained,
+)
 from lowshot_cli.models import weights
 from lowshot_cli.report.write import sweep_files
 from lowshot_cli.storage.files import ensure_free
@@ -29,20 +35,20 @@ from lowshot_cli.training.task import make_task
 
 
 def train_base(
-    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+    config: Config, output: Output, out: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
     """Plan a training."""
     if resume:
         raise UsageError("--dry-run estimates a whole training", "leave out --resume")
-    path = out or chain.chain_path(config.workdir, "base")
-    ensure_free(path, overwrite)
+    path = out or chain_path(config.workdir, "base")
+    ensure_free(path, overwrite=overwrite)
     if config.dataset == "none":
         raise UsageError(
             "--dataset none trains nothing, so there is nothing to estimate", "leave out --dry-run"
         )
     dataset = load(config, output, weights.photo_side(config))
     task = make_task(config.train_base, dataset)
-    stages = forecast.estimate_training(config, dataset, task)
+    stages = estimate_training(config, dataset, task)
     counts = {
         "base classes": len(task.names),
         "fit images": len(task.fit),
@@ -53,14 +59,14 @@ def train_base(
 
 
 def finetune(
-    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+    config: Config, output: Output, source: Path | None, out: Path | None, *, overwrite: bool
 ) -> None:
     """Plan a fine-tuning."""
-    path = out or chain.chain_path(config.workdir, "finetuned")
-    ensure_free(path, overwrite or out is None)
-    parent = ckpt.load(source) if source else chain.load_fresh(config.workdir, "imprinted")
+    path = out or chain_path(config.workdir, "finetuned")
+    ensure_free(path, overwrite=overwrite or out is None)
+    parent = ckpt.load(source) if source else load_fresh(config.workdir, "imprinted")
     dataset = load_dataset_of(parent, config, output)
-    stages = forecast.estimate_finetuning(parent, dataset, config)
+    stages = estimate_finetuning(parent, dataset, config)
     counts = {
         "base classes": parent.meta.n_base,
         "novel classes": len(parent.novel_classes),
@@ -70,22 +76,23 @@ def finetune(
 
 
 def sweep(
-    config: Config, output: Output, source: Path | None, resume: Path | None, save_models: bool
+    config: Config, output: Output, source: Path | None, resume: Path | None, *, save_models: bool
 ) -> None:
     """Plan a sweep, and the training of its base model if that is missing."""
     if resume is not None:
         raise UsageError("--dry-run estimates a whole sweep", "leave out --resume")
     if save_models:
         ensure_saveable(config.sweep)
-    sweeps([config], output, source, save_models, [])
+    sweeps([config], output, source, save_models=save_models)
 
 
 def sweeps(
     configs: Sequence[Config],
     output: Output,
     source: Path | None,
+    *,
     save_models: bool,
-    also: Sequence[Path],
+    also: Sequence[Path] = (),
 ) -> None:
     """Plan one sweep per config, with the costs of equal steps added up.
 
@@ -100,8 +107,8 @@ def sweeps(
     stages: dict[str, Stage] = {}
     written: list[Path] = []
     for config in configs:
-        path = source or chain.chain_path(config.workdir, "base")
-        found, steps, files = _of_sweep(config, output, path, save_models)
+        path = source or chain_path(config.workdir, "base")
+        found, steps, files = _plan_sweep(config, output, path, save_models=save_models)
         counts = {**found, "trials": counts.get("trials", 0) + found["trials"]}
         for step in steps:
             same = stages.get(step.name, replace(step, n=0, seconds=0))
@@ -116,15 +123,15 @@ def sweeps(
     _show(output, counts, list(stages.values()), [*written, *also])
 
 
-def _of_sweep(
-    config: Config, output: Output, path: Path, save_models: bool
+def _plan_sweep(
+    config: Config, output: Output, path: Path, *, save_models: bool
 ) -> tuple[dict[str, int], list[Stage], list[Path]]:
     """What a sweep works on, its steps, and what it writes."""
     stages, written = [], []
     if trains_first(config, path):
         dataset = load(config, output, weights.photo_side(config))
-        stages += forecast.estimate_training(config, dataset, make_task(config.train_base, dataset))
-        base = forecast.untrained(config, dataset)
+        stages += estimate_training(config, dataset, make_task(config.train_base, dataset))
+        base = untrained(config, dataset)
         written += [path, *_log(config, path)]
     else:
         base = load_base(path, config)
@@ -134,7 +141,7 @@ def _of_sweep(
     with output.progress() as on_progress:
         embedder = make_embedder(base, config, on_progress)
         context = RunContext(on_progress=on_progress, device=pick_device(config.device))
-        stages += forecast.estimate_sweep(base, dataset, config, plan, embedder, context=context)
+        stages += estimate_sweep(base, dataset, config, plan, embedder, context=context)
     novel = {label for group in plan.groups for label in group}
     counts = {
         "base classes": base.meta.n_base,
@@ -156,6 +163,6 @@ def _log(config: Config, path: Path) -> list[Path]:
 def _show(
     output: Output, counts: dict[str, int], stages: Sequence[Stage], written: Sequence[Path]
 ) -> None:
-    plan = DryRun(counts, stages, forecast.peak_memory(), written)
+    plan = DryRun(counts, stages, peak_memory(), written)
     output.data(plan.to_json())
     tables.show_plan(output, plan)

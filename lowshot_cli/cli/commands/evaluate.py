@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowshot_cli.adaptation.supports import count_repeats
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.workdir import chain_path, no_checkpoint_in, staleness
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
@@ -23,7 +23,8 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import CHAIN, user_path
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
-from lowshot_cli.evaluation import evaluate as evaluation
+from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
+from lowshot_cli.evaluation.evaluate import evaluate as measure
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.report.findings import collect_for_model
@@ -42,23 +43,23 @@ def evaluate(
     if report is not None:
         ensure_writable(report.parent)
     if not paths:
-        paths = [chain.chain_path(config.workdir, stage) for stage in CHAIN]
+        paths = [chain_path(config.workdir, stage) for stage in CHAIN]
         paths = [path for path in paths if path.is_file()]
     if not paths:
-        raise chain.no_checkpoint_in(config.workdir)
-    found: list[tuple[Path, evaluation.Evaluation]] = []
+        raise no_checkpoint_in(config.workdir)
+    found: list[tuple[Path, Evaluation]] = []
     unknown: list[OpenSet] = []
     for path in paths:
         checkpoint = ckpt.load(path)
         if path.parent == config.workdir and path.stem in CHAIN:
-            stale = chain.staleness(config.workdir, path.stem, checkpoint.meta)
+            stale = staleness(config.workdir, path.stem, checkpoint.meta)
             if stale:
                 output.note(f"{path} is left out: {stale}")
                 continue
         dataset = load_dataset_of(checkpoint, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(checkpoint, config, on_progress)
-            found.append((path, evaluation.evaluate(checkpoint, dataset, embedder)))
+            found.append((path, measure(checkpoint, dataset, embedder)))
             last = (checkpoint, dataset, embedder)
             if false_alarm is not None:
                 unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
@@ -122,7 +123,7 @@ def evaluate_photos(
             embedded[name] = embed(network, photos.pixels)
         if repeated:
             output.note(f"photos among the support images of their class: {repeated}")
-        found = evaluation.evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
+        found = evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
         answers.append(photo_evaluation_record(path, found, repeated))
         shown.append((path.stem, found))
     output.data(answers)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
     load_dataset_of,
@@ -21,7 +21,7 @@ from lowshot_cli.cli.context import (
 from lowshot_cli.cli.contract import export_record
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import ExportFormat
-from lowshot_cli.data import cifar100 as cifar
+from lowshot_cli.data import cifar100
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.export import export as exporter
 from lowshot_cli.export import formats
@@ -37,12 +37,13 @@ _NOISE_IMAGES = 64
 def export(
     config: Config,
     output: Output,
+    form: ExportFormat,
     source: Path | None,
     out: Path | None,
-    form: ExportFormat,
+    images: Sequence[Path],
+    *,
     overwrite: bool,
     check: bool,
-    images: Sequence[Path],
 ) -> None:
     """Export the model in use for other programs, and compare the export with it."""
     if images and not check:
@@ -86,7 +87,7 @@ def export(
     output.data(export_record(folder, files, opset, found, which))
     if writes:
         typed = ["--out", str(out)] if out else []
-        if source and path == chain.chain_path(config.workdir, path.stem):
+        if source and path == chain_path(config.workdir, path.stem):
             typed += ["--checkpoint", str(path)]  # it may not be the furthest one along the chain
         then = None if check else next_command(config, path, "export", "--check", *typed)
         output.finish([folder / name for name in files], then)
@@ -113,7 +114,7 @@ def _check_images(
 def _test_images(config: Config, output: Output, checkpoint: Checkpoint) -> Tensor | None:
     """The dataset's test images `(N, 3, S, S)`, or None if they are not on this machine."""
     dataset = with_dataset_of(config, checkpoint).dataset
-    cifar_folder = config.data_folder / cifar.FOLDER
+    cifar_folder = config.data_folder / cifar100.FOLDER
     if dataset == "cifar100" and not cifar_folder.is_dir():
         return None
     if dataset == "folder" and not (config.data_dir and config.data_dir.exists()):

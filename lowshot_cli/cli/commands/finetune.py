@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowshot_cli.adaptation import finetune as tuning
 from lowshot_cli.adaptation.bias import expected_forgetting
+from lowshot_cli.adaptation.finetune import finetune as sharpen
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import check_dataset
 from lowshot_cli.cli import tables
@@ -21,17 +21,17 @@ from lowshot_cli.cli.contract import finetune_record
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
-from lowshot_cli.evaluation import evaluate as evaluation
+from lowshot_cli.evaluation.evaluate import evaluate
 from lowshot_cli.training.context import RunContext
 
 
 def finetune(
-    config: Config, output: Output, source: Path | None, out: Path | None, overwrite: bool
+    config: Config, output: Output, source: Path | None, out: Path | None, *, overwrite: bool
 ) -> None:
     """Fine-tune the imprinted model and write `finetuned.safetensors`."""
     with (
         process_group(config.device) as ranks,
-        output_file(config, output, "finetuned", out, overwrite, ranks) as path,
+        output_file(config, output, "finetuned", out, overwrite=overwrite, ranks=ranks) as path,
     ):
         parent_path, parent, ancestor = open_parent(config, "finetuned", "imprinted", source, out)
         with ranks.first_here():
@@ -41,11 +41,9 @@ def finetune(
             context = RunContext(
                 on_progress=on_progress, ranks=ranks, device=pick_device(config.device)
             )
-            tuned = tuning.finetune(parent, config, dataset, context=context)
-            before = evaluation.evaluate(
-                parent, dataset, make_embedder(parent, config, on_progress)
-            )
-            after = evaluation.evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
+            tuned = sharpen(parent, config, dataset, context=context)
+            before = evaluate(parent, dataset, make_embedder(parent, config, on_progress))
+            after = evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
         ckpt.save(tuned.as_child_of(ancestor), path)
     output.data(
         finetune_record(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli.adaptation import imprint as teach
 from lowshot_cli.adaptation.bias import can_calibrate, expected_accuracy, expected_forgetting
+from lowshot_cli.adaptation.imprint import ensure_classes, imprint_classes
+from lowshot_cli.adaptation.imprint import imprint_photos as imprint_from_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
@@ -24,32 +25,33 @@ from lowshot_cli.cli.contract import evaluation_record, imprint_record, photo_im
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
-from lowshot_cli.evaluation import evaluate as evaluation
-from lowshot_cli.sweep import replay
+from lowshot_cli.evaluation.evaluate import evaluate
+from lowshot_cli.sweep.replay import as_imprinting, rebuild
 
 
 def imprint(
     config: Config,
     output: Output,
-    add: bool,
-    replace: bool,
     source: Path | None,
     out: Path | None,
+    *,
+    add: bool,
+    replace: bool,
     overwrite: bool,
 ) -> None:
     """Add classes to the base model and write `imprinted.safetensors`."""
-    teach.ensure_classes(config.imprint)
-    with output_file(config, output, "imprinted", out, overwrite) as path:
+    ensure_classes(config.imprint)
+    with output_file(config, output, "imprinted", out, overwrite=overwrite) as path:
         usual = "imprinted" if add else "base"
         _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
         dataset = load_dataset_of(parent, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(parent, config, on_progress)
-            taught, drawn = teach.imprint_classes(
+            taught, drawn = imprint_classes(
                 parent, dataset, embedder.network, config, replace_known=replace
             )
-            before = evaluation.evaluate(parent, dataset, embedder)
-            after = evaluation.evaluate(taught, dataset, embedder)
+            before = evaluate(parent, dataset, embedder)
+            after = evaluate(taught, dataset, embedder)
         ckpt.save(taught.as_child_of(ancestor), path)
     cost = expected_forgetting(taught)
     output.data(
@@ -78,19 +80,20 @@ def imprint_photos(
     config: Config,
     output: Output,
     images: Sequence[Path],
-    add: bool,
-    replace: bool,
     source: Path | None,
     out: Path | None,
+    *,
+    add: bool,
+    replace: bool,
     overwrite: bool,
 ) -> None:
     """Add one class from photos, without the dataset, and write `imprinted.safetensors`."""
-    with output_file(config, output, "imprinted", out, overwrite) as path:
+    with output_file(config, output, "imprinted", out, overwrite=overwrite) as path:
         usual = "imprinted" if add else "base"
         _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
-        taught, drawn = teach.imprint_photos(parent, network, photos, config, replace_known=replace)
+        taught, drawn = imprint_from_photos(parent, network, photos, config, replace_known=replace)
         cost = expected_forgetting(taught) if can_calibrate(taught) else None
         ckpt.save(taught.as_child_of(ancestor), path)
     method = taught.meta.supports[-1].method
@@ -114,6 +117,7 @@ def imprint_from_run(
     trial: int | None,
     source: Path | None,
     out: Path | None,
+    *,
     overwrite: bool,
     others: Sequence[str],
 ) -> None:
@@ -126,13 +130,13 @@ def imprint_from_run(
         raise UsageError("--from-run and --trial need each other", "give both")
     hint = "leave it out: the trial decides which classes were learnt, and how"
     reject_with("--from-run", others, hint)
-    with output_file(config, output, "imprinted", out, overwrite) as path:
+    with output_file(config, output, "imprinted", out, overwrite=overwrite) as path:
         _, base, ancestor = open_parent(config, "imprinted", "base", source, out)
         dataset = load_dataset_of(base, config, output)
-        rebuilt = replay.rebuild(base, dataset, run_dir, trial)
+        rebuilt = rebuild(base, dataset, run_dir, trial)
         with output.progress() as on_progress:
-            found = evaluation.evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
-        rebuilt = rebuilt.with_settings("imprint", replay.as_imprinting(run_dir, rebuilt))
+            found = evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
+        rebuilt = rebuilt.with_settings("imprint", as_imprinting(run_dir, rebuilt))
         ckpt.save(rebuilt.as_child_of(ancestor), path)
     output.data(evaluation_record(path, found))
     tables.show_evaluations(output, [(path.name, found)])

@@ -16,18 +16,20 @@ from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
-from lowshot_cli.evaluation import predict as predicting
 from lowshot_cli.evaluation.open_set import unknown_threshold
+from lowshot_cli.evaluation.predict import predict as classify
+from lowshot_cli.evaluation.predict import readable
 
 
 def predict(
     config: Config,
     output: Output,
     sources: Sequence[str],
-    most: int,
+    source: Path | None,
+    *,
+    top: int,
     false_alarm: float | None,
     as_csv: bool,
-    source: Path | None,
 ) -> None:
     """Classify images; unreadable ones are an error once the others are reported."""
     if as_csv and output.as_json:
@@ -41,12 +43,12 @@ def predict(
         threshold = unknown_threshold(checkpoint, false_alarm)
     network = checkpoint.network(pick_device(config.device))
     with output.progress() as on_progress:
-        found, unreadable = predicting.readable(
-            predicting.predict(
+        found, unreadable = readable(
+            classify(
                 checkpoint,
                 network,
                 files,
-                most=most,
+                most=top,
                 threshold=threshold,
                 on_progress=on_progress,
             )

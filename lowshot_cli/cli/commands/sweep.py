@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.commands.train_base import make_base_for_sweep
 from lowshot_cli.cli.console import Output
@@ -29,10 +29,9 @@ from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, Interrupted, UsageError
 from lowshot_cli.report.write import report_sweep
 from lowshot_cli.storage.files import ensure_writable
-from lowshot_cli.sweep import ray_executor as cluster
-from lowshot_cli.sweep import run as sweeping
-from lowshot_cli.sweep import trials
-from lowshot_cli.sweep.run import RunOptions
+from lowshot_cli.sweep.ray_executor import check_installed, on_ray
+from lowshot_cli.sweep.run import CannotWrite, RunOptions
+from lowshot_cli.sweep.run import sweep as run_trials
 from lowshot_cli.sweep.run_folder import (
     ROWS,
     SUMMARY,
@@ -41,7 +40,7 @@ from lowshot_cli.sweep.run_folder import (
     run_folder,
 )
 from lowshot_cli.sweep.summary import SweepSummary
-from lowshot_cli.sweep.trials import Executor
+from lowshot_cli.sweep.trials import Executor, run
 from lowshot_cli.training.context import RunContext
 
 
@@ -50,8 +49,9 @@ def sweep(
     output: Output,
     source: Path | None,
     resume: Path | None,
-    save_models: bool,
     workers: Workers,
+    *,
+    save_models: bool,
 ) -> None:
     """Run a sweep and write its run folder; train a missing base model if the config says so."""
     if resume is not None and (save_models or workers.threads):
@@ -61,7 +61,7 @@ def sweep(
         )
     if save_models:
         ensure_saveable(config.sweep)
-    base_path = source or chain.chain_path(config.workdir, "base")
+    base_path = source or chain_path(config.workdir, "base")
     if trains_first(config, base_path):
         output.note(f"no base model at {base_path}, training it first")
         make_base_for_sweep(config, output, base_path)
@@ -140,7 +140,7 @@ def run_sweep(
         output.progress() as on_progress,
         _hints_at_resuming(run_dir, named_base),
     ):
-        result = sweeping.sweep(
+        result = run_trials(
             base,
             dataset,
             config,
@@ -169,7 +169,7 @@ def _hints_at_resuming(run_dir: Path, named_base: Path | None) -> Iterator[None]
     except Interrupted as stopped:
         stopped.hint = f"`{command}` continues"
         raise
-    except sweeping.CannotWrite as problem:
+    except CannotWrite as problem:
         problem.hint = f"free some space, then `{command}` continues"
         raise
 
@@ -245,7 +245,7 @@ class Workers:
                 "give a number up to 1, or a whole number",
             )
         if self.on_ray:
-            cluster.check_installed()
+            check_installed()
         elif self.address or self.gpus:
             raise UsageError(
                 "--ray-address and --gpus-per-worker are for Ray", "add --executor ray"
@@ -261,9 +261,9 @@ class Workers:
         """PyTorch's threads in each worker; None for PyTorch's default."""
         return self.threads or (1 if self.on_ray else None)
 
-    def open(self, output: Output) -> AbstractContextManager[trials.Executor]:
+    def open(self, output: Output) -> AbstractContextManager[Executor]:
         """The executor that runs the trials, for the duration of the block."""
         if not self.on_ray:
-            return nullcontext(trials.run)
+            return nullcontext(run)
         output.note(f"joining Ray at {self.address}" if self.address else "starting Ray")
-        return cluster.on_ray(self.address, self.gpus)
+        return on_ray(self.address, self.gpus)

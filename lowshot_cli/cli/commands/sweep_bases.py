@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.cli import tables
-from lowshot_cli.cli.commands import dry_run as planning
+from lowshot_cli.cli.commands.dry_run import sweeps as plan_sweeps
 from lowshot_cli.cli.commands.sweep import Workers, load_base, run_sweep
 from lowshot_cli.cli.commands.train_base import finish_base, make_base_for_sweep
 from lowshot_cli.cli.console import Output
@@ -20,7 +19,6 @@ from lowshot_cli.errors import Interrupted, UsageError
 from lowshot_cli.models import weights
 from lowshot_cli.storage.files import ensure_writable, write_text
 from lowshot_cli.storage.locks import locked
-from lowshot_cli.sweep import ray_executor as cluster
 from lowshot_cli.sweep.base_models import (
     BASES_SUMMARY,
     BaseModel,
@@ -30,6 +28,7 @@ from lowshot_cli.sweep.base_models import (
     plan_base_models,
     summarise_bases,
 )
+from lowshot_cli.sweep.ray_executor import train_bases
 from lowshot_cli.sweep.run import RunOptions
 from lowshot_cli.sweep.run_folder import ensure_saveable, read_summary
 from lowshot_cli.sweep.summary import SweepSummary
@@ -39,19 +38,19 @@ from lowshot_cli.sweep.trials import Executor
 def sweep(
     config: Config,
     output: Output,
+    workers: Workers,
     seeds: str | None,
     backbones: str | None,
-    source: Path | None,
-    resume: Path | None,
+    *,
+    others: Sequence[str],
     dry_run: bool,
     save_models: bool,
-    workers: Workers,
 ) -> None:
     """Train a base model for each class order and backbone, sweep each, and summarise.
 
     Existing base models and sweeps are reused, unfinished sweeps resumed.
     """
-    if source or resume:
+    if others:
         raise UsageError(
             "several base models cannot be combined with --checkpoint or --resume",
             "leave these out; the same command continues where it was stopped",
@@ -63,13 +62,17 @@ def sweep(
     )
     path = config.workdir / BASES_SUMMARY
     if dry_run:
-        left = [one.config for one in models if not _is_swept(one, workers.threads, save_models)]
-        planning.sweeps(left, output, None, save_models, [path])
+        left = [
+            one.config
+            for one in models
+            if not _is_swept(one, workers.threads, save_models=save_models)
+        ]
+        plan_sweeps(left, output, None, save_models=save_models, also=[path])
         return
     with workers.open(output) as executor:
         _train_missing(models, output, workers)
         swept = [
-            SweptBase(model, _sweep(model, output, executor, workers, save_models))
+            SweptBase(model, _sweep(model, output, executor, workers, save_models=save_models))
             for model in models
         ]
     summary = summarise_bases(swept)
@@ -116,14 +119,14 @@ def _train_on_ray(missing: Sequence[BaseModel], output: Output, gpus: float) -> 
         tasks = [(m.config, datasets[weights.photo_side(m.config)]) for m in missing]
         if missing:
             output.note(f"training {', '.join(model.name for model in missing)}")
-        for number, result in cluster.train_bases(tasks, gpus, should_stop):
+        for number, result in train_bases(tasks, gpus, should_stop):
             model = missing[number]
             with logged(output, model.config, model.path):
-                finish_base(model.config, output, model.path, result, False)
+                finish_base(model.config, output, model.path, result, report=False)
 
 
 def _sweep(
-    model: BaseModel, output: Output, executor: Executor, workers: Workers, save_models: bool
+    model: BaseModel, output: Output, executor: Executor, workers: Workers, *, save_models: bool
 ) -> SweepSummary:
     """The summary of a base model's sweep, which is run or resumed unless it is finished."""
     base = ckpt.load(model.path)
@@ -147,7 +150,7 @@ def _sweep(
     return done.summary
 
 
-def _is_swept(model: BaseModel, threads: int | None, save_models: bool) -> bool:
+def _is_swept(model: BaseModel, threads: int | None, *, save_models: bool) -> bool:
     if not model.path.exists():
         return False
     base = ckpt.load(model.path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint import workdir as chain
+from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
@@ -17,28 +17,28 @@ from lowshot_cli.config.values import DEFAULT_DATASET, DEFAULT_WEIGHTS
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import RankLost
 from lowshot_cli.models import weights
-from lowshot_cli.training import train as training
 from lowshot_cli.training.adopt import adopt_without_data
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.state import delete_states, is_resumable
+from lowshot_cli.training.train import train_base as train
 
 _PHOTOS = ("NAME", "--images", "FOLDER")
 
 
 def train_base(
-    config: Config, output: Output, resume: bool, out: Path | None, overwrite: bool
+    config: Config, output: Output, out: Path | None, *, resume: bool, overwrite: bool
 ) -> None:
     """Train the base model and write `base.safetensors`."""
     config = config.on_dataset(DEFAULT_DATASET)
-    path = out or chain.chain_path(config.workdir, "base")
+    path = out or chain_path(config.workdir, "base")
     try:
         with (
             process_group(config.device) as ranks,
-            exclusive_folder(config, output, path, overwrite, ranks),
+            exclusive_folder(config, output, path, overwrite=overwrite, ranks=ranks),
         ):
-            _make_base(config, output, path, resume, report=True, ranks=ranks)
+            _make_base(config, output, path, resume=resume, report=True, ranks=ranks)
     except RankLost as lost:
         if not is_resumable(state_path(path)):
             lost.hint = "no epoch was finished, so start again"
@@ -49,7 +49,8 @@ def make_base_for_sweep(config: Config, output: Output, path: Path) -> None:
     """Train the missing base model of a sweep, or continue its interrupted training."""
     config = config.on_dataset(DEFAULT_DATASET)
     with exclusive_folder(config, output, path, overwrite=True):
-        _make_base(config, output, path, is_resumable(state_path(path)), report=False)
+        resume = is_resumable(state_path(path))
+        _make_base(config, output, path, resume=resume, report=False)
 
 
 def state_path(path: Path) -> Path:
@@ -61,16 +62,17 @@ def _make_base(
     config: Config,
     output: Output,
     path: Path,
+    *,
     resume: bool,
     report: bool,
     ranks: ProcessGroupView = ALONE,
 ) -> None:
     if config.dataset == "none":
-        _fetch_weights(config, output, resume)
-        finish_base(config, output, path, adopt_without_data(config), report)
+        _fetch_weights(config, output, resume=resume)
+        finish_base(config, output, path, adopt_without_data(config), report=report)
         return
     with ranks.first_here():
-        _fetch_weights(config, output, resume)
+        _fetch_weights(config, output, resume=resume)
         dataset = load(config, output, weights.photo_side(config))
     state = state_path(path)
     with stop_on_ctrl_c(ranks) as should_stop, output.progress() as on_progress:
@@ -80,18 +82,18 @@ def _make_base(
             ranks=ranks,
             device=pick_device(config.device),
         )
-        result = training.train_base(config, dataset, state, resume=resume, context=context)
+        result = train(config, dataset, state, resume=resume, context=context)
     known = set(result.checkpoint.meta.classes)
     novel = next((name for name in dataset.class_names if name not in known), None)
     proposed = _PHOTOS
     if novel is not None:
         at_hand = len(dataset.train.of_class(dataset.label(novel)))
         proposed = (novel, "--shots", str(min(5, at_hand)))
-    finish_base(config, output, path, result, report, proposed)
+    finish_base(config, output, path, result, report=report, proposed=proposed)
     delete_states(state)
 
 
-def _fetch_weights(config: Config, output: Output, resume: bool) -> None:
+def _fetch_weights(config: Config, output: Output, *, resume: bool) -> None:
     """Download a library's weights before training reads them."""
     if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
         weights.read_weights(config.train_base, show_progress=not output.quiet)
@@ -102,6 +104,7 @@ def finish_base(
     output: Output,
     path: Path,
     result: TrainResult,
+    *,
     report: bool,
     proposed: Sequence[str] = _PHOTOS,
 ) -> None:
