@@ -1,4 +1,4 @@
-"""A sweep that ends early names the command that goes on with it."""
+"""A sweep that ends early names the command that continues it."""
 
 from __future__ import annotations
 
