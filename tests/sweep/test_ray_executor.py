@@ -297,12 +297,12 @@ def _trained_longer(folder: Path) -> Path:
     [
         (("--ray-address", "auto"), "add --executor ray"),
         (("--gpus-per-worker", "0.5"), "add --executor ray"),
-        (("--executor", "ray", "--gpus-per-worker", "1.5"), "a whole one"),
+        (("--executor", "ray", "--gpus-per-worker", "1.5"), "a whole number"),
         (("--threads", "0"), "1 or more"),
-        (("--class-order-seeds", "0,0"), "each once"),
+        (("--class-order-seeds", "0,0"), "each entry once"),
         (("--class-order-seeds", "0,x"), "--class-order-seed: should be a valid integer"),
-        (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
-        (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "do not go with"),
+        (("--backbones", "resnet10"), "did you mean 'torchvision:resnet10'?"),
+        (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "cannot be combined"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
