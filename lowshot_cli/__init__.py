@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lowshot_cli.api import Model, load
 
 _LAZY = ("Model", "load")
-
-
 __all__ = ["Model", "__version__", "load"]
 
 

@@ -36,8 +36,6 @@ from lowshot_cli.training.train import train_base
 
 # Seconds for which steps are timed, and slower first steps that are skipped.
 _REHEARSAL, _WARM_UP = 8.0, 3
-
-
 _SAMPLE = 512
 
 

@@ -36,8 +36,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
 ShouldStop = Callable[[], bool]
 
 

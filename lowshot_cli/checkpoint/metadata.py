@@ -15,14 +15,8 @@ from lowshot_cli.storage.header import read_header
 METADATA_KEY = "lowshot"
 
 _MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
-
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
-
-
 Count = Annotated[int, Field(ge=0)]
 
 

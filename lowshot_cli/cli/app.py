@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from lowshot_cli.cli.console import Output
 
 _TYPED = "lowshot.typed"
-
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

@@ -36,24 +36,16 @@ _FACTS = {
     "holdout_accuracy": "hold-out {:.1f} %",
     "images_per_second": "{:.0f} images/s",
 }
-
-
 # Short enough to fit beside a live bar in 80 columns.
 _SHORT_FACTS = {
     "loss": "loss {:.2f}",
     "holdout_accuracy": "hold-out {:.1f} %",
     "images_per_second": "{:.0f}/s",
 }
-
-
 # Tables never fold names of up to this many characters.
 _WHOLE_NAME = 16
-
-
 # Columns of a terminal: with fewer than the first, the width counts as unknown, and is the second.
 _NARROWEST, _USUAL_WIDTH = 20, 80
-
-
 # Joins several emoji into one.
 _JOINER = "\u200d"
 

@@ -14,8 +14,6 @@ from typing import Any, TextIO
 from lowshot_cli.progress import Progress
 
 LOG = "log.jsonl"
-
-
 # Seconds between two lines about the same stage, except milestones.
 _PAUSE = 10.0
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # How long ranks wait for each other in training, where all have the same amount of work.
 TIMEOUT = timedelta(minutes=10)
-
-
 # How long they wait for a rank that downloads or decodes images.
 _LOADING_TIMEOUT = timedelta(days=1)
 

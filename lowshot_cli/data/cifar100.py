@@ -16,17 +16,9 @@ from lowshot_cli.errors import DataError, one_line
 from lowshot_cli.progress import OnProgress, silent
 
 IMAGE_SIZE = 32
-
-
 N_CLASSES = 100
-
-
 FOLDER = "cifar-100-python"
-
-
 _SPLITS = {"train": 50_000, "test": 10_000}
-
-
 ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     size=169_001_437,
@@ -36,8 +28,6 @@ ARCHIVE = Archive(
         for name, most in (("train", 200_000_000), ("test", 40_000_000), ("meta", 1_000_000))
     },
 )
-
-
 _ALLOWED_GLOBALS = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),

@@ -17,8 +17,6 @@ from lowshot_cli.errors import UsageError, did_you_mean
 
 # Images that are read, decoded or embedded at a time.
 BATCH = 256
-
-
 _HASHED_AT_ONCE = 1024
 
 

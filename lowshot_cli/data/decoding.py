@@ -12,8 +12,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lowshot_cli.errors import DataError, one_line
 
 ByteArray = npt.NDArray[np.uint8]
-
-
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 

@@ -24,11 +24,7 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.files import write_atomically
 
 _CHUNK = 1024**2
-
-
 _TIMEOUT_SECONDS = 30
-
-
 _ATTEMPTS = 2
 
 

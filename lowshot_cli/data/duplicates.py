@@ -21,26 +21,14 @@ from lowshot_cli.seeding import IntArray
 # Two thumbnails with at most this root mean square difference, in pixel values 0..255, show the
 # same picture. On CIFAR-100 it finds photos that are stored twice and nothing else.
 NEAR = 10.0
-
-
 _SIDE = 16
-
-
 # `lookalikes` of at least this similarity count as the same picture. Judged by eye on CIFAR-100,
 # most such pairs are, and about half of those just above it.
 SIMILAR = 0.85
-
-
 # A pair that is less similar than this without a shift is not compared under shifts.
 _PROMISING = 0.55
-
-
 _SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
-
-
 _CHUNK = 500
-
-
 # Distances computed at once: 128 MiB of fp32.
 _MOST_PAIRS = 2**25
 

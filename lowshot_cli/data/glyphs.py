@@ -24,17 +24,9 @@ from lowshot_cli.errors import DataError
 from lowshot_cli.storage.cache import DiskCache, image_cache
 
 IMAGE_SIZE = 32
-
-
 _PER_CLASS = {"train": 150, "test": 50}
-
-
 _CANVAS = 48
-
-
 _SEED = 1
-
-
 _STYLES = {
     "train": [
         f"DejaVu{family}{style}.ttf"
@@ -47,8 +39,6 @@ _STYLES = {
     + [f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")],
     "test": [f"DejaVuSerif{style}.ttf" for style in ("", "-Bold", "-Italic", "-BoldItalic")],
 }
-
-
 # Look-alikes such as O and 0, or Greek and Latin capitals of one shape, are left out.
 _CHARACTERS = (
     "123456789"

@@ -12,22 +12,12 @@ from zipfile import BadZipFile, ZipFile
 from lowshot_cli.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-
-
 # Images hardly compress, so an archive that grows by more than this was made to fill memory.
 _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
-
-
 _MOST_IMAGE_BYTES = 256 * 1024**2
-
-
 # Folders within a dataset: its files lie at most in train/<class>/.
 _DEPTH = 2
-
-
 _MAKE_AGAIN = "make it again from the folder of images"
-
-
 _Parts = tuple[str, ...]
 
 

@@ -17,8 +17,6 @@ from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.storage.cache import DiskCache
 
 IMAGE_SIZE = 64
-
-
 TEST_SHARE = 0.2
 
 

@@ -25,23 +25,11 @@ from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
 
 _ABOUT = "about.json"
-
-
 _FORMAT = 3
-
-
 _CHUNK = 64
-
-
 _MOST_NAMED = 10
-
-
 ClassFiles = Sequence[Sequence[Photo]]
-
-
 Report = Callable[[int], None]
-
-
 Decode = Callable[[IO[bytes], int], ByteArray]
 
 

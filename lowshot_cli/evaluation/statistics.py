@@ -11,8 +11,6 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 FloatArray = npt.NDArray[np.float64]
-
-
 # Names of the metrics of a trial, in rows, summaries and JSON.
 MetricName = Literal[
     "novel_accuracy",
@@ -23,11 +21,7 @@ MetricName = Literal[
     "ncr_at_2",
     "ncr_at_5",
 ]
-
-
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
-
-
 Interval = tuple[float, float]
 
 

@@ -28,8 +28,6 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 
 # Largest difference of probabilities, embeddings and cosines that counts as agreement.
 TOLERANCE = 1e-4
-
-
 # Images `(B, 3, S, S)` uint8 to probabilities `(B, C)` and embeddings `(B, D)`.
 ExportedModel = Callable[[Tensor], tuple[Tensor, Tensor]]
 

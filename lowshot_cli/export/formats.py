@@ -19,8 +19,6 @@ ONNX_FILE, TORCH_FILE, LABELS_FILE, CARD_FILE = (
     "labels.json",
     "README.md",
 )
-
-
 MODEL_FILES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": (ONNX_FILE,),
     "torch": (TORCH_FILE,),

@@ -10,20 +10,14 @@ import yaml
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 
 PREPROCESSING = "upright, RGB, shorter side to {side}, centre crop to {side} x {side}, uint8"
-
-
 _ONNX_EXAMPLE = """\
 session = onnxruntime.InferenceSession("model.onnx")
 probabilities, embeddings = session.run(None, {"images": images})
 """
-
-
 _TORCH_EXAMPLE = """\
 model = torch.export.load("model.pt2").module()
 probabilities, embeddings = (found.numpy() for found in model(torch.from_numpy(images)))
 """
-
-
 _EXAMPLE = """\
 import json
 from pathlib import Path

@@ -16,8 +16,6 @@ from torch import Tensor
 
 # Default of `shrunk_precision`.
 SHRINKAGE = 0.5
-
-
 # At least this is added to a diagonal, so that even a zero covariance (one image a class) has an
 # inverse.
 _LEAST_RIDGE = 1e-6

@@ -23,8 +23,6 @@ from lowshot_cli.models.head import nearest_proxies
 
 # Points of base accuracy.
 DEFAULT_MAX_FORGETTING = 2.0
-
-
 # A bias this far below a critical shift stays below it when cosines are summed in another order.
 _CLEARANCE = 1e-6
 

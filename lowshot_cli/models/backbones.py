@@ -168,8 +168,6 @@ class ResNet18(nn.Module):
 
 
 Backbone = ResNet9 | ResNet18 | PretrainedBackbone | Resized
-
-
 # Each is built from the width, the embedding size and the side of the images in pixels.
 _OWN: dict[str, Callable[[int, int, int], Backbone]] = {
     "resnet9": lambda width, size, _: ResNet9(width, size),

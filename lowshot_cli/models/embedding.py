@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 # Weights of the last stage and the one before it in an embedding, whose trained part has weight 1.
 STAGE_WEIGHTS = (2.0, 1.0)
-
-
 # Length of an embedding with stages, before it is scaled to length 1.
 JOINT_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
-
-
 # Keeps the gradient of a square root finite where an activation is 0.
 _FLOOR = 1e-6
 

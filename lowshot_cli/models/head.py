@@ -12,8 +12,6 @@ from lowshot_cli.models.embedding import JOINT_LENGTH, EmbeddingNetwork
 
 # Cosines lie between -1 and 1, so without a scale a softmax over many classes is nearly flat.
 INITIAL_SCALE = 10.0
-
-
 # Cosines computed at once: 128 MiB of fp32.
 _MOST_COSINES = 2**25
 

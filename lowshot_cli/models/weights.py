@@ -25,24 +25,16 @@ from lowshot_cli.storage.tensors import read_tensors
 
 # ImageNet's: mean and standard deviation of values 0..1, and the usual side in pixels.
 _MEAN, _STD, _SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-
-
 # Prefixes that DataParallel and `torch.compile` put before the names of a state dict.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-
-
 # Prefixes of a backbone within a larger model, as in lowshot's checkpoints.
 _PREFIXES = tuple(
     f"{outer}{inner}"
     for outer in ("", "backbone.", "backbone.backbone.")
     for inner in ("", "model.")
 )
-
-
 # Names of torchvision's DenseNet before its modules were renamed, as in its published files.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-
-
 # Names that a message shows.
 _SHOWN = 3
 

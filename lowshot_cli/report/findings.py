@@ -27,11 +27,7 @@ from lowshot_cli.sweep.trials import make_novel_proxies
 
 # Points of base accuracy that may be lost, at each point of the trade-off curve.
 BUDGETS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
-
-
 _MAPPED_CLASSES, _MAPPED_QUERIES = 6, 60
-
-
 _SHOWN_CLASSES, _FEW_SHOTS = 6, 5
 
 

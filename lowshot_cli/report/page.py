@@ -36,11 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _THUMBNAIL = 48
-
-
 _REFERENCE = re.compile(r'(?:url\(#|href="#)([^)"]+)')
-
-
 _ID = re.compile(r' id="([^"]+)"')
 
 
@@ -84,12 +80,8 @@ class _Images:
 
 # Parts of a section; the template reads `kind`.
 _Block = _FactList | _Code | _Table | _Figure | _Images
-
-
 # A heading and blocks; a section without blocks is left out.
 _Section = tuple[str, Sequence[_Block]]
-
-
 Facts = Sequence[tuple[str, str]]
 
 
@@ -195,28 +187,18 @@ def _confusions(names: Sequence[str], counts: Tensor) -> tuple[list[str], FloatA
 
 # A larger matrix would be unreadable.
 _MOST_CONFUSED = 200
-
-
 _MEANING = (
     "NCR@2 is novel recall when the novel logit is shifted until at most 2 points of base accuracy "
     "are lost; forgetting is in points."
 )
-
-
 _COST = (
     "The dotted line is the budget that sets the bias on the hold-out; marks, measured on test "
     "images, lie near it if the hold-out is representative."
 )
-
-
 _EVALUATED = (
     "Accuracies in percent of test images, over all classes of the head; forgetting in points."
 )
-
-
 _LEARNT = "The support images of each novel class."
-
-
 _CONFUSED = (
     "The largest confusions; a row shows where the images of a class go, in percent of them."
 )

@@ -20,18 +20,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which people with any kind of colour vision can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B3A400")
-
-
 _MARKERS = "osD^vPX*"
-
-
 # Colour of text and lines, which a page replaces with that of its own text.
 INK = "#010203"
-
-
 _MOST_CLASSES = 60
-
-
 # Largest numbers of rows and columns of a confusion matrix.
 MOST_CONFUSIONS = 15
 
@@ -79,8 +71,6 @@ _OVER_SESSIONS: dict[MetricName, str] = {
     "global_accuracy": "accuracy over all classes",
     "harmonic_mean": "harmonic mean",
 }
-
-
 _OVER_SHOTS: dict[MetricName, str] = {"novel_accuracy": "novel accuracy", "ncr_at_2": "NCR@2"}
 
 

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     from lowshot_cli.sweep.summary import MeanDifference, SweepSummary
 
 Cells = list[list[str]]
-
-
 _PAIRED: tuple[MetricName, ...] = ("novel_accuracy", "ncr_at_2", "base_accuracy")
-
-
 _OVER_BASES: tuple[MetricName, ...] = (
     "novel_accuracy",
     "ncr_at_2",
@@ -24,8 +20,6 @@ _OVER_BASES: tuple[MetricName, ...] = (
     "harmonic_mean",
     "forgetting",
 )
-
-
 _LAST_SESSION: tuple[MetricName, ...] = (
     "global_accuracy",
     "base_accuracy",

@@ -33,16 +33,10 @@ from lowshot_cli.training.train import train_base
 
 # Tiles that a worker gets at a time, a few seconds of work.
 _CHUNK = 8
-
-
 # How often a chunk is retried after its worker died.
 _RETRIES = 3
-
-
 # Seconds between two checks whether to stop.
 _POLL_SECONDS = 0.2
-
-
 _RESUME_HINT = "check that the cluster is up, then resume the sweep: its rows so far are intact"
 
 

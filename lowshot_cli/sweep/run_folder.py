@@ -26,11 +26,7 @@ from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.sweep.trials import BatchResult
 
 ROWS, SUMMARY, MODELS = "results.csv", "results.json", "models.npy"
-
-
 CONFIG, ABOUT = "config.yaml", "run.json"
-
-
 Models = np.memmap[Any, np.dtype[np.float32]]
 
 

@@ -23,8 +23,6 @@ from lowshot_cli.models.head import nearest_proxies
 
 # Budgets of `ncr_at_2` and `ncr_at_5`, in points of base accuracy.
 NCR_POINTS = (2.0, 5.0)
-
-
 # Trials to multiply at once.
 _BLOCK = 32
 

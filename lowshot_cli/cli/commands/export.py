@@ -29,8 +29,6 @@ from lowshot_cli.export.check import compare_with_checkpoint, exported_models
 from lowshot_cli.storage.files import ensure_writable
 
 _MOST_IMAGES = 1000
-
-
 _NOISE_IMAGES = 64
 
 
