@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.storage.cache import DiskCache
+from tests.faults.conftest import Server
 
 TINY = {
     "classes": 12,
@@ -42,13 +44,15 @@ RunCommand = Callable[..., Result]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests away from the user's caches and settings."""
+    """Keep the tests away from the user's caches and settings, whoever starts them."""
     home = tmp_path_factory.mktemp("home")
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     os.environ.pop("LOWSHOT_WORKDIR", None)
     # Spinning threads of one process slow every other one down on a machine with few cores.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Under nohup and in the background it is ignored, and so it would be by every child.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +89,14 @@ def base(base_path: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def embedder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return Embedder(base.network(), cache=DiskCache(tmp_path_factory.mktemp("embedded"), 10**9))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs commands in processes of their own."""
+    started = Server(tmp_path_factory.mktemp("server"))
+    yield started
+    started.close()
 
 
 def save_images(pixels: Iterable[Tensor], folder: Path) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +93,6 @@ def _on_glyphs(line: str, config: Path) -> list[str]:
 
 def _runs_here(line: str) -> bool:
     return line not in ELSEWHERE and line not in photo_commands() and not re.search(PARSED, line)
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("server"))
-    yield started
-    started.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from lowshot_cli.checkpoint.format import load
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
-from lowshot_cli.environment import pick_device
+from lowshot_cli.environment import hardware, pick_device, versions
 from lowshot_cli.methods.finetuning import class_weights
 from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.embedder import Embedder, embed
@@ -37,7 +36,7 @@ from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.sweep.run import sweep
 from lowshot_cli.sweep.summary import SweepSummary
 from lowshot_cli.training.context import RunContext
-from lowshot_cli.version import __version__
+from lowshot_cli.training.precision import matrix_rate
 
 
 def main() -> None:
@@ -68,15 +67,8 @@ def _data() -> Path:
 
 
 def _about() -> str:
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    return (
-        f"lowshot {__version__}, PyTorch {torch.__version__}, NumPy {np.__version__}, "
-        f"{torch.get_num_threads()} threads, {model}"
-    )
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{known}, {hardware(torch.device('cpu'))}"
 
 
 def _time(work: Callable[[], object], repeats: int = 1) -> float:
@@ -84,13 +76,6 @@ def _time(work: Callable[[], object], repeats: int = 1) -> float:
     for _ in range(repeats):
         work()
     return (time.perf_counter() - started) / repeats
-
-
-def _matrix_rate(dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product."""
-    left, right = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    left @ right
-    return 2 * 2048**3 / _time(lambda: left @ right, 5)
 
 
 def _operations(base: Checkpoint) -> float:
@@ -110,7 +95,7 @@ def _embedding(
     network, each = base.network(), _operations(base)
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         took = _time(lambda dtype=dtype: embed(network, pixels, dtype))
-        rate, share = each * len(pixels) / took, _matrix_rate(dtype)
+        rate, share = each * len(pixels) / took, matrix_rate(dtype, 2048)
         seconds[f"embed {name}"] = took
         rows.append(
             (

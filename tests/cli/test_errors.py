@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.cli.main import app
-
-RunCommand = Callable[..., Result]
+from tests.conftest import RunCommand
 
 USAGE, BAD_INPUT = 2, 3
 COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
 
 from lowshot_cli.cli.flags import (
     ALL_SETTINGS,
@@ -19,8 +18,8 @@ from lowshot_cli.cli.flags import (
 )
 from lowshot_cli.config.presentation import presentation
 from lowshot_cli.config.schema import Config, Section
+from tests.conftest import RunCommand
 
-RunCommand = Callable[..., Result]
 SECTIONS = {"train_base": "train-base", "imprint": "imprint", "finetune": "finetune"} | {
     "sweep": "sweep"
 }

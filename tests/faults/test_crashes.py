@@ -190,12 +190,30 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
     assert not list(runs.glob(".*"))
 
 
+def _swept(server: Server, trained: Path, folder: Path, *options: str) -> Path:
+    """A work folder with a whole sweep, to be copied."""
+    runs = Path(shutil.copytree(trained, folder / "runs"))
+    server.run("sweep", *options, cwd=folder)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def many_trials(trained: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ["--trials", "90", "--novel", "6", "--shots", "1,2", "--method", "imprint"]
+    return _swept(server, trained, tmp_path_factory.mktemp("many"), *options)
+
+
+@pytest.fixture(scope="module")
+def few_trials(trained: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ["--trials", "3", "--novel", "2", "--shots", "1"]
+    return _swept(server, trained, tmp_path_factory.mktemp("few"), *options)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.4999, 0.77, 0.9999])
 def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
-    server: Server, runs: Path, kept: float
+    server: Server, many_trials: Path, tmp_path: Path, kept: float
 ) -> None:
-    sweep = ["sweep", "--trials", "90", "--novel", "6", "--shots", "1,2", "--method", "imprint"]
-    server.run(*sweep, cwd=runs.parent)
+    runs = Path(shutil.copytree(many_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     rows = folder / "results.csv"
     whole = rows.read_bytes()
@@ -208,9 +226,9 @@ def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
 
 @pytest.mark.parametrize("left", [None, b"", b"method,sho"])
 def test_a_sweep_that_was_cut_off_before_its_first_row_begins_again(
-    server: Server, runs: Path, left: bytes | None
+    server: Server, few_trials: Path, tmp_path: Path, left: bytes | None
 ) -> None:
-    server.run("sweep", "--trials", "3", "--novel", "2", "--shots", "1", cwd=runs.parent)
+    runs = Path(shutil.copytree(few_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     rows = folder / "results.csv"
     whole = rows.read_bytes()
@@ -317,8 +335,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     assert not (tmp_path / "runs" / LOCK).exists()
 
 
-def test_a_run_that_is_under_way_is_not_resumed_a_second_time(server: Server, runs: Path) -> None:
-    server.run("sweep", "--trials", "2", "--novel", "2", "--shots", "1", cwd=runs.parent)
+def test_a_run_that_is_under_way_is_not_resumed_a_second_time(
+    server: Server, few_trials: Path, tmp_path: Path
+) -> None:
+    runs = Path(shutil.copytree(few_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     with locked(folder):
         running = server.start("sweep", "--resume", folder, cwd=runs.parent)
@@ -335,18 +355,21 @@ def test_a_lock_is_one_processs_alone(tmp_path: Path) -> None:
 
 
 def test_two_runs_that_share_the_cache_both_get_it_right(
-    runs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    server: Server,
+    runs: Path,
+    lowshot: RunCommand,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    servers = [Server(tmp_path_factory.mktemp(f"server{number}")) for number in range(2)]
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    """One of them in a process of its own, the other in this one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sweep = ["sweep", "--trials", "1", "--novel", "12", "--json"]
-    started = [server.start(*sweep, cwd=runs.parent, env=cache) for server in servers]
-    assert [running.wait() for running in started] == [0, 0]
+    running = server.start(*sweep, cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert lowshot(*sweep).exit_code == 0
+    assert running.wait() == 0
     first, second = (path.read_bytes() for path in sorted(runs.glob("sweep-*/results.csv")))
     assert first == second
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
-    for server in servers:
-        server.close()
 
 
 def test_what_a_killed_writer_left_is_cleared_away_but_not_what_is_being_written(

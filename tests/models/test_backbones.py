@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,8 +22,8 @@ from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.head import Head
 from lowshot_cli.storage.tensors import read_tensors
 from lowshot_cli.training.train import train_base
+from tests.conftest import RunCommand
 
-RunCommand = Callable[..., Result]
 GREY = Normalisation((127.0, 127.0, 127.0), (60.0, 60.0, 60.0))
 SHUFFLENET = "torchvision:shufflenet_v2_x0_5"
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,9 +33,8 @@ from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import fitted_scale
 from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
-from tests.conftest import TINY
+from tests.conftest import TINY, RunCommand
 
-RunCommand = Callable[..., Result]
 NAME = "shufflenet_v2_x0_5"
 BACKBONE = f"torchvision:{NAME}"
 ADOPT = ("train-base", "--dataset", "glyphs", "--classes", 3, "--epochs", 0)
