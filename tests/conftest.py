@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -40,6 +41,16 @@ TINY = {
 }
 
 RunCommand = Callable[..., Result]
+
+# Two processes that get the longest modules first end together. These need no shared base model,
+# so that it is there when both come to ask for it.
+_FIRST = ("test_crashes", "test_ranks", "test_cifar100", "test_environment", "test_kills")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(_FIRST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,10 +85,16 @@ def tiny_config(tiny_yaml: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def base_path(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> Path:
-    workdir = tmp_path_factory.mktemp("base")
+    """The trained base model; of several test processes the first to ask makes it for all."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    workdir = folder / "shared-base"
     arguments = ["train-base", "--config", str(tiny_yaml), "--workdir", str(workdir), "--quiet"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    with FileLock(folder / "shared-base.lock"):
+        if not (workdir / "base.safetensors").exists():
+            result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert result.exit_code == 0, result.output
     return workdir / "base.safetensors"
 
 

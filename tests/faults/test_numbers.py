@@ -42,7 +42,8 @@ def test_a_huge_rate_of_fine_tuning_leaves_no_broken_model(
     rate = tmp_path / "rate.yaml"
     rate.write_text(json.dumps({"finetune": {"head_lr": 1e9, "lr": 1e9}}))
     result = lowshot("finetune", "--config", rate, "--scope", scope, *typed)
-    if result.exit_code == 0:
+    if scope == "head":  # its rows are normalised after every step
+        assert result.exit_code == 0, result.stderr
         load(workdir / "finetuned.safetensors")
     else:
         assert result.exit_code == BAD_INPUT
