@@ -1,6 +1,6 @@
 """Random YAML through the loading of every command's config: an error in words or a valid config.
 
-`pytest -s -m slow tests/faults/test_configs.py` tries 20,000 documents.
+`pytest -s -m slow tests/config/test_yaml_files.py` tries 20,000 documents.
 """
 
 from __future__ import annotations
