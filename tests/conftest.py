@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -25,6 +27,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.storage.cache import DiskCache
+from tests.faults.conftest import Server
 
 TINY = {
     "classes": 12,
@@ -39,16 +42,28 @@ TINY = {
 
 RunCommand = Callable[..., Result]
 
+# Two processes that get the longest modules first end together. These need no shared base model,
+# so that it is there when both come to ask for it.
+_FIRST = ("test_crashes", "test_ranks", "test_cifar100", "test_environment", "test_kills")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first."""
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(_FIRST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests away from the user's caches and settings."""
+    """Keep the tests away from the user's caches and settings, whoever starts them."""
     home = tmp_path_factory.mktemp("home")
     os.environ["XDG_CACHE_HOME"] = str(home / "cache")
     os.environ.pop("LOWSHOT_WORKDIR", None)
     # Spinning threads of one process slow every other one down on a machine with few cores.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Under nohup and in the background it is ignored, and so it would be by every child.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +85,16 @@ def tiny_config(tiny_yaml: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def base_path(tmp_path_factory: pytest.TempPathFactory, tiny_yaml: Path) -> Path:
-    workdir = tmp_path_factory.mktemp("base")
+    """The trained base model; of several test processes the first to ask makes it for all."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    workdir = folder / "shared-base"
     arguments = ["train-base", "--config", str(tiny_yaml), "--workdir", str(workdir), "--quiet"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    with FileLock(folder / "shared-base.lock"):
+        if not (workdir / "base.safetensors").exists():
+            result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert result.exit_code == 0, result.output
     return workdir / "base.safetensors"
 
 
@@ -85,6 +106,14 @@ def base(base_path: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def embedder(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return Embedder(base.network(), cache=DiskCache(tmp_path_factory.mktemp("embedded"), 10**9))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs commands in processes of their own."""
+    started = Server(tmp_path_factory.mktemp("server"))
+    yield started
+    started.close()
 
 
 def save_images(pixels: Iterable[Tensor], folder: Path) -> None:

@@ -6,7 +6,8 @@ They run on `glyphs`, with these changes and no others:
   small, short training. The other commands learn the dataset from the checkpoint.
 - Classes of CIFAR-100 become classes of `glyphs`, as in `CLASSES`.
 - `sweep --trials 20` also gets `--novel 3`, for all novel classes would take a minute.
-- `configs/quickstart.yaml` is a copy with one epoch, and one trial of three novel classes.
+- `configs/quickstart.yaml` is a copy with one epoch of a narrower network, and one trial of three
+  novel classes.
 - A line that stands in several places runs once.
 
 Left to other tests are the command reference, whose lines are the examples of `--help`
@@ -20,7 +21,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ ELSEWHERE = {
 }
 # What needs CIFAR-100, or a cluster that is not there.
 PARSED = r"configs/cifar100|--ray-address|^srun |^ray exec |--nnodes"
-SHORTER = {"epochs: 8": "epochs: 1", "trials: 10": "trials: 1", "novel: 30": "novel: 3"}
+SHORTER = {
+    **{"epochs: 8": "epochs: 1", "width: 16": "width: 4"},
+    **{"trials: 10": "trials: 1", "novel: 30": "novel: 3"},
+}
 
 
 def _text(page: Path) -> str:
@@ -94,13 +97,6 @@ def _on_glyphs(line: str, config: Path) -> list[str]:
 
 def _runs_here(line: str) -> bool:
     return line not in ELSEWHERE and line not in photo_commands() and not re.search(PARSED, line)
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("server"))
-    yield started
-    started.close()
 
 
 @pytest.fixture

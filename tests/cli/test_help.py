@@ -7,19 +7,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import typer
 import yaml
-from click.testing import Result
 
 import lowshot_cli
 from lowshot_cli.cli.main import app
-
-RunCommand = Callable[..., Result]
+from tests.conftest import RunCommand
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = {

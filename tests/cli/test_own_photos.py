@@ -19,7 +19,10 @@ from tests.conftest import RunCommand
 
 README = Path(__file__).parents[2] / "lowshot_cli" / "data" / "README.md"
 # The training would take minutes.
-SHORTER = ["--epochs=40", "--width=8", "--batch-size=32", "--lr=0.1", "--precision=fp32"]
+SHORTER = [
+    *("--epochs=20", "--width=8", "--batch-size=32", "--lr=0.1", "--holdout=20"),
+    "--precision=fp32",
+]
 _MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 
 

@@ -39,7 +39,7 @@ def data() -> Dataset:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     path = tmp_path_factory.mktemp("config") / "small.yaml"
     path.write_text(
-        "train_base: {width: 8, embedding_size: 64, epochs: 1, lr: 0.1, mixup: 0}\n"
+        "train_base: {width: 4, embedding_size: 64, epochs: 1, lr: 0.1, mixup: 0}\n"
         f"sweep: {{trials: 4, shots: [1, 5], novel: [{', '.join(NOVEL)}]}}\n"
     )
     return load_config(path)

@@ -93,12 +93,16 @@ def _fork(job: dict[str, Any]) -> int:
 
 # Loaded before the forks, so that each job begins at once.
 _COMMANDS = ("train_base", "imprint", "finetune", "evaluate", "sweep", "predict", "classes", "data")
+# The optimizers load the first one on their first use, figures the others.
+_LATE = ("torch._dynamo", "jinja2", "matplotlib.backends.backend_svg", "matplotlib.dates")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for name in _COMMANDS:
         import_module(f"lowshot_cli.cli.commands.{name}")
+    for name in _LATE:
+        import_module(name)
     glyphs.make(glyphs.IMAGE_SIZE)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -109,7 +109,8 @@ def test_a_disk_too_small_for_mapped_arrays_is_an_error_and_no_signal(
         f"cp runs/base.safetensors disk/runs && {sys.executable} -m lowshot_cli {arguments}"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment |= {"XDG_CACHE_HOME": str(disk if command == "predict" else tmp_path / "cache")}
+    if command == "predict":
+        environment["XDG_CACHE_HOME"] = str(disk)
     environment.pop("LOWSHOT_WORKDIR", None)
     answer = subprocess.run(
         ["unshare", "-Urm", "sh", "-c", script],
@@ -190,12 +191,30 @@ def test_ctrl_c_while_a_class_is_imprinted_leaves_what_was_there(
     assert not list(runs.glob(".*"))
 
 
+def _swept(server: Server, trained: Path, folder: Path, *options: str) -> Path:
+    """A work folder with a whole sweep, to be copied."""
+    runs = Path(shutil.copytree(trained, folder / "runs"))
+    server.run("sweep", *options, cwd=folder)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def many_trials(trained: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ["--trials", "90", "--novel", "6", "--shots", "1,2", "--method", "imprint"]
+    return _swept(server, trained, tmp_path_factory.mktemp("many"), *options)
+
+
+@pytest.fixture(scope="module")
+def few_trials(trained: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ["--trials", "3", "--novel", "2", "--shots", "1"]
+    return _swept(server, trained, tmp_path_factory.mktemp("few"), *options)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.4999, 0.77, 0.9999])
 def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
-    server: Server, runs: Path, kept: float
+    server: Server, many_trials: Path, tmp_path: Path, kept: float
 ) -> None:
-    sweep = ["sweep", "--trials", "90", "--novel", "6", "--shots", "1,2", "--method", "imprint"]
-    server.run(*sweep, cwd=runs.parent)
+    runs = Path(shutil.copytree(many_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     rows = folder / "results.csv"
     whole = rows.read_bytes()
@@ -208,9 +227,9 @@ def test_a_sweep_that_was_cut_off_within_a_row_redoes_it(
 
 @pytest.mark.parametrize("left", [None, b"", b"method,sho"])
 def test_a_sweep_that_was_cut_off_before_its_first_row_begins_again(
-    server: Server, runs: Path, left: bytes | None
+    server: Server, few_trials: Path, tmp_path: Path, left: bytes | None
 ) -> None:
-    server.run("sweep", "--trials", "3", "--novel", "2", "--shots", "1", cwd=runs.parent)
+    runs = Path(shutil.copytree(few_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     rows = folder / "results.csv"
     whole = rows.read_bytes()
@@ -222,16 +241,21 @@ def test_a_sweep_that_was_cut_off_before_its_first_row_begins_again(
 # Damaged training states
 
 
+@pytest.fixture(scope="module")
+def longer(server: Server, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of six epochs that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("longer")
+    server.run("train-base", "--config", config, "--epochs", "6", cwd=folder)
+    return folder / "runs" / "base.safetensors"
+
+
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])
 def test_a_damaged_state_falls_back_to_the_one_before(
-    server: Server, config: Path, tmp_path: Path, trained: Path, damage: str
+    server: Server, config: Path, tmp_path: Path, longer: Path, damage: str
 ) -> None:
-    longer = ["train-base", "--config", config, "--epochs", "6"]
-    server.run(*longer, cwd=tmp_path)
-    reference = (tmp_path / "runs" / "base.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "runs")
+    command = ["train-base", "--config", config, "--epochs", "6"]
     state = tmp_path / "runs" / "base.state.safetensors"
-    running = server.start(*longer, cwd=tmp_path)
+    running = server.start(*command, cwd=tmp_path)
     wait_until(lambda: state.with_suffix(".previous.safetensors").exists() and state.exists())
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
@@ -241,11 +265,11 @@ def test_a_damaged_state_falls_back_to_the_one_before(
     else:
         content[-5] ^= 4
     state.write_bytes(content)
-    resumed = server.run(*longer, "--resume", cwd=tmp_path)
+    resumed = server.run(*command, "--resume", cwd=tmp_path)
     assert "warning: " in resumed.stderr
     assert str(state.relative_to(tmp_path)) in resumed.stderr
     assert "continuing from the state before it, epoch" in resumed.stderr
-    assert (tmp_path / "runs" / "base.safetensors").read_bytes() == reference
+    assert (tmp_path / "runs" / "base.safetensors").read_bytes() == longer.read_bytes()
     assert not list(state.parent.glob("*.state*"))
 
 
@@ -317,8 +341,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     assert not (tmp_path / "runs" / LOCK).exists()
 
 
-def test_a_run_that_is_under_way_is_not_resumed_a_second_time(server: Server, runs: Path) -> None:
-    server.run("sweep", "--trials", "2", "--novel", "2", "--shots", "1", cwd=runs.parent)
+def test_a_run_that_is_under_way_is_not_resumed_a_second_time(
+    server: Server, few_trials: Path, tmp_path: Path
+) -> None:
+    runs = Path(shutil.copytree(few_trials, tmp_path / "runs"))
     (folder,) = runs.glob("sweep-*")
     with locked(folder):
         running = server.start("sweep", "--resume", folder, cwd=runs.parent)
@@ -335,18 +361,21 @@ def test_a_lock_is_one_processs_alone(tmp_path: Path) -> None:
 
 
 def test_two_runs_that_share_the_cache_both_get_it_right(
-    runs: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    server: Server,
+    runs: Path,
+    lowshot: RunCommand,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    servers = [Server(tmp_path_factory.mktemp(f"server{number}")) for number in range(2)]
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    """One of them in a process of its own, the other in this one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sweep = ["sweep", "--trials", "1", "--novel", "12", "--json"]
-    started = [server.start(*sweep, cwd=runs.parent, env=cache) for server in servers]
-    assert [running.wait() for running in started] == [0, 0]
+    running = server.start(*sweep, cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert lowshot(*sweep).exit_code == 0
+    assert running.wait() == 0
     first, second = (path.read_bytes() for path in sorted(runs.glob("sweep-*/results.csv")))
     assert first == second
     assert not list((tmp_path / "cache").rglob(".*.tmp"))
-    for server in servers:
-        server.close()
 
 
 def test_what_a_killed_writer_left_is_cleared_away_but_not_what_is_being_written(

@@ -43,7 +43,8 @@ def test_a_huge_rate_of_fine_tuning_leaves_no_broken_model(
     rate = tmp_path / "rate.yaml"
     rate.write_text(json.dumps({"finetune": {"head_lr": 1e9, "lr": 1e9}}))
     result = lowshot("finetune", "--config", rate, "--scope", scope, *typed)
-    if result.exit_code == 0:
+    if scope == "head":  # its rows are normalised after every step
+        assert result.exit_code == 0, result.stderr
         load(workdir / "finetuned.safetensors")
     else:
         assert result.exit_code == BAD_INPUT
@@ -96,14 +97,16 @@ def test_black_images_make_a_model_that_works(lowshot: RunCommand, tmp_path: Pat
     learnt = []
     for method in ("whitened", "imprint", "teen", "augmented"):
         three = ["imprint", "--class", "c", "--shots", "3", "--method", method]
-        if _has_learnt(lowshot(*three, *data)):
+        taught = lowshot(*three, *data)
+        if method != "teen" and taught.exit_code:  # where rounding leaves no direction at all
+            assert taught.exit_code == BAD_INPUT
+            assert "the images of 'c' have no direction of their own" in taught.stderr
+        else:  # the directions of the base classes are added by `teen`
+            assert taught.exit_code == 0, taught.stderr
             load(tmp_path / "runs" / "imprinted.safetensors")
-            learnt.append(method)
     tuned = lowshot("finetune", *data)
-    if not learnt:
-        assert "no checkpoint at runs/imprinted.safetensors" in tuned.stderr
-    elif _has_learnt(tuned):
-        load(tmp_path / "runs" / "finetuned.safetensors")
+    assert tuned.exit_code == 0, tuned.stderr
+    load(tmp_path / "runs" / "finetuned.safetensors")
     assert lowshot("evaluate", *data).exit_code == 0
     assert lowshot("predict", folder / "a").exit_code == 0
     swept = lowshot("sweep", "--trials", "2", "--shots", "1", "--json", *data)
