@@ -94,7 +94,6 @@ def test_black_images_make_a_model_that_works(lowshot: RunCommand, tmp_path: Pat
     status, told = _train(lowshot, folder, "--holdout", "4", "--classes", "a,b")
     assert status == 0, told
     data = ["--data-dir", folder]
-    learnt = []
     for method in ("whitened", "imprint", "teen", "augmented"):
         three = ["imprint", "--class", "c", "--shots", "3", "--method", method]
         taught = lowshot(*three, *data)
