@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from string import digits
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -30,6 +29,7 @@ DEFAULT_SHOTS = 5
 # The package's own backbones, and the libraries whose models are named `library:model`.
 BACKBONES = ("resnet9", "resnet18")
 LIBRARIES = ("torchvision", "timm")
+_LIBRARY_RESNETS = ("resnet34", "resnet50", "resnet101", "resnet152")
 # Dimensions of the embedding of the package's own backbones.
 EMBEDDING_SIZE = 64
 # Stands for a library's published weights, in place of a file.
@@ -122,8 +122,8 @@ def _backbone(value: str) -> str:
     if value in BACKBONES or (colon and library in LIBRARIES and model):
         return value
     hint = did_you_mean(value, [*BACKBONES, *(f"{name}:{model}" for name in LIBRARIES)])
-    # `resnet50` is a network of a library, not a misspelt `resnet9`.
-    if any(value.rstrip(digits) == name.rstrip(digits) for name in BACKBONES):
+    # Not a misspelt `resnet9`.
+    if value in _LIBRARY_RESNETS:
         hint = f"did you mean 'torchvision:{value}'?"
     choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
     raise ValueError(f"should be one of {choices}" + (f" ({hint})" if hint else ""))

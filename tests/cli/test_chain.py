@@ -259,7 +259,7 @@ def test_a_stale_model_that_is_named_is_refused_in_words(
     result = lowshot("evaluate", Path("runs") / "imprinted.safetensors")
     assert result.exit_code == 3
     assert "base.safetensors has changed since it was made" in result.stderr
-    assert "every checkpoint named is stale" in result.stderr
+    assert "every checkpoint is stale" in result.stderr
     assert result.stdout == ""
 
 

@@ -574,5 +574,7 @@ def test_a_disk_that_fills_up_leaves_the_old_model_whole(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         result = lowshot("imprint", "--class", "A")
-    _refused(result, BAD_INPUT, Path("runs") / "imprinted.safetensors", "No space left", "intact")
+    _refused(
+        result, BAD_INPUT, Path("runs") / "imprinted.safetensors", "No space left", "unchanged"
+    )
     assert _tree(workdir) | {"log.jsonl": None} == before | {"log.jsonl": None}

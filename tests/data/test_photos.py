@@ -103,7 +103,7 @@ def test_a_photo_taught_class_lives_beside_the_others(
     assert lowshot("imprint", "--class", "omega").exit_code == 0
     result = lowshot("imprint", "--class", "my mug", "--images", mugs, "--add")
     assert result.exit_code == 0, result.stderr
-    assert "estimate, on the hold-out" in result.stdout
+    assert "estimated on the hold-out" in result.stdout
     assert lowshot("finetune").exit_code == 0
     one = json.loads(lowshot("evaluate", workdir / "finetuned.safetensors", "--json").stdout)[0]
     rows = {row["class"]: row for row in one["per_class"]}

@@ -301,7 +301,7 @@ def _trained_longer(folder: Path) -> Path:
         (("--threads", "0"), "1 or more"),
         (("--class-order-seeds", "0,0"), "each entry once"),
         (("--class-order-seeds", "0,x"), "--class-order-seed: should be a valid integer"),
-        (("--backbones", "resnet10"), "did you mean 'torchvision:resnet10'?"),
+        (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
         (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "cannot be combined"),
     ],
 )

@@ -257,7 +257,7 @@ def test_nearest_neighbour_is_one_shot_imprinting_and_a_bound_beyond(
                 assert float(row[key]) == pytest.approx(float(mean[key]), abs=0.2)
         elif method == "nearest":
             assert row["ncr_at_2"] != mean["ncr_at_2"] or row["bias"] != mean["bias"]
-    with pytest.raises(UsageError, match="does not make a model of nearest"):
+    with pytest.raises(UsageError, match="not enough for nearest"):
         sweep(base, glyphs, config, embedder, tmp_path / "models", options=KEEP)
 
 
