@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +46,8 @@ def as_png(drawn: Figure) -> bytes:
     return content.getvalue()
 
 
+# A page shows the figures that are saved beside it, and drawing takes longer than all else.
+@lru_cache(maxsize=8)
 def as_svg(drawn: Figure) -> str:
     """A figure as SVG on a transparent background; the same figure gives the same text."""
     import matplotlib
