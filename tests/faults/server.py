@@ -22,6 +22,8 @@ from torch.distributed import TCPStore
 
 import lowshot_cli.cli.main
 from lowshot_cli.data import glyphs
+from lowshot_cli.report import plots
+from lowshot_cli.training.precision import matrix_rate
 
 
 def _run(job: dict[str, Any]) -> None:
@@ -104,6 +106,13 @@ def main() -> None:
     for name in _LATE:
         import_module(name)
     glyphs.make(glyphs.IMAGE_SIZE)
+    # Each process measures once which arithmetic is faster.
+    for dtype in (torch.bfloat16, torch.float32):
+        matrix_rate(dtype)
+    # The first figure loads fonts and image formats.
+    drawn = plots.figure(2, 2)
+    drawn.subplots().set_title("a")
+    plots.as_png(drawn), plots.as_svg(drawn)
     print("ready", flush=True)
     for line in sys.stdin:
         jobs = _jobs(json.loads(line))
