@@ -8,13 +8,15 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from lowshot_cli.errors import LowshotError, UsageError, one_line
 from lowshot_cli.storage.locks import remove_abandoned, try_lock
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 # Characters of a file's name that go into that of its temporary file, as names have a limit.
 _NAME_PART = 100
@@ -84,6 +86,8 @@ def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.me
         OSError: there is not enough space. Without the reservation, writing would then end the
             process by a signal.
     """
+    import numpy as np
+
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
