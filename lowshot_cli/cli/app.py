@@ -209,8 +209,9 @@ def command(
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = _own_parameters(function)
-        flags = list(f.setting_flags(section, settings))
-        names = {flag.name for flag in flags}
+        of_section = list(f.setting_flags(section, ()))
+        common = list(f.setting_flags(None, settings))
+        names = {flag.name for flag in (*of_section, *common)}
         shared = _shared_parameters(with_config=bool(settings))
 
         def run(ctx: typer.Context, **values: Any) -> None:
@@ -223,7 +224,7 @@ def command(
             function(_begin(ctx, section, path, given), **mine)
 
         context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)
-        parameters = [context, *_in_order(flags, own, section), *shared]
+        parameters = [context, *of_section, *own, *common, *shared]
         run.__doc__, run.__name__ = function.__doc__, function.__name__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -243,24 +244,10 @@ def _expanded(value: Any) -> Any:
     return user_path(value) if isinstance(value, Path) else value
 
 
-def _in_order(
-    flags: Sequence[inspect.Parameter], own: Sequence[inspect.Parameter], section: str | None
-) -> list[inspect.Parameter]:
-    """The settings of the section, the command's own options, common settings."""
-    common = Config.model_fields
-    first = [flag for flag in flags if section and flag.name not in common]
-    return [*first, *own, *(flag for flag in flags if flag not in first)]
-
-
 def _own_parameters(function: Callable[..., None]) -> list[inspect.Parameter]:
-    _, *own = inspect.signature(function).parameters.values()
-    scope = function.__globals__
-    return [
-        each.replace(annotation=eval(each.annotation, scope), kind=_KEYWORD)
-        if isinstance(each.annotation, str)
-        else each.replace(kind=_KEYWORD)
-        for each in own
-    ]
+    """The options that a command has besides its settings; its first parameter is the `Call`."""
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    return [each.replace(kind=_KEYWORD) for each in own]
 
 
 def _shared_parameters(*, with_config: bool) -> list[inspect.Parameter]:

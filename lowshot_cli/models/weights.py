@@ -9,14 +9,13 @@ import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowshot_cli.config.schema import Config, TrainBaseConfig
-from lowshot_cli.config.values import DEFAULT_WEIGHTS
+from lowshot_cli.config.values import DEFAULT_WEIGHTS, user_path
 from lowshot_cli.errors import CheckpointError, UsageError, one_line
 from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation
@@ -151,7 +150,7 @@ def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
 
 
 def _read(source: str) -> dict[str, Tensor]:
-    path = Path(source).expanduser()
+    path = user_path(source)
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path)[0]
