@@ -31,18 +31,18 @@ MOST_CONFUSIONS = 15
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, width x height inches, drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    return Figure(figsize=(width, height), dpi=144, layout="constrained")
 
 
 def as_png(drawn: Figure) -> bytes:
     """A figure as a PNG on white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    _arrange(drawn, "white")
     content = BytesIO()
-    drawn.savefig(content, dpi=144, format="png", metadata={"Software": None})
+    FigureCanvasAgg(drawn).print_png(content, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return content.getvalue()
 
 
@@ -51,11 +51,21 @@ def as_png(drawn: Figure) -> bytes:
 def as_svg(drawn: Figure) -> str:
     """A figure as SVG on a transparent background; the same figure gives the same text."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    _arrange(drawn, "none")
     content = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lowshot"}):
-        drawn.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+        FigureCanvasSVG(drawn).print_svg(content, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return content.getvalue()
+
+
+def _arrange(drawn: Figure, background: str) -> None:
+    """Place the parts of a finished figure once, as `savefig` would do for every format anew."""
+    drawn.set_facecolor(background)
+    if engine := drawn.get_layout_engine():
+        engine.execute(drawn)
+        drawn.set_layout_engine("none")
 
 
 def save(drawn: Figure, stem: Path) -> list[Path]:
@@ -247,6 +257,7 @@ def embedding_map(shown: EmbeddingMap) -> Figure:
 def _dress(
     axes: Axes, title: str, label: str, grid: Literal["x", "y", "both"] | None = "y"
 ) -> None:
+    axes.set_facecolor("none")
     axes.set_title(title, color=INK, fontsize=11)
     axes.set_xlabel(label, color=INK)
     axes.tick_params(colors=INK)
