@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,62 @@ import pytest
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.errors import CheckpointError
-from tests.cli.test_help import HEAVY, _modules, _run
+from tests.cli.test_help import HEAVY
 
 BASE, NOVEL = ("apple", "sweet_pepper"), ("my mug", "my plate")
 Complete = Callable[[str], list[str]]
 
 
+# Answers each line, a folder and environment, from a fork that has imported the command line alone.
+_SHELL = """
+import io, json, os, sys
+from contextlib import redirect_stderr, redirect_stdout
+from lowshot_cli.cli.main import main
+for line in sys.stdin:
+    folder, environment = json.loads(line)
+    if os.fork() == 0:
+        os.chdir(folder)
+        os.environ.update(environment)
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit:
+                pass
+        print(json.dumps([out.getvalue(), err.getvalue(), list(sys.modules)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", _SHELL], stdin=pipe, stdout=pipe, text=True, encoding="utf-8"
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.fixture
-def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
+def complete(tmp_path: Path, shell: subprocess.Popen[str]) -> Complete:
     """What Bash is offered for a line in an empty folder; completing it must not load torch."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LOWSHOT_DATA", raising=False)
 
     def offered(line: str) -> list[str]:
         words = line.split(" ")
         typed = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
-        done = _run(_LOWSHOT_COMPLETE="complete_bash", **typed)
-        modules = _modules(done)
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        job = [str(tmp_path), {"_LOWSHOT_COMPLETE": "complete_bash", **typed}]
+        shell.stdin.write(json.dumps(job) + "\n")
+        shell.stdin.flush()
+        out, err, modules = json.loads(shell.stdout.readline())
         assert "lowshot_cli" in modules
-        assert not modules & HEAVY
-        assert "Traceback" not in done.stderr
-        return done.stdout.strip("\n").splitlines()
+        assert not set(modules) & HEAVY
+        assert "Traceback" not in err
+        return str(out).strip("\n").splitlines()
 
     return offered
 

@@ -16,7 +16,7 @@ from tests.faults.conftest import ROOT
 IMPRINT = ["imprint", "--class", "Z"]
 # Each starts real programs, which takes seconds.
 slow = partial(pytest.param, marks=pytest.mark.slow)
-SWEEP = ["sweep", "--trials", "2", "--novel", "3", "--shots", "1"]
+SWEEP = ["sweep", "--trials", "2", "--novel", "2", "--shots", "1", "--method", "imprint"]
 
 
 def run(

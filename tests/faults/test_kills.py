@@ -20,7 +20,7 @@ from tests.faults.conftest import SMALL, Running, Server, write_config
 
 SWEEP = {"trials": 260, "shots": [1, 2], "novel": 6, "methods": ["imprint", "whitened"]}
 # Kills of each of five commands that have to hit a write.
-FEW, MANY = 3, 10
+FEW, MANY = 2, 10
 
 
 def temporaries(folder: Path) -> list[Path]:
