@@ -89,9 +89,9 @@ class TrainBaseConfig(Section):
     )
     weights: StorableText | None = setting(
         None,
-        "Weights to start from: DEFAULT for the library's, or a file, such as model.pth "
-        "(.safetensors, .pth or .pt). Images for a torchvision or timm model are then normalised "
-        "as it expects.",
+        "Weights to start from: DEFAULT for the library's, or a file of safetensors or torch.save, "
+        "such as model.pth. Images for a torchvision or timm model are then normalised as it "
+        "expects.",
         BACKBONE,
         metavar="DEFAULT|FILE",
         unset="random",

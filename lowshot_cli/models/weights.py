@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,18 +20,16 @@ from lowshot_cli.errors import CheckpointError, UsageError, one_line
 from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
-from lowshot_cli.storage.tensors import read_tensors
+from lowshot_cli.models.weights_file import SEPARATOR, read_weights_file
 
 # ImageNet's: mean and standard deviation of values 0..1, and the usual side in pixels.
 _MEAN, _STD, _SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-# Prefixes that DataParallel and `torch.compile` put before the names of a state dict.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
-# Prefixes of a backbone within a larger model, as in lowshot's checkpoints.
-_PREFIXES = tuple(
-    f"{outer}{inner}"
-    for outer in ("", "backbone.", "backbone.backbone.")
-    for inner in ("", "model.")
+# What wrappers put before the names of the modules that they wrap, anywhere in a model.
+_WRAPPERS = re.compile(
+    r"(?:(?<=^)|(?<=[./]))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
+# The end of a part of a name, after which a model's own names may begin.
+_PART = re.compile(r"[./]")
 # Names of torchvision's DenseNet before its modules were renamed, as in its published files.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 # Names that a message shows.
@@ -44,7 +42,8 @@ class LoadedWeights:
 
     Attributes:
         missing: names of the model that the state dict lacks; their weights stay random.
-        unexpected: names of the state dict that the model lacks, except the classifier's.
+        unexpected: what the model does not use: names of the state dict, except the classifier's,
+            and keys of further copies, such as averaged weights.
     """
 
     missing: tuple[str, ...]
@@ -119,7 +118,7 @@ def read_weights(options: TrainBaseConfig, *, show_progress: bool = False) -> di
     return (
         _download(options.backbone, show_progress=show_progress)
         if source == DEFAULT_WEIGHTS
-        else _read(source)
+        else read_weights_file(user_path(source))
     )
 
 
@@ -149,39 +148,6 @@ def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
         ) from None
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    path = user_path(source)
-    try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path)[0]
-        if path.suffix not in (".pth", ".pt"):
-            raise ValueError("it must be called .safetensors, .pth or .pt")
-        if not path.is_file():
-            raise FileNotFoundError
-        # Tensors and plain containers alone: a pickle could otherwise run any program.
-        with warnings.catch_warnings(action="ignore"):  # what matters becomes the error below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no weights at {path}", "check the path in `weights`") from None
-    except Exception as error:  # a damaged file can make a reader fail in any way
-        raise CheckpointError(
-            f"cannot read the weights {path}: {one_line(error, 200)}",
-            "save the model's state_dict() there with safetensors or torch.save",
-        ) from None
-    while isinstance(content, Mapping) and isinstance(inner := _nested(content), Mapping):
-        content = inner
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a state dict",
-            "save the model's state_dict() there",
-        )
-    return {str(name): t for name, t in content.items() if isinstance(t, Tensor)}
-
-
-def _nested(content: Mapping[Any, Any]) -> object:
-    return next((content[key] for key in ("state_dict", "model") if key in content), None)
-
-
 @torch.no_grad()
 def load_weights(
     backbone: Resized | nn.Module, tensors: Mapping[str, Tensor], source: str
@@ -190,71 +156,111 @@ def load_weights(
 
     Args:
         backbone: from `build_backbone`.
-        tensors: a state dict, of the whole model or of a wrapper around it.
+        tensors: from `read_weights`: of the model, of a larger one around it, or in nested
+            mappings; what fits best is taken.
         source: what messages call the weights.
 
     Raises:
-        CheckpointError: nothing matches, a shape differs, or a number is not finite.
+        CheckpointError: less than half of the weights are there, a shape differs, or a number is
+            not finite.
     """
     inner = backbone.backbone if isinstance(backbone, Resized) else backbone
     model = inner.model if isinstance(inner, PretrainedBackbone) else inner
     assert isinstance(model, nn.Module)
     left_out = inner.classifier if isinstance(inner, PretrainedBackbone) else ()
     own = model.state_dict()
-    given = _renamed(tensors, own)
+    given, others = _fitting(tensors, own)
     shared = {name: given[name] for name in own if name in given}
-    if not shared:
+    if 2 * len(shared) < len(own):
+        count = f"only {len(shared)} of the {len(own)} weights" if shared else "no weight"
         raise CheckpointError(
-            f"{source} holds no weight of this backbone: it has {_few(list(tensors))}, "
+            f"{source} holds {count} of this backbone: it has {_few(list(tensors))}, "
             f"not {_few(list(own))}",
             "name the `backbone` that they belong to",
         )
-    misfits = [
-        f"{name} is {list(tensor.shape)}, not {list(own[name].shape)}"
-        for name, tensor in shared.items()
-        if tensor.shape != own[name].shape
-    ]
+    misfits = [f"{name} is {text}" for name in shared if (text := _misfit(given[name], own[name]))]
     if misfits:
         raise CheckpointError(
             f"{source} does not fit the backbone: {_few(misfits)}",
             "name the `backbone` that they belong to",
         )
     for name, tensor in shared.items():
-        if not bool(tensor.isfinite().all()):
+        numbers = tensor.to(own[name].dtype)
+        if not bool(numbers.isfinite().all()):
             raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
-        own[name].copy_(tensor)
+        own[name].copy_(numbers)
+    unused = (n for n in given if n not in own and not _belongs(n, left_out))
     return LoadedWeights(
         missing=tuple(n for n in own if n not in given and not n.endswith("num_batches_tracked")),
-        unexpected=tuple(n for n in given if n not in own and not _belongs(n, left_out)),
+        unexpected=(*unused, *others),
     )
+
+
+def _misfit(given: Tensor, own: Tensor) -> str:
+    """Why a tensor cannot be copied into another one; empty if it can."""
+    if given.shape != own.shape:
+        return f"{list(given.shape)}, not {list(own.shape)}"
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        return "quantised, sparse or empty"
+    # The integers of quantised weights need a scale.
+    if given.is_floating_point() != own.is_floating_point():
+        return f"{given.dtype}, not {own.dtype}".replace("torch.", "")
+    return ""
 
 
 def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
     """Weights `(C, E)` of the classifier in a state dict, which a backbone leaves out.
+
+    It may be a layer within the library's classifier, such as `fc.1` after dropout.
 
     Raises:
         CheckpointError: the state dict has no such layer, or one for other features.
     """
     inner = backbone.backbone if isinstance(backbone, Resized) else backbone
     assert isinstance(inner, PretrainedBackbone)
-    given = _renamed(tensors, inner.model.state_dict())
-    weight = given.get(f"{inner.classifier[0]}.weight") if inner.classifier else None
-    if weight is None or weight.flatten(1).shape[1] != inner.embedding_size:
+    given, _ = _fitting(tensors, inner.model.state_dict())
+    layers = [
+        tensor.flatten(1)  # some are 1x1 convolutions, (C, E, 1, 1)
+        for name, tensor in given.items()
+        if _belongs(name, inner.classifier[:1]) and name.endswith("weight") and tensor.ndim > 1
+    ]
+    if len(layers) != 1 or layers[0].shape[1] != inner.embedding_size:
         raise CheckpointError(
             "the weights hold no classifier for this backbone's features",
             "adopt it with its images: `dataset=folder`, and their folder as `data_dir`",
         )
-    return weight.flatten(1).float()  # some are 1x1 convolutions, (C, E, 1, 1)
+    return layers[0].float()
 
 
-def _renamed(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that the model uses."""
+def _fitting(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The part of the tensors that fits a model best, under its names, and what else there is.
+
+    What else there is are names beside that part in its mapping, and keys of other mappings that
+    fit the model as well.
+    """
     plain = {_OLD_DENSENET.sub(r"\1\2", _WRAPPERS.sub("", n)): t for n, t in tensors.items()}
-    views = [
-        {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
-        for prefix in _PREFIXES
-    ]
-    return max(views, key=lambda view: len(view.keys() & own.keys()))
+    names: Counter[str] = Counter()  # by what stands before them: how many names are the model's
+    shapes: Counter[str] = Counter()  # and of these how many have its shape
+    for name, tensor in plain.items():
+        for start in (0, *(part.end() for part in _PART.finditer(name))):
+            if (counterpart := own.get(name[start:])) is not None:
+                names[name[:start]] += 1
+                shapes[name[:start]] += tensor.shape == counterpart.shape
+    # Of equals the first one, but no average over the training.
+    best = max(names, key=lambda p: (shapes[p], names[p], "ema" not in p), default="")
+    mapping = _mapping(best)
+    same = {n: tensor for n, tensor in plain.items() if _mapping(n) == mapping}
+    inside = {n.removeprefix(best): t for n, t in same.items() if n.startswith(best)}
+    beside = [n.removeprefix(mapping) for n in same if not n.startswith(best)]
+    copies = {_mapping(p) for p in names if 2 * shapes[p] >= len(own)} - {mapping}
+    return inside, [*beside, *sorted(copy.strip(SEPARATOR) for copy in copies)]
+
+
+def _mapping(name: str) -> str:
+    """The keys of the mapping that holds a name, with the last separator."""
+    return name[: name.rfind(SEPARATOR) + 1]
 
 
 def _belongs(name: str, layers: tuple[str, ...]) -> bool:

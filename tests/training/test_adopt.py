@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_are_named(
         ("absent.pth", None, "no weights at absent.pth"),
         ("damaged.pth", b"PK\x03\x04 nothing", "cannot read the weights damaged.pth"),
         ("damaged.safetensors", b"nothing", "cannot read the weights damaged.safetensors"),
-        ("model.bin", b"nothing", "must be called .safetensors, .pth or .pt"),
+        ("model.bin", b"nothing", "cannot read the weights model.bin: it is a text file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
