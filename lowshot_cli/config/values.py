@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from lowshot_cli.config.backbone_names import meant_backbone
 from lowshot_cli.config.methods import imprint_method, sweep_method
-from lowshot_cli.errors import did_you_mean
 
 DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -29,7 +29,6 @@ DEFAULT_SHOTS = 5
 # The package's own backbones, and the libraries whose models are named `library:model`.
 BACKBONES = ("resnet9", "resnet18")
 LIBRARIES = ("torchvision", "timm")
-_LIBRARY_RESNETS = ("resnet34", "resnet50", "resnet101", "resnet152")
 # Dimensions of the embedding of the package's own backbones.
 EMBEDDING_SIZE = 64
 # Stands for a library's published weights, in place of a file.
@@ -121,12 +120,10 @@ def _backbone(value: str) -> str:
     library, colon, model = value.partition(":")
     if value in BACKBONES or (colon and library in LIBRARIES and model):
         return value
-    hint = did_you_mean(value, [*BACKBONES, *(f"{name}:{model}" for name in LIBRARIES)])
-    # Not a misspelt `resnet9`.
-    if value in _LIBRARY_RESNETS:
-        hint = f"did you mean 'torchvision:{value}'?"
+    meant = meant_backbone(value, BACKBONES, LIBRARIES)
     choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
-    raise ValueError(f"should be one of {choices}" + (f" ({hint})" if hint else ""))
+    hint = f" (did you mean {meant!r}?)" if meant else ""
+    raise ValueError(f"should be one of {choices}{hint}")
 
 
 MaxForgetting = Annotated[

@@ -81,7 +81,12 @@ def ensure_known(backbone: str) -> None:
     if name not in known:
         raise UsageError(
             f"{library} has no classification model {name!r}",
-            did_you_mean(name, known, f"it has {len(known)}, such as {known[0]}"),
+            did_you_mean(
+                # Without the tag of published weights, as in `resnet50.a1_in1k`.
+                name.rpartition("/")[2].partition(".")[0].lower(),
+                known,
+                f"it has {len(known)}, such as {known[0]}",
+            ),
         )
 
 

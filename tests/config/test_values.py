@@ -59,16 +59,3 @@ def test_numbers_as_names_need_quotes(tmp_path: Path) -> None:
         load_config(_yaml(tmp_path, "train_base: {classes: [0, 1]}\n"))
     named = load_config(_yaml(tmp_path, 'train_base: {classes: ["0", "1"]}\n'))
     assert named.train_base.classes == ("0", "1")
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("resnet50", "torchvision:resnet50"),
-        ("resent9", "resnet9"),
-        ("torchvison:resnet18", "torchvision:resnet18"),
-    ],
-)
-def test_a_mistyped_backbone_is_answered_with_the_one_meant(given: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
-        load_config(None, "train_base", {"backbone": given})
