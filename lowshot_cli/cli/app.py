@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from lowshot_cli.cli.console import Output
 
 _TYPED = "lowshot.typed"
+_JARGON = {
+    "Value error, ": "",
+    "Input should be a valid integer.*": "it should be a whole number",
+    "Input should be a valid number.*": "it should be a number",
+    "Input should be": "it should be",
+}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -50,7 +57,16 @@ class _Command(TyperCommand):
             # The nearest comes first here, but Click would sort them before it shows them.
             if similar := getattr(error, "possibilities", None):
                 del similar[1:]
+            if text := getattr(error, "message", None):
+                error.message = _plain_words(text)  # type: ignore[attr-defined]
             raise
+
+
+def _plain_words(text: str) -> str:
+    """A message of Typer's without the words of its libraries."""
+    for jargon, plain in _JARGON.items():
+        text = re.sub(jargon, plain, text)
+    return text
 
 
 def find_panel(parameter: Any) -> str:
@@ -221,6 +237,9 @@ def command(
                 path = config_file(mine)
             # A repeatable option that was not typed is an empty list.
             given = {n: v for n, v in values.items() if n in names and v not in ((), [])}
+            if any(text == "" or text.endswith("=") for text in ctx.meta[_TYPED]):
+                # An empty path, as from a variable that is not set, is not the current folder.
+                given = {n: "" if v == Path() else v for n, v in given.items()}
             function(_begin(ctx, section, path, given), **mine)
 
         context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)

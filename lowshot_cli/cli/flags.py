@@ -6,15 +6,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from typer import Argument, Option
 
 from lowshot_cli.cli import completion
+from lowshot_cli.config.allowed import parts, range_text
 from lowshot_cli.config.presentation import COMMON, presentation
-from lowshot_cli.config.schema import Config, Section
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.section import Section
 from lowshot_cli.config.values import FALSE_ALARM
 
 # Settings that commands share: where images come from, and the rest.
@@ -29,7 +30,6 @@ _COMPLETIONS: Mapping[tuple[str, str], Callable[..., list[str]]] = {
     ("imprint", "method"): completion.imprint_methods,
     ("sweep", "methods"): completion.sweep_methods,
 }
-_HUGE = 2**32
 # A setting in an error message, as Python spells it: `shots`, `replace=True`, `threads=2`.
 _SETTING = re.compile(r"`(\w+)(?:=([^`\s]+))?`")
 
@@ -118,40 +118,6 @@ def default_text(field: FieldInfo) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
-def range_text(field: FieldInfo) -> str:
-    """The range of a setting, such as `8 to 1024`; empty if it has no limit on one side."""
-    bounds = _bounds(field)
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    # The seeds' upper bounds are those of their type, which tell a reader nothing.
-    return "" if low is None or high is None or high >= _HUGE else f"{low:g} to {high:g}"
-
-
-def _bounds(field: FieldInfo) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for constraint in (*field.metadata, *_constraints(field.annotation)):
-        for name in ("ge", "gt", "le", "lt"):
-            if (bound := getattr(constraint, name, None)) is not None:
-                found[name] = bound
-    return found
-
-
-def _constraints(annotation: Any) -> Iterator[Any]:
-    """The metadata in the `Annotated` of a type and of the members of its unions."""
-    if get_origin(annotation) is Annotated:
-        for extra in annotation.__metadata__:
-            yield from extra.metadata if isinstance(extra, FieldInfo) else (extra,)
-        yield from _constraints(annotation.__origin__)
-    elif get_origin(annotation) in (Union, UnionType):
-        for part in get_args(annotation):
-            yield from _constraints(part)
-
-
-def _parts(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, UnionType):
-        return [part for part in get_args(annotation) if part is not NoneType]
-    return [annotation]
-
-
 def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
     how, (kind, metavar) = presentation(field), _typed(field)
     switch = kind is bool
@@ -172,18 +138,18 @@ def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
 def _typed(field: FieldInfo) -> tuple[Any, str]:
     """The type that the command line reads for a setting, and the placeholder for its value.
 
-    A setting that takes several forms is read as text, which the schema then parses.
+    A setting that is no switch, choice or path is read as text, which the schema then parses.
     """
     if presentation(field).repeat:
         return list[str], "NAME"
     kinds = [
         get_args(part)[0] if get_origin(part) is Annotated else part
-        for part in _parts(field.annotation)
+        for part in parts(field.annotation)
     ]
     kind = kinds[0] if len(kinds) == 1 else str
     if get_origin(kind) is Literal:
         return kind, "|".join(get_args(kind))
-    return (kind, _METAVARS.get(kind, "")) if kind in (bool, *_METAVARS) else (str, "TEXT")
+    return (kind if kind in (bool, Path) else str), _METAVARS.get(kind, "TEXT")
 
 
 def reword(text: str, flags: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from itertools import pairwise
 
 from lowshot_cli.errors import nearest
@@ -24,6 +25,7 @@ _MODELS = (
     "vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2"
 )
 TORCHVISION = tuple(_MODELS.split())
+_CLOSE = 0.85  # how alike a name and one of the package's own are, from 0 to 1
 # Names of timm's models begin so, and none of torchvision's does.
 _TIMM = re.compile(
     r"(?:vit|swin|beit|naflexvit)_(?:tiny|small|base|large|huge|giant|so|wee|medium|little)"
@@ -57,7 +59,10 @@ def meant_backbone(name: str, own: tuple[str, ...], libraries: tuple[str, ...]) 
         return exact
     if library == "timm" or (library is None and _TIMM.match(model)):
         return f"timm:{model}"
-    family = [each for each in plain if len(model) > 2 and each.startswith(_plain(model))]
+    if library is None and (close := get_close_matches(model, own, n=1, cutoff=_CLOSE)):
+        return close[0]
+    stem = _plain(model)
+    family = [each for each in plain if len(stem) > 2 and each.startswith(stem)]
     if family:
         return plain[family[0]]
     match = nearest(model, known)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_ONLY, UNBIASED
 from lowshot_cli.config.presentation import (
@@ -21,6 +21,7 @@ from lowshot_cli.config.presentation import (
     TRIALS,
     setting,
 )
+from lowshot_cli.config.section import Section
 from lowshot_cli.config.values import (
     BACKBONES,
     DEFAULT_DATASET,
@@ -38,7 +39,7 @@ from lowshot_cli.config.values import (
     Loss,
     MaxForgetting,
     Methods,
-    Names,
+    NewClasses,
     NovelClasses,
     Precision,
     Rate,
@@ -49,12 +50,6 @@ from lowshot_cli.config.values import (
     Split,
     StorableText,
 )
-
-
-class Section(BaseModel):
-    """A frozen part of the config in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TrainBaseConfig(Section):
@@ -164,7 +159,7 @@ def _budget(unset: str) -> Any:
 class ImprintConfig(Section):
     """How new classes are added."""
 
-    classes: Names | None = setting(
+    classes: NewClasses | None = setting(
         None,
         'Class to add, such as apple or "my mug"; repeat it for several.',
         NEW_CLASSES,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,21 +41,46 @@ FALSE_ALARM = 5.0
 CHAIN = ("base", "imprinted", "finetuned")
 
 
+# A number, whether it is allowed or not; a class of such a name is put in quotes.
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
+
+
 def _split_commas(value: object) -> object:
-    """`1,5,10` on the command line is the list that YAML would write as [1, 5, 10]."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    """`1,5,10` on the command line is the list that YAML would write as [1, 5, 10].
+
+    A name that has a comma, or is a number, is put in double quotes: `"red, blue",green`.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        line = re.sub(r'"\s+,', '",', value.strip())  # the reader takes spaces before a quote alone
+        (parts,) = csv.reader([line], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        raise ValueError("has a quote that is not closed, or a line break") from None
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _names(value: object) -> object:
+    for name in value if isinstance(value, list | tuple) else ():
+        if not isinstance(name, str):
+            raise ValueError(f"names are text, so put quotes around {_as_typed(name)}")
     return value
+
+
+def _as_typed(value: object) -> str:
+    return "yes, no, on, off, true and false" if isinstance(value, bool) else repr(value)
+
+
+def _one_or_names(value: object) -> object:
+    """One name stands for a list of it."""
+    return (value,) if isinstance(value, str) else _names(value)
 
 
 def _names_or_number(value: object) -> object:
     """`40` is a number of classes, `apple,bus` a list of names; YAML may give either directly."""
-    if isinstance(value, str) and value.strip().isdigit():
-        return int(value)
-    for name in value if isinstance(value, list | tuple) else ():
-        if not isinstance(name, str):
-            raise ValueError(f"names are text, so put quotes around {name!r}")
-    return _split_commas(value)
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return _split_commas(_names(value))
 
 
 def _all_or_names(value: object) -> object:
@@ -66,7 +93,7 @@ def _none_or_points(value: object) -> object:
         return value and "none"
     try:
         points = float(value) if isinstance(value, str | int | float) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         points = -1.0
     if isinstance(value, bool) or not 0 <= points <= 100:
         raise ValueError("should be points from 0 to 100, or none")
@@ -94,6 +121,12 @@ def user_path(value: str | Path) -> Path:
         return Path(value).expanduser()
     except RuntimeError:  # no such user
         return Path(value)
+
+
+def _not_empty(value: object) -> object:
+    if value == "":  # it would be the current folder
+        raise ValueError("should not be empty")
+    return value
 
 
 def _path(value: Path) -> Path:
@@ -131,8 +164,9 @@ MaxForgetting = Annotated[
 ]
 Count = Annotated[int, Field(gt=0)]
 StorableText = Annotated[str, AfterValidator(storable)]
-FilePath = Annotated[Path, AfterValidator(_path)]
+FilePath = Annotated[Path, AfterValidator(_path), BeforeValidator(_not_empty)]
 Names = Annotated[tuple[StorableText, ...], AfterValidator(_distinct)]
+NewClasses = Annotated[Names, BeforeValidator(_one_or_names)]
 Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]
 Methods = Annotated[
     tuple[SweepMethod, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)

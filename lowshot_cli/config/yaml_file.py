@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from lowshot_cli.config.schema import Config, Section
+from lowshot_cli.config.allowed import allowed_text
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.section import Section
 from lowshot_cli.errors import ConfigError, UsageError, nearest
 
 _Section = TypeVar("_Section", bound=Section)
@@ -19,6 +21,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlevel = 2
 _MOST_BYTES = 1024**2
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SECTIONS = {
     name: type(field.default)
     for name, field in Config.model_fields.items()
@@ -41,7 +44,9 @@ def load_config(
     try:
         Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path)), "see configs/ for examples") from None
+        raise ConfigError(
+            _explain(error, Config, values, str(path)), "see configs/ for examples"
+        ) from None
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     top = {name: value for name, value in given.items() if name in Config.model_fields}
     rest = {name: value for name, value in given.items() if name not in top}
@@ -51,7 +56,9 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(error), "the help lists what is allowed") from None
+        raise UsageError(
+            _explain(error, Config, values), "the help lists what is allowed"
+        ) from None
 
 
 def make_section(section: type[_Section], **given: object) -> _Section:
@@ -60,10 +67,13 @@ def make_section(section: type[_Section], **given: object) -> _Section:
     Raises:
         UsageError: one of them is out of range.
     """
+    settings = {name: value for name, value in given.items() if value is not None}
     try:
-        return section(**{name: value for name, value in given.items() if value is not None})
+        return section(**settings)
     except ValidationError as error:
-        raise UsageError(_explain(error), "its description says what is allowed") from None
+        raise UsageError(
+            _explain(error, section, settings), "its description says what is allowed"
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,45 +99,64 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path} is too long for a config", f"at most {_MOST_BYTES:,} bytes are read"
             )
-        values = yaml.load(content.decode("utf-8"), _Loader)
+        # Editors and shells of Windows mark what they write.
+        text = content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"no config at {path}", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}", "name a text file") from None
+    try:
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        for number, line in enumerate(text.splitlines(), 1):
+            if "\t" in line[: len(line) - len(line.lstrip())]:
+                what = f"{path}: line {number} is indented with a tab"
+                raise ConfigError(what, "indent it with spaces") from None
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ConfigError(f"{path} is not valid YAML: {reason}", "correct the file there") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} must contain `key: value` lines", "see configs/ for examples")
-    return values
+        found = ", not a list" if isinstance(values, list) else ""
+        raise ConfigError(
+            f"{path} must contain `key: value` lines{found}", "see configs/ for examples"
+        )
+    # A section without any settings is empty.
+    return {key: {} if key in _SECTIONS and v is None else v for key, v in values.items()}
 
 
-def _explain(error: ValidationError, source: str | None = None) -> str:
+def _explain(
+    error: ValidationError,
+    model: type[Section],
+    given: Mapping[str, object],
+    source: str | None = None,
+) -> str:
     """Explain each setting at fault; suggest the nearest known key for an unknown one.
 
     Args:
         error: from the schema.
+        model: what was validated.
+        given: the values that were validated.
         source: the file at fault; None if settings were given one by one.
     """
     bullets: dict[str, str] = {}
-    asked: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
         location = [str(part) for part in problem["loc"]]
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(location[:-1])
+            known = list(_model_at(model, location[:-1]).model_fields)
             match = nearest(location[-1], known)
             advice = f"did you mean {match!r}?" if match else f"known: {', '.join(sorted(known))}"
             bullets[".".join(location)] = f"unknown key; {advice}"
-        else:
-            path = location[: 2 if location and location[0] in _SECTIONS else 1] or ["config"]
-            value = _SHORT.repr(problem["input"]).strip("'\"")
-            # A setting that takes several forms has a problem for each of them.
-            forms = asked.setdefault(".".join(path), [])
-            if (text := _wanted(problem)) not in forms:
-                forms.append(text)
-            bullets[".".join(path)] = f"{' or '.join(forms)}, got '{value}'"
+            continue
+        path = location[: 2 if location and location[0] in _SECTIONS else 1]
+        name = ".".join(path) or "config"
+        # A setting that takes several forms has a problem for each of them.
+        own = said.setdefault(name, [])
+        if problem["type"] == "value_error":
+            own.append(problem["msg"].removeprefix("Value error, "))
+        wanted = " or ".join(dict.fromkeys(own)) or f"should be {_allowed_at(model, path)}"
+        bullets[name] = f"{wanted}, got {_shown(_value_at(given, path, problem['input']))}"
     # Without a file, settings go by their own names, without their section.
     names = {name: name if source else f"`{name.split('.')[-1]}`" for name in bullets}
     lines = [f"{names[name]}: {text}" for name, text in bullets.items()]
@@ -137,11 +166,27 @@ def _explain(error: ValidationError, source: str | None = None) -> str:
     return "\n".join([f"{start}{len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
-def _wanted(problem: ErrorDetails) -> str:
-    """What a value should be, from one problem with it."""
-    return problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+def _model_at(model: type[Section], path: list[str]) -> type[Section]:
+    return _SECTIONS.get(path[0], model) if path else model
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    model: type[Section] = _SECTIONS.get(location[0], Config) if location else Config
-    return list(model.model_fields)
+def _allowed_at(model: type[Section], path: list[str]) -> str:
+    field = _model_at(model, path[:-1]).model_fields.get(path[-1]) if path else None
+    return allowed_text(field) if field else "a group of settings"
+
+
+def _value_at(given: Mapping[str, object], path: list[str], otherwise: object) -> object:
+    """The value as it was written, before any part of it was parsed."""
+    value: object = given
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return otherwise
+        value = value[key]
+    return value
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    text = _SHORT.repr(value)
+    return f"'{text[1:-1] if isinstance(value, str) else text}'"

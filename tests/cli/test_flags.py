@@ -17,7 +17,8 @@ from lowshot_cli.cli.flags import (
     setting_flags,
 )
 from lowshot_cli.config.presentation import presentation
-from lowshot_cli.config.schema import Config, Section
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.section import Section
 from tests.conftest import RunCommand
 
 SECTIONS = {"train_base": "train-base", "imprint": "imprint", "finetune": "finetune"} | {

@@ -300,7 +300,7 @@ def _trained_longer(folder: Path) -> Path:
         (("--executor", "ray", "--gpus-per-worker", "1.5"), "a whole number"),
         (("--threads", "0"), "1 or more"),
         (("--class-order-seeds", "0,0"), "each entry once"),
-        (("--class-order-seeds", "0,x"), "--class-order-seed: should be a valid integer"),
+        (("--class-order-seeds", "0,x"), "--class-order-seed: should be a whole number"),
         (("--backbones", "resnet10"), "did you mean 'resnet18'?"),
         (("--class-order-seeds", "0", "--checkpoint", "base.safetensors"), "cannot be combined"),
     ],
