@@ -61,8 +61,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
 
     Args:
         path: the checkpoint file.
-        device: where this model and those made from it embed images: `cpu`, `cuda`, `cuda:1`, or
-            `auto` for a GPU if there is one.
+        device: where this model and those made from it embed images: `cpu`, `cuda`, `cuda:1`,
+            `mps`, or `auto` for `cuda` if there is a GPU.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a lowshot checkpoint.

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU if there is one.
+    """The device of that name: `cpu`, `cuda`, `cuda:1`, `mps` (Apple's GPU), or `auto`.
+
+    `auto` is `cuda` if there is one, otherwise the CPU.
 
     Raises:
         UsageError: an unknown name, or a GPU that PyTorch does not find.
@@ -26,11 +28,16 @@ def pick_device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        known = device.type in ("cpu", "cuda", "mps")
     except RuntimeError:
-        raise UsageError(f"unknown `device` {str(name)!r}", "give auto, cpu or cuda") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        hint = "`device=cpu` works without one"
-        raise UsageError(f"PyTorch finds no GPU {device} here", hint)
+        known = False
+    if not known:
+        raise UsageError(f"unknown `device` {str(name)!r}", "give auto, cpu, cuda or mps")
+    is_mps = device.type == "mps"
+    count = int(torch.backends.mps.is_available()) if is_mps else torch.cuda.device_count()
+    if device.type != "cpu" and (device.index or 0) >= count:
+        what = "Apple GPU" if is_mps else "GPU"
+        raise UsageError(f"PyTorch finds no {what} {device} here", "`device=cpu` works without one")
     return device
 
 
@@ -63,6 +70,8 @@ def hardware(device: torch.device) -> str:
     ]
     if device.type == "cuda":
         parts.insert(0, torch.cuda.get_device_name(device))
+    elif device.type == "mps":
+        parts.insert(0, "Apple GPU")
     return ", ".join(parts)
 
 

@@ -55,6 +55,10 @@ class FarTensor(Tensor):
 
 
 class _Strict(TorchDispatchMode):
+    def __init__(self, doubles: bool) -> None:
+        super().__init__()
+        self.doubles = doubles
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), func._schema.name
         with self:  # in inference mode operations come as they were called
@@ -76,6 +80,10 @@ class _Strict(TorchDispatchMode):
             lambda part: part.near if isinstance(part, FarTensor) else part, (args, kwargs)
         )
         result = func(*args, **kwargs)
+        if is_far and not self.doubles:
+            made = [part for part in tree_iter(result) if isinstance(part, Tensor)]
+            if any(part.dtype == torch.float64 for part in made):
+                raise TypeError(f"{func}: float64 on a device without it")
         if name in _COPIES:
             return _copied(name, result, tensors[0], is_far)
         if not is_far:
@@ -100,8 +108,8 @@ def _copied(name: str, result: Tensor, target: Tensor, is_far: bool) -> Tensor:
 
 
 @contextmanager
-def far_device() -> Iterator[torch.device]:
-    """A second device, as long as the block lasts."""
+def far_device(*, doubles: bool = True) -> Iterator[torch.device]:
+    """A second device, as long as the block lasts; without `doubles` it refuses float64."""
     torch._C._ensureCUDADeviceGuardSet()
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     # Otherwise `Module.to` gives a parameter another device without another class.
@@ -111,7 +119,7 @@ def far_device() -> Iterator[torch.device]:
             patch.object(torch.cuda, "_lazy_init"),
             patch.object(torch, "tensor", partial(_tensor, torch.tensor)),
             torch.backends.cudnn.flags(enabled=False),
-            _Strict(),
+            _Strict(doubles),
         ):
             yield FAR
     finally:

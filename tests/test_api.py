@@ -267,7 +267,7 @@ def test_a_device_is_kept_by_the_models_made_from_it(
     workdir: Path, photos: list[Path], taught: Model
 ) -> None:
     path = workdir / "base.safetensors"
-    with far_device() as device:
+    with far_device(doubles=False) as device:
         model = Model(load(path), fused(load(path).network()).to(device))
         far = model.imprint(photos, "mug").finetune(steps=3).rename("mug", "cup")
         assert far.device == device
@@ -278,7 +278,7 @@ def test_a_device_is_kept_by_the_models_made_from_it(
     assert lowshot_cli.load(workdir / "far.safetensors", device="auto").classes == far.classes
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "mps:1"])
 def test_a_device_that_is_not_there_is_refused(workdir: Path, device: str) -> None:
     with pytest.raises(UsageError, match=r"GPU|`device`"):
         lowshot_cli.load(workdir / "base.safetensors", device=device)

@@ -295,6 +295,9 @@ def _begin(
     if ctx.params.get("print_config"):
         typer.echo(config.to_yaml(), nl=False)
         raise typer.Exit
+    if config.device == "mps":
+        # PyTorch reads it when it is imported: what an Apple GPU lacks runs on the CPU.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     torchrun.ensure_trains(section, config, dry_run=bool(ctx.params.get("dry_run")))
     line = shlex.join([*torchrun.invocation(), *ctx.meta[_TYPED]])
     is_quiet = bool(ctx.params["quiet"]) or torchrun.launch_environment().number > 0

@@ -186,7 +186,10 @@ def _take_device(device: str, here: LaunchEnvironment) -> str:
 
     from lowshot_cli.environment import pick_device
 
-    if pick_device(device).type != "cuda":
+    kind = pick_device(device).type
+    if kind == "mps":
+        raise UsageError("ranks cannot share an Apple GPU", "give lowshot --device cpu")
+    if kind != "cuda":
         return "gloo"
     gpus = torch.cuda.device_count()
     if here.local >= gpus:

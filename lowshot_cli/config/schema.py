@@ -294,7 +294,9 @@ class Config(Section):
     skip_bad: bool = setting(False, "Leave out image files that cannot be read.", COMMON)
     seed: Seed = setting(0, "Whole number that decides every draw.", COMMON)
     device: Device = setting(
-        "auto", "Device to compute on; auto is the GPU if there is one.", COMMON
+        "auto",
+        "Device to compute on; auto is cuda if there is a GPU for it; mps is Apple's GPU.",
+        COMMON,
     )
     workdir: FilePath = setting(
         Path("runs"),

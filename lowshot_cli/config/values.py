@@ -14,7 +14,7 @@ from lowshot_cli.config.backbone_names import meant_backbone
 from lowshot_cli.config.methods import imprint_method, sweep_method
 
 DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 Split = Literal["seeded", "alphabetical"]
 Scope = Literal["head", "full"]

@@ -99,8 +99,8 @@ def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
     """Mean `(M,)` of the network's stages over images `(N, 3, H, W)` uint8."""
     network = fused(network)
     images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
-    total = torch.stack([network.stages(batch).double().sum(0) for batch in images]).sum(0)
-    return (total / len(pixels)).float().cpu()
+    total = torch.stack([network.stages(batch).cpu().double().sum(0) for batch in images]).sum(0)
+    return (total / len(pixels)).float()
 
 
 def _make_views(pixels: Tensor, views: Views) -> Iterator[Tensor]:

@@ -65,7 +65,11 @@ class SweepEmbeddings:
         return 100 * int(self.base_right.sum()) / len(self.base_right)
 
     def to(self, device: torch.device) -> SweepEmbeddings:
-        """Copy all tensors to a device, for trials to run there; images stay on the CPU."""
+        """Copy all tensors to a device, for trials to run there; images stay on the CPU.
+
+        Apple's GPUs have no float64, so all of it stays on the CPU for them.
+        """
+        device = torch.device("cpu") if device.type == "mps" else device
         if device == self.checkpoint.device:
             return self
 

@@ -17,10 +17,14 @@ def pick_dtype(
 ) -> torch.dtype:
     """The autocast type; `auto` is bf16 on a GPU, and on a CPU that multiplies bf16 faster.
 
+    It is fp32 on Apple's GPUs, of which some emulate bf16.
+
     With several ranks, `auto` is bf16 only if it is so for all. Collective.
     """
     if precision == "auto":
-        fast = device.type == "cuda" or matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
+        fast = device.type == "cuda"
+        if device.type == "cpu":
+            fast = matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
         precision = "bf16" if ranks.total(fast) == ranks.count else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

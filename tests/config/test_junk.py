@@ -118,7 +118,7 @@ def test_junk_in_an_option_that_is_no_setting_is_told_in_the_same_words(
         ("sweep.novel", 0, "should be all, a whole number of at least 1 or a list of names"),
         ("sweep.shots", "1,x", "should be a list of whole numbers of at least 1, got '1,x'"),
         ("sweep.methods", "imprnt", "did you mean 'imprint'"),
-        ("device", "gpu", "should be one of auto, cpu, cuda"),
+        ("device", "gpu", "should be one of auto, cpu, cuda, mps"),
         ("train_base.classes", [True], "put quotes around yes, no"),
         ("train_base.classes", '"red', "has a quote that is not closed"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.models import embedder as embedder_module
-from lowshot_cli.models.embedder import Embedder, Views, embed, fingerprint, fused
+from lowshot_cli.models.embedder import Embedder, Views, centre_of_stages, embed, fingerprint, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import Progress
 from lowshot_cli.storage.cache import DiskCache
@@ -39,8 +39,20 @@ def test_embeddings_made_on_another_device_come_back_the_same(
 ) -> None:
     images = glyphs.test.pixels[:300]
     near = embed(base.network(), images, views=views)
-    with far_device() as device:
+    with far_device(doubles=False) as device:
         far = embed(base.network(device), images, views=views)
+        with pytest.raises(TypeError, match="float64"):
+            images[0, 0].to(device).double()
+    assert torch.equal(far, near)
+
+
+def test_the_mean_of_the_stages_needs_no_float64_on_a_gpu(
+    base: Checkpoint, glyphs: Dataset
+) -> None:
+    images = glyphs.test.pixels[:40]
+    near = centre_of_stages(base.network(), images)
+    with far_device(doubles=False) as device:
+        far = centre_of_stages(base.network(device), images)
     assert torch.equal(far, near)
 
 
