@@ -1,8 +1,12 @@
-"""Progress reports of the engine, and how it is asked to stop."""
+"""Progress reports of the engine, how it is asked to stop, and how libraries are kept quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 
 
@@ -46,3 +50,19 @@ def silent(_: Progress) -> None:
 def never() -> bool:
     """Never ask to stop."""
     return False
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep warnings, logs and prints of libraries from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(before)

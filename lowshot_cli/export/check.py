@@ -21,10 +21,9 @@ from lowshot_cli.export.formats import (
     MODEL_FILES,
     TORCH_FILE,
     import_packages,
-    silenced,
 )
 from lowshot_cli.models.embedder import embed, fused
-from lowshot_cli.progress import OnProgress, Progress, silent
+from lowshot_cli.progress import OnProgress, Progress, silenced, silent
 
 # Largest difference of probabilities, embeddings and cosines that counts as agreement.
 TOLERANCE = 1e-4

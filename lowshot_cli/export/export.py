@@ -20,10 +20,10 @@ from lowshot_cli.export.formats import (
     ONNX_FILE,
     TORCH_FILE,
     ensure_installed,
-    silenced,
 )
 from lowshot_cli.export.model_card import model_card
 from lowshot_cli.models.embedder import fused
+from lowshot_cli.progress import silenced
 from lowshot_cli.storage.files import write_atomically
 
 if TYPE_CHECKING:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import io
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from lowshot_cli.config.values import ExportFormat
@@ -50,19 +46,3 @@ def import_packages(*names: str) -> list[Any]:
             f"ONNX needs the packages {', '.join(names)}, and not all are installed",
             "install them with pip install 'lowshot-cli[onnx]'; `format=torch` needs none of them",
         ) from None
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Keep warnings, logs and prints of exporters from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(before)

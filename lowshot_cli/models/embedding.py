@@ -77,7 +77,7 @@ class EmbeddingNetwork(nn.Module):
         mirror: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.backbone = backbone._apply(_channels_last)
         self.normalisation, self.mirror = normalisation, mirror
         # An empty tensor cannot be exported.
         self.register_buffer("centre", centre if centre is not None and len(centre) else None)
@@ -132,6 +132,11 @@ class EmbeddingNetwork(nn.Module):
         # Without the square roots a few large activations would outweigh all others.
         roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
         return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    # `Module.to` refuses tensors of five dimensions, such as constants of traced networks.
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

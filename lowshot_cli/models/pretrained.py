@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -43,8 +44,9 @@ class PretrainedBackbone(nn.Module):
         library, _, model = name.partition(":")
         build = _build_timm if library == "timm" else _build_torchvision
         try:
-            self.model, self.classifier = build(model, side)
-            size = _feature_size(self.model, side)
+            with warnings.catch_warnings(action="ignore"):  # they are for programmers
+                self.model, self.classifier = build(model, side)
+                size = _feature_size(self.model, side)
         except NotImplementedError:
             raise
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -97,7 +99,8 @@ def import_timm() -> ModuleType:
         UsageError: it is not installed.
     """
     try:
-        import timm
+        with warnings.catch_warnings(action="ignore"):
+            import timm
     except ImportError:
         raise UsageError(
             "timm is not installed", "install it with pip install 'lowshot-cli[timm]'"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
 from lowshot_cli.models.weights_file import SEPARATOR, read_weights_file
+from lowshot_cli.progress import silenced
 
 # ImageNet's: mean and standard deviation of values 0..1, and the usual side in pixels.
 _MEAN, _STD, _SIDE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
@@ -131,9 +131,11 @@ def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
     ensure_known(backbone)
     published = None if library == "timm" else _published_weights(name)
     # The libraries announce a download on stdout, which is for results.
-    announced = sys.stderr if show_progress else io.StringIO()
+    quiet: AbstractContextManager[object] = (
+        redirect_stdout(sys.stderr) if show_progress else silenced()
+    )
     try:
-        with redirect_stdout(announced), redirect_stderr(announced):
+        with quiet:
             if published is None:
                 model = import_timm().create_model(name, pretrained=True, num_classes=0)
                 return dict(model.state_dict())

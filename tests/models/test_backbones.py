@@ -148,6 +148,16 @@ def test_models_of_timm_give_their_pooled_features() -> None:
     assert torch.allclose(embed(network, pixels), plain, atol=1e-5)
 
 
+def test_constants_of_five_dimensions_in_a_traced_network_are_left_alone() -> None:
+    """Tracing makes buffers of them, as of those in timm's Swin transformers."""
+    backbone = build_backbone(SHUFFLENET, 1, None, 32)
+    backbone.register_buffer("constant", torch.zeros(1, 2, 3, 4, 5))
+    network = EmbeddingNetwork(backbone, GREY).eval()
+    first = next(each for each in network.backbone.parameters() if each.ndim == 4)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert network.backbone.get_buffer("constant").is_contiguous()
+
+
 @pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:a/b", "resnet18.a1_in1k", "../x"])
 def test_no_name_makes_timm_reach_for_the_network(name: str) -> None:
     pytest.importorskip("timm")

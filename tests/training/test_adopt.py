@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -278,6 +282,29 @@ def test_published_weights_are_downloaded_once(
     assert again.exit_code == 0
     assert again.stderr == ""
     assert len(site) == 1
+
+
+@pytest.mark.usefixtures("site")
+def test_what_a_library_says_while_it_downloads_is_not_shown_when_quiet(
+    lowshot: RunCommand, published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import ShuffleNet_V2_X0_5_Weights as Weights
+
+    def talk(*_: object, **how: object) -> dict[str, Tensor]:
+        warnings.warn("old weights", UserWarning, stacklevel=1)
+        logging.getLogger("huggingface_hub").warning("no token")
+        print("Downloading")
+        print("100%", file=sys.stderr)
+        return published
+
+    monkeypatch.setattr(Weights, "get_state_dict", talk)
+    handler = logging.StreamHandler(heard := io.StringIO())
+    logging.getLogger("huggingface_hub").addHandler(handler)
+    result = lowshot(*SMALL, "--weights", "DEFAULT", "--quiet")
+    logging.getLogger("huggingface_hub").removeHandler(handler)
+    assert result.exit_code == 0, result.stderr
+    assert (result.stderr, heard.getvalue()) == ("", "")
+    assert "100%" not in result.stdout
 
 
 def test_a_failed_download_says_how_to_do_without(
