@@ -6,6 +6,7 @@ tensors and plain containers. Any other object in them becomes a placeholder.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import warnings
@@ -106,7 +107,7 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     content = _unpickled(path)
     if (found := _pickled_model(content)) is not None:
         model, place = found
-        loaded = f"torch.load({str(path)!r}, 'cpu', weights_only=False){place}"
+        loaded = f'torch.load({_quoted(path)}, "cpu", weights_only=False){place}'
         raise CheckpointError(
             f"{path} holds a whole pickled model, {type(model).__name__}, not a state dict",
             f"where you trust it, {_conversion(loaded)}",
@@ -167,7 +168,7 @@ def _check_archive(path: Path) -> None:
         _refuse(path, "it is cut short or damaged", _AGAIN)
     last = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in last or any("/code/" in name for name in names):
-        how = f"torch.jit.load({str(path)!r}, 'cpu')"
+        how = f'torch.jit.load({_quoted(path)}, "cpu")'
         _refuse(path, "it is a TorchScript program", _conversion(how))
     if "data.pkl" in last:
         return
@@ -182,8 +183,13 @@ def _check_archive(path: Path) -> None:
 
 def _conversion(load: str) -> str:
     """The advice to write a state dict by hand."""
-    code = f"import torch; torch.save({load}.state_dict(), 'weights.pth')"
-    return f"make one with python -c {shlex.quote(code)}"
+    code = f'import torch; torch.save({load}.state_dict(), "weights.pth")'
+    return f"make a state dict with python -c {shlex.quote(code)}"
+
+
+def _quoted(text: object) -> str:
+    """Text as code, in double quotes, as a shell puts single ones around it."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _unpickled(path: Path) -> object:
@@ -234,7 +240,7 @@ def _pickled_model(content: object) -> tuple[_Placeholder, str] | None:
     items = _items(content)
     if any("state_dict" in str(key) for key, _ in items):
         return None
-    found = ((content, ""), *((value, f"[{key!r}]") for key, value in items))
+    found = ((content, ""), *((value, f"[{_quoted(key)}]") for key, value in items))
     return next(
         ((v, at) for v, at in found if isinstance(v, _Placeholder) and hasattr(v, "_modules")), None
     )
