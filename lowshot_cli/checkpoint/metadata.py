@@ -40,6 +40,7 @@ class Meta(_Record):
     `renamed` maps the name of a class to the one it has in the dataset, if the two differ.
     `max_forgetting` is the budget in points of base accuracy for which the bias of the novel
     classes was solved, None if that bias is 0; in format 1 only the history records it.
+    `listing` numbers the rules by which the dataset's image files were listed.
     """
 
     format: Literal[1, 2] = 2
@@ -63,6 +64,7 @@ class Meta(_Record):
     parent: str | None = None
     config: dict[str, Any]
     version: str
+    listing: Literal[1, 2] = 1
     history: tuple[dict[str, Any], ...]
     supports: tuple[SupportRecord, ...] = ()
     renamed: dict[str, str] = {}

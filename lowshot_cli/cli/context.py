@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
@@ -16,6 +17,7 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.image_files import RULES, Unused, summaries
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
@@ -56,20 +58,32 @@ def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
     return config.on_dataset(checkpoint.meta.dataset)
 
 
-def load(config: Config, output: Output, image_size: int | None = None) -> Dataset:
-    """Load the dataset that the config names, and report images that were left out."""
+def load(
+    config: Config, output: Output, image_size: int | None = None, *, rules: int = RULES
+) -> Dataset:
+    """Load the dataset that the config names, and report files that were left out."""
     with output.progress() as on_progress:
-        dataset = load_dataset(config, image_size, on_progress)
-    report_skipped(output, dataset.skipped)
+        dataset = load_dataset(config, image_size, on_progress, rules=rules)
+    report_skipped(output, dataset.skipped, dataset.unused)
     return dataset
 
 
-def report_skipped(output: Output, skipped: Sequence[str]) -> None:
-    """Report the images that were left out as unreadable."""
-    if skipped:
-        output.note(f"left out {len(skipped)} unreadable images:")
-    for line in skipped:
+def report_skipped(
+    output: Output, unreadable: Sequence[str], unused: Sequence[Unused] = ()
+) -> None:
+    """Report files that were left out, and why.
+
+    Args:
+        output: prints notes.
+        unreadable: a line about each image that cannot be read.
+        unused: other files that look like input; the first few of each kind are named.
+    """
+    if unreadable:
+        output.note(f"left out {len(unreadable):,} unreadable images:")
+    for line in unreadable:
         output.note(f"  {line}")
+    for line in summaries(unused):
+        output.note(f"left out {line}")
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
@@ -86,16 +100,16 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
             f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
             "leave out `image_size`",
         )
-    return load(with_dataset_of(config, checkpoint), output, side)
+    return load(with_dataset_of(config, checkpoint), output, side, rules=checkpoint.meta.listing)
 
 
-def photos_at(
-    config: Config, output: Output, sources: Sequence[Path], image_size: int, *, deep: bool = False
-) -> Photos:
-    """Load the photos that files, folders and globs name, and report those left out."""
-    photos = load_photos(find_photos(sources, deep=deep), image_size, skip_bad=config.skip_bad)
+def photos_at(config: Config, output: Output, sources: Sequence[Path], image_size: int) -> Photos:
+    """Load the photos that files, folders and globs name, and report files left out."""
+    files, unused = find_photos(sources, strict=config.strict)
+    report_skipped(output, (), unused)
+    photos = load_photos(files, image_size, skip_bad=config.skip_bad)
     report_skipped(output, photos.skipped)
-    return photos
+    return replace(photos, unused=tuple(unused))
 
 
 def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
@@ -166,6 +180,8 @@ def next_command(config: Config, path: Path, *command: str) -> str:
         typed += ["--data-dir", str(config.data_dir)]
     if config.skip_bad:
         typed += ["--skip-bad"]
+    if config.strict:
+        typed += ["--strict"]
     return shlex.join(typed)
 
 

@@ -19,8 +19,8 @@ from lowshot_cli.config.section import Section
 from lowshot_cli.config.values import FALSE_ALARM
 
 # Settings that commands share: where images come from, and the rest.
-DATASET_SETTINGS = ("dataset", "data_dir", "image_size", "skip_bad")
-PHOTO_SETTINGS = ("dataset", "data_dir", "skip_bad", "seed", "device", "workdir")
+DATASET_SETTINGS = ("dataset", "data_dir", "image_size", "skip_bad", "strict")
+PHOTO_SETTINGS = ("dataset", "data_dir", "skip_bad", "strict", "seed", "device", "workdir")
 ALL_SETTINGS = (*DATASET_SETTINGS, "seed", "device", "workdir")
 
 CHECKPOINTS, UNKNOWN, EXPORT = "Checkpoints", "Unknown classes", "Export"

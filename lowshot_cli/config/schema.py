@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 import platformdirs
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_ONLY, UNBIASED
 from lowshot_cli.config.presentation import (
@@ -292,6 +292,9 @@ class Config(Section):
         None, "Side of the images in pixels.", COMMON, unset="the dataset's"
     )
     skip_bad: bool = setting(False, "Leave out image files that cannot be read.", COMMON)
+    strict: bool = setting(
+        False, "Refuse files that look like input and would not be used.", COMMON
+    )
     seed: Seed = setting(0, "Whole number that decides every draw.", COMMON)
     device: Device = setting(
         "auto",
@@ -309,6 +312,13 @@ class Config(Section):
     imprint: ImprintConfig = ImprintConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     sweep: SweepConfig = SweepConfig()
+
+    @field_validator("strict")
+    @classmethod
+    def _not_both(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("skip_bad"):
+            raise ValueError("contradicts `skip_bad=True`: leave one of them out")
+        return value
 
     @property
     def data_folder(self) -> Path:

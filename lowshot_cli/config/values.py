@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,6 +116,15 @@ def storable(value: str) -> str:
     return value
 
 
+def normal_name(value: str) -> str:
+    """A class's name in the one form in which names are kept and compared.
+
+    Accented letters can be encoded in several ways that look alike; Unicode's normal form C, the
+    composed one, is what keyboards write.
+    """
+    return unicodedata.normalize("NFC", value)
+
+
 def user_path(value: str | Path) -> Path:
     """A path as a person wrote it, with `~` for a home folder."""
     try:
@@ -164,8 +174,9 @@ MaxForgetting = Annotated[
 ]
 Count = Annotated[int, Field(gt=0)]
 StorableText = Annotated[str, AfterValidator(storable)]
+ClassName = Annotated[StorableText, AfterValidator(normal_name)]
 FilePath = Annotated[Path, AfterValidator(_path), BeforeValidator(_not_empty)]
-Names = Annotated[tuple[StorableText, ...], AfterValidator(_distinct)]
+Names = Annotated[tuple[ClassName, ...], AfterValidator(_distinct)]
 NewClasses = Annotated[Names, BeforeValidator(_one_or_names)]
 Shots = Annotated[tuple[Count, ...], AfterValidator(_distinct), BeforeValidator(_split_commas)]
 Methods = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lowshot_cli.config.values import normal_name
+from lowshot_cli.data.image_files import Unused
 from lowshot_cli.errors import UsageError, did_you_mean
 
 # Images that are read, decoded or embedded at a time.
@@ -120,6 +122,8 @@ class Dataset:
         mirror: whether an image keeps its class when flipped left to right.
         default_classes: how many base classes to take if the user names none; None means all.
         skipped: unreadable images that were left out, each with the reason.
+        unused: other files that look like input and are not used.
+        hashed_names: of the classes in the content hash, in label order; None for `class_names`.
     """
 
     name: str
@@ -129,17 +133,31 @@ class Dataset:
     mirror: bool
     default_classes: int | None
     skipped: tuple[str, ...] = ()
+    unused: tuple[Unused, ...] = ()
+    hashed_names: tuple[str, ...] | None = None
 
     @cached_property
     def content_hash(self) -> str:
         """Hex digest over class names, the labels of both splits and the test pixels."""
+        return self.hash_of(range(len(self.class_names)))
+
+    def hash_of(self, classes: Sequence[int]) -> str:
+        """The content hash that the dataset would have with these labels alone, ascending."""
+        names = self.hashed_names or self.class_names
         digest = blake2b(digest_size=16)
-        digest.update("\0".join(self.class_names).encode())
-        for labels in (self.train.labels, self.test.labels):
-            digest.update(labels.numpy().data)
-        for label in range(len(self.class_names)):
+        digest.update("\0".join(names[label] for label in classes).encode())
+        kept = torch.tensor(classes)
+        for images in (self.train, self.test):
+            labels = images.labels[torch.isin(images.labels, kept)]
+            digest.update(torch.searchsorted(kept, labels).numpy().data)
+        for label in classes:
             digest.update(self.test.digest(label).encode())
         return digest.hexdigest()
+
+    @property
+    def n_skipped(self) -> int:
+        """Number of files that look like input and are not used."""
+        return len(self.skipped) + len(self.unused)
 
     @cached_property
     def labels(self) -> dict[str, int]:
@@ -152,6 +170,7 @@ class Dataset:
         Raises:
             UsageError: no such class; the hint names the nearest.
         """
+        class_name = normal_name(class_name)
         if class_name not in self.labels:
             raise UsageError(
                 f"the {self.name} dataset has no class {class_name!r}",

@@ -13,7 +13,7 @@ from lowshot_cli.errors import DataError, one_line
 
 ByteArray = npt.NDArray[np.uint8]
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
@@ -25,7 +25,7 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
         DataError: it is not a readable image.
     """
     try:
-        with Image.open(source, formats=_FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             # JPEG is decoded at the smallest scale that is at least twice the size.
             image.draft(None, (2 * image_size, 2 * image_size))
             return as_pixels(image, image_size)

@@ -1,24 +1,50 @@
-"""Image files of a folder or of a zip archive, which is read in place."""
+"""Which files are images, and the images of a folder or of a zip archive, which is read in place.
+
+Every command that takes images lists them here, by the rules that `README.md` states.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Final, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
-from lowshot_cli.errors import DataError
+from lowshot_cli.data.decoding import FORMATS
+from lowshot_cli.errors import DataError, one_line
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# The rules by which files are listed, by number. A model goes on with the images that it was made
+# with, so a change of what is listed needs a new number; `class_folders.py` keeps the old rules.
+FIRST_RULES: Final = 1
+RULES: Final = 2
+# By the names of formats in Pillow, whose reader of JPEG also reads MPO.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+}
+SUFFIXES = frozenset(suffix for name in FORMATS for suffix in _SUFFIXES[name])
+# Pictures of formats that are not read, so that they are not passed over in silence.
+_OTHER_PICTURES = (
+    "heic heif hif avif avifs jxl jxr jp2 j2k j2c jpc jpf jpx psd psb xcf kra svg svgz eps wmf emf "
+    "ico icns cur dib tga dds pcx ppm pgm pbm pnm pfm xbm xpm qoi exr raw dng cr2 cr3 crw nef nrw "
+    "arw sr2 srf orf rw2 raf pef srw x3f 3fr erf kdc mrw rwl iiq"
+)
+_OTHER_SUFFIXES = frozenset(f".{name}" for name in _OTHER_PICTURES.split())
+# Folders that systems put beside photos: of archives made on a Mac, and thumbnails on a Synology.
+_CLUTTER = ("__MACOSX", "@eaDir")
+NOT_REGULAR = "not a regular file"
 # Images hardly compress, so an archive that grows by more than this was made to fill memory.
 _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
 _MOST_IMAGE_BYTES = 256 * 1024**2
-# Folders within a dataset: its files lie at most in train/<class>/.
-_DEPTH = 2
 _MAKE_AGAIN = "make it again from the folder of images"
-_Parts = tuple[str, ...]
+_MOST_NAMED = 3
 
 
 class Photo(NamedTuple):
@@ -27,7 +53,8 @@ class Photo(NamedTuple):
     Attributes:
         name: its path within the dataset.
         path: the file's path, or that of the archive that it is a member of.
-        version: distinguishes this file from others of its name: size and time, or size and CRC.
+        version: distinguishes this file from others of its name: size and time, or size and CRC;
+            zeros if the file system does not tell.
         archive: open for reading; None for a file of its own.
         member: its name in the archive.
     """
@@ -43,7 +70,25 @@ class Photo(NamedTuple):
         return self.archive.open(self.member) if self.archive else Path(self.path).open("rb")
 
 
-Tree = Mapping[_Parts, list[Photo]]
+class Unused(NamedTuple):
+    """A file that looks like input and is not used, and the reason."""
+
+    name: str
+    reason: str
+
+
+class Listing(NamedTuple):
+    """What a folder or an archive holds at any depth.
+
+    Attributes:
+        photos: its images, sorted by their paths.
+        folders: paths within it of its folders, those without images too.
+        unused: what looks like an image and is not read.
+    """
+
+    photos: list[Photo]
+    folders: set[str]
+    unused: list[Unused]
 
 
 def as_text(name: str) -> str:
@@ -59,13 +104,63 @@ def is_outside(name: str) -> bool:
     return place.is_absolute() or ".." in place.parts
 
 
-def list_photos(root: Path) -> Tree:
-    """The images of every folder under `root`, or in a `.zip`, by the folder's path in it.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out with all that it holds."""
+    return name.startswith(".") or name in _CLUTTER
 
-    Hidden files, and those without the name of an image such as `Thumbs.db`, are left out.
+
+def is_image(name: str) -> bool:
+    """Whether a file has the name of an image that is read."""
+    return suffix_of(name) in SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file in lower case, such as `.jpg`; empty for a hidden file."""
+    own = name.rpartition("/")[2]
+    stem, dot, suffix = own.rpartition(".")
+    return f"{dot}{suffix.lower()}" if stem and not own.startswith(".") else ""
+
+
+def why_not_read(name: str) -> str | None:
+    """Why a picture is not read, by its suffix; None for images and for anything but pictures."""
+    suffix = suffix_of(name)
+    if suffix in SUFFIXES or suffix not in _OTHER_SUFFIXES:
+        return None
+    return f"{suffix[1:].upper()} is not read, convert to JPEG"
+
+
+def summaries(unused: Iterable[Unused]) -> list[str]:
+    """A line about the files of each reason, of which the first few are named."""
+    names: dict[str, list[str]] = {}
+    for file in unused:
+        names.setdefault(file.reason, []).append(file.name)
+    return [_summary(reason, files) for reason, files in names.items()]
+
+
+def _summary(reason: str, names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    files = "file" if len(names) == 1 else "files"
+    return f"{len(names):,} {files} ({reason}): {', '.join(names[:_MOST_NAMED])}{more}"
+
+
+def refuse_unused(unused: Iterable[Unused]) -> None:
+    """Refuse files that look like input and are not used, if there are any.
 
     Raises:
-        DataError: neither a folder nor a readable archive.
+        DataError: there are.
+    """
+    if lines := summaries(unused):
+        raise DataError(f"not used: {'; '.join(lines)}", "move them away, or omit `strict=True`")
+
+
+def list_photos(root: Path) -> Listing:
+    """The images in a folder or in a `.zip`, at any depth.
+
+    Links to files and folders are followed. Hidden files and folders are left out, and so is what
+    does not look like an image, such as `Thumbs.db`.
+
+    Raises:
+        DataError: neither a folder nor a readable archive, or a folder within it cannot be read.
     """
     if root.is_dir():
         return _list_folder(root)
@@ -74,32 +169,102 @@ def list_photos(root: Path) -> Tree:
     raise DataError(f"there is no folder {root}", "check `data_dir`")
 
 
-def is_image(name: str) -> bool:
-    """Whether a file has the name of an image."""
-    own = name.rpartition("/")[2]
-    stem, _, suffix = own.rpartition(".")
-    return bool(stem) and f".{suffix.lower()}" in SUFFIXES and not own.startswith(".")
+def folders_in(root: Path) -> Iterator[tuple[str, str, list[os.DirEntry[str]]]]:
+    """Every folder in `root`, itself first, each with the files in it, except what is hidden.
+
+    Links are followed. One to a folder that it lies in would have no end, so it is left out.
+
+    Returns:
+        Triples: the folder's path; its path within `root`, which ends in a slash unless it is
+        empty; and its files, with whatever else is not a folder.
+
+    Raises:
+        DataError: a folder cannot be read, or a link that may stand for one leads nowhere.
+    """
+    waiting: list[tuple[str, str, frozenset[str]]] = [(str(root), "", frozenset())]
+    while waiting:
+        folder, inside, above = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in above:
+            continue
+        files = []
+        for entry in entries_of(folder):
+            if is_folder(entry):
+                path = f"{folder}{os.sep}{entry.name}"
+                waiting.append((path, f"{inside}{entry.name}/", above | {real}))
+            else:
+                files.append(entry)
+        yield folder, inside, files
 
 
-def _list_folder(root: Path) -> Tree:
-    tree: dict[_Parts, list[Photo]] = {}
-    # Links are followed, as class folders often are links; the limit on depth ends loops.
-    for folder, below, files in os.walk(root, followlinks=True):
-        parts = Path(folder).relative_to(root).parts
-        below[:] = [name for name in below if not name.startswith(".") and len(parts) < _DEPTH]
-        images = sorted(name for name in files if is_image(name))
-        above = "".join(f"{part}/" for part in parts)
-        tree[tuple(map(as_text, parts))] = [_photo(folder, above, name) for name in images]
-    return tree
+def entries_of(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, except what is hidden.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not is_hidden(entry.name)]
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be read: {one_line(error)}",
+            "check its permissions, or move it away",
+        ) from None
 
 
-def _photo(folder: str, above: str, name: str) -> Photo:
-    path = f"{folder}{os.sep}{name}"
-    status = os.stat(path)  # noqa: PTH116 - `Path.stat` takes several times as long
-    return Photo(as_text(above + name), path, (status.st_size, status.st_mtime_ns))
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one.
+
+    Raises:
+        DataError: it is a link that leads nowhere and may stand for a folder, as it has no suffix.
+    """
+    try:
+        if entry.is_dir():
+            return True
+        lost = entry.is_symlink() and not entry.is_file() and not _exists(entry.path)
+    except OSError:  # such as of a link to itself
+        lost = True
+    if lost and not suffix_of(entry.name):
+        raise DataError(f"the link {entry.path} leads nowhere", "mend it, or delete it")
+    return False
 
 
-def _list_archive(path: Path) -> Tree:
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - `Path` takes several times as long
+
+
+def _list_folder(root: Path) -> Listing:
+    photos: list[Photo] = []
+    folders: set[str] = set()
+    unused: list[Unused] = []
+    for folder, inside, files in folders_in(root):
+        folders.add(as_text(inside[:-1]))
+        for entry in files:
+            reason = why_not_read(entry.name)
+            if is_image(entry.name):
+                version = _version(entry)
+                if version is None:
+                    reason = NOT_REGULAR
+                else:
+                    path = f"{folder}{os.sep}{entry.name}"
+                    photos.append(Photo(as_text(inside + entry.name), path, version))
+            if reason:
+                unused.append(Unused(as_text(inside + entry.name), reason))
+    photos.sort(key=lambda photo: photo.path)
+    return Listing(photos, folders, sorted(unused))
+
+
+def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
+    """Size and time of a file, zeros if it has none; None for anything but a regular file."""
+    try:
+        status = entry.stat()
+    except OSError:  # such as of a link that leads nowhere: opening it tells why
+        return 0, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _list_archive(path: Path) -> Listing:
     try:
         archive = ZipFile(path)
     except (BadZipFile, OSError) as error:
@@ -107,18 +272,25 @@ def _list_archive(path: Path) -> Tree:
             f"{path} is neither a folder nor a zip archive: {error}", "check `data_dir`"
         ) from None
     _refuse_hostile(archive, path)
-    tree: dict[_Parts, list[Photo]] = {}
-    for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        *parts, name = PurePosixPath(info.filename).parts or ("",)
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if info.is_dir() or hidden or not is_image(name):
+    members = [(info.filename, info) for info in archive.infolist()]
+    # Some programs of Windows write backslashes; beside slashes they are part of a name.
+    if not any("/" in name for name, _ in members):
+        members = [(name.replace("\\", "/"), info) for name, info in members]
+    photos: list[Photo] = []
+    folders: set[str] = set()
+    unused: list[Unused] = []
+    for written, info in sorted(members, key=lambda member: member[0]):
+        parts = PurePosixPath(written).parts
+        if any(map(is_hidden, parts)):
             continue
-        photo = Photo(info.filename, str(path), (info.file_size, info.CRC), archive, info.filename)
-        tree.setdefault(tuple(parts), []).append(photo)
-    # An archive of a folder holds the folder itself, so drop folders that all images share.
-    while tree and len({parts[:1] for parts in tree}) == 1 and min(map(len, tree)) > 1:
-        tree = {parts[1:]: photos for parts, photos in tree.items()}
-    return tree
+        name, is_file = "/".join(parts), not written.endswith("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts) + 1 - is_file))
+        if is_file and is_image(name):
+            version = info.file_size, info.CRC
+            photos.append(Photo(name, str(path), version, archive, info.filename))
+        elif is_file and (reason := why_not_read(name)):
+            unused.append(Unused(name, reason))
+    return Listing(photos, folders, unused)
 
 
 def _refuse_hostile(archive: ZipFile, path: Path) -> None:

@@ -41,7 +41,7 @@ def list_images(images: AnyImages) -> tuple[list[AnyImage], bool]:
 
 def _at(path: str | Path) -> list[AnyImage]:
     """The image at a path, or those in a folder."""
-    return [path] if Path(path).is_file() else list(find_photos([Path(path)]))
+    return [path] if Path(path).is_file() else list(find_photos([Path(path)]).files)
 
 
 def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

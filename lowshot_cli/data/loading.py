@@ -5,20 +5,26 @@ from __future__ import annotations
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.image_files import RULES
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.storage.cache import image_cache
 
 
 def load_dataset(
-    config: Config, image_size: int | None = None, on_progress: OnProgress = silent
+    config: Config,
+    image_size: int | None = None,
+    on_progress: OnProgress = silent,
+    *,
+    rules: int = RULES,
 ) -> Dataset:
     """Load the dataset that the config names.
 
     Args:
-        config: `dataset`, `data_dir`, `image_size` and `skip_bad` are read.
+        config: `dataset`, `data_dir`, `image_size`, `skip_bad` and `strict` are read.
         image_size: side in pixels that a checkpoint asks for; wins over the config's.
         on_progress: gets reports of a download, and of image files that are decoded.
+        rules: by which image files are listed; those of a checkpoint for its dataset.
 
     Raises:
         DataError: the data are absent or broken.
@@ -41,5 +47,11 @@ def load_dataset(
         raise DataError("`dataset=folder` needs `data_dir`", "name the folder that holds train/")
     side = size or image_folder.IMAGE_SIZE
     return image_folder.load(
-        config.data_dir, side, image_cache(), skip_bad=config.skip_bad, on_progress=on_progress
+        config.data_dir,
+        side,
+        image_cache(),
+        rules=rules,
+        skip_bad=config.skip_bad,
+        strict=config.strict,
+        on_progress=on_progress,
     )

@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from glob import has_magic
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +17,18 @@ from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.data.decoding import ByteArray, decode
-from lowshot_cli.data.image_files import is_image
+from lowshot_cli.data.image_files import (
+    NOT_REGULAR,
+    Unused,
+    entries_of,
+    folders_in,
+    is_folder,
+    is_image,
+    list_photos,
+    refuse_unused,
+    summaries,
+    why_not_read,
+)
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.errors import DataError
 
@@ -27,11 +41,13 @@ class Photos:
         pixels: `(N, 3, S, S)` uint8.
         files: the file of each.
         unreadable: files that cannot be decoded, each with the reason.
+        unused: what looks like an image and is not read.
     """
 
     pixels: Tensor
     files: tuple[Path, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
+    unused: tuple[Unused, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -39,38 +55,104 @@ class Photos:
         return tuple(f"{file} ({reason})" for file, reason in self.unreadable)
 
 
-def find_photos(sources: Iterable[Path], *, deep: bool = False) -> list[Path]:
-    """The image files that `sources` name, in order and each once.
+class Found(NamedTuple):
+    """Image files that people named.
+
+    Attributes:
+        files: in order, each once.
+        unused: what looks like an image and is not read.
+    """
+
+    files: list[Path]
+    unused: list[Unused]
+
+
+def find_photos(sources: Iterable[Path], *, strict: bool = False) -> Found:
+    """The image files that `sources` name.
 
     Args:
-        sources: files, folders and globs.
-        deep: search the folders within a folder too.
+        sources: files, folders, of which everything below counts, and globs.
+        strict: refuse files that look like images and are not read.
 
     Raises:
-        DataError: a source that is absent or holds no images.
+        DataError: a source that is absent or holds no images, or unused files with `strict`.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
+    unused: dict[Unused, None] = {}
     for source in sources:
-        if source.is_dir():
-            inside = source.rglob("*") if deep else source.iterdir()
-            files = sorted(path for path in inside if is_image(path.name) and path.is_file())
-            if not files:
-                raise DataError(f"{source} has no images", "name a folder with image files in it")
-        elif source.is_file():
-            files = [source]
-        else:
-            root = Path(source.anchor)
-            pattern = str(source.relative_to(root))
-            try:
-                files = sorted(path for path in root.glob(pattern) if is_image(path.name))
-            except ValueError as error:  # such as ** beside other characters
-                raise DataError(
-                    f"{source} is not a pattern: {error}", "put ** between two slashes"
-                ) from None
-            if not files:
-                raise DataError(f"there is no image at {source}", "check the path")
-        found |= dict.fromkeys(files)
-    return list(found)
+        found = _find(source)
+        files |= dict.fromkeys(found.files)
+        unused |= dict.fromkeys(found.unused)
+    if strict:
+        refuse_unused(unused)
+    return Found(list(files), list(unused))
+
+
+def _find(source: Path) -> Found:
+    if source.is_dir():
+        found = _in_folder(source)
+        what, hint = f"{source} has no images", "name a folder with image files in it"
+    elif source.is_file() or source.is_symlink():  # a link that leads nowhere is unreadable
+        found = Found([source], [])
+    elif source.exists():
+        raise DataError(f"{source} is {NOT_REGULAR}", "name an image, or a folder of them")
+    else:
+        found = Found([], [])
+        for path in sorted(
+            set(_matching(Path(source.anchor), source.relative_to(source.anchor).parts))
+        ):
+            part = _in_folder(path) if path.is_dir() else _one_match(path)
+            found.files.extend(part.files)
+            found.unused.extend(part.unused)
+        what, hint = f"there is no image at {source}", "check the path"
+    if not found.files:
+        raise DataError("; ".join([what, *summaries(found.unused)]), hint)
+    return found
+
+
+def _in_folder(folder: Path) -> Found:
+    listed = list_photos(folder)
+    unused = [Unused(str(folder / name), reason) for name, reason in listed.unused]
+    return Found(sorted(Path(photo.path) for photo in listed.photos), unused)
+
+
+def _one_match(path: Path) -> Found:
+    """A file that a glob names: one that is no picture is left out, such as by `*`."""
+    reason = why_not_read(path.name)
+    if is_image(path.name):
+        if path.is_file() or not path.exists():
+            return Found([path], [])
+        reason = NOT_REGULAR
+    return Found([], [Unused(str(path), reason)] if reason else [])
+
+
+def _matching(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
+    """What lies at a glob: as in a shell, but `**` also follows links to folders.
+
+    Args:
+        folder: where the pattern starts.
+        pattern: its parts.
+
+    Raises:
+        DataError: `**` stands beside other characters, or a folder cannot be read.
+    """
+    if not pattern:
+        yield folder
+        return
+    first, *rest = pattern
+    if "**" in first and first != "**":
+        raise DataError(f"{folder / first} is not a pattern", "put ** between two slashes")
+    if not has_magic(first):
+        if (folder / first).exists() or (folder / first).is_symlink():
+            yield from _matching(folder / first, rest)
+    elif folder.is_dir():
+        if first == "**":
+            for path, _, _ in folders_in(folder):
+                yield from _matching(Path(path), rest)
+            return
+        for entry in entries_of(str(folder)):
+            if fnmatch(entry.name, first) and (not rest or is_folder(entry)):
+                yield from _matching(folder / entry.name, rest)
 
 
 def read_photos(files: Sequence[Path], image_size: int, batch: int = BATCH) -> Iterator[Photos]:

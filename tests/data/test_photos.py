@@ -32,10 +32,14 @@ def test_photos_are_named_by_file_folder_or_glob(
     mugs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = [mugs / f"{number}.png" for number in range(6)]
-    assert find_photos([mugs]) == everything
-    assert find_photos([mugs / "3.png", mugs]) == [everything[3], *everything[:3], *everything[4:]]
+    assert find_photos([mugs]).files == everything
+    assert find_photos([mugs / "3.png", mugs]).files == [
+        everything[3],
+        *everything[:3],
+        *everything[4:],
+    ]
     monkeypatch.chdir(mugs)
-    assert find_photos([Path("[0-2].png")]) == [Path(f"{number}.png") for number in range(3)]
+    assert find_photos([Path("[0-2].png")]).files == [Path(f"{number}.png") for number in range(3)]
     with pytest.raises(DataError, match="is not a pattern"):
         find_photos([Path("photos**/*.jpg")])
     for absent in ("absent", "*.jpg"):
@@ -48,7 +52,7 @@ def test_photos_are_named_by_file_folder_or_glob(
 
 def test_unreadable_photos_are_refused_or_left_out(mugs: Path) -> None:
     (mugs / "6.png").write_bytes(b"no image")
-    files = find_photos([mugs])
+    files = find_photos([mugs]).files
     with pytest.raises(DataError, match=r"1 of 7 images .*6\.png"):
         load_photos(files, 32)
     photos = load_photos(files, 32, skip_bad=True)

@@ -49,9 +49,7 @@ def test_predictions_are_those_of_the_head(
     result = lowshot("predict", known, "--json", "--top", 2)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert [entry["image"] for entry in found] == [
-        str(file) for file in find_photos([known], deep=True)
-    ]
+    assert [entry["image"] for entry in found] == [str(file) for file in find_photos([known]).files]
     for name in base.base_classes[:2]:
         pixels = glyphs.test.pixels[glyphs.test.of_class(glyphs.label(name))[:8]]
         chances = base.head.probabilities(embed(base.network(), pixels))
@@ -70,7 +68,7 @@ def test_predictions_are_those_of_the_head(
 def test_batches_and_order_change_no_decision_that_is_not_a_tie(
     base: Checkpoint, glyphs: Dataset, known: Path
 ) -> None:
-    files = find_photos([known], deep=True)
+    files = find_photos([known]).files
     network = base.network()
     whole, _ = readable(predict(base, network, files))
     answers = {one.image: one.name for one in whole}
@@ -93,7 +91,7 @@ def test_batches_and_order_change_no_decision_that_is_not_a_tie(
 def test_a_list_of_files_comes_from_standard_input(
     lowshot: RunCommand, workdir: Path, known: Path
 ) -> None:
-    files = find_photos([known], deep=True)[:3]
+    files = find_photos([known]).files[:3]
     result = lowshot("predict", "-", "--csv", input="".join(f"{file}\n" for file in files))
     assert result.exit_code == 0, result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
@@ -111,7 +109,7 @@ def test_people_see_a_line_an_image_with_its_whole_path(
 ) -> None:
     result = lowshot("predict", known, "--quiet")
     lines = result.stdout.splitlines()
-    files = find_photos([known], deep=True)
+    files = find_photos([known]).files
     assert len(lines) == len(files)
     for line, file in zip(lines, files, strict=True):
         assert line.startswith(str(file))

@@ -118,7 +118,7 @@ def evaluate_photos(
         embedded, repeated = {}, 0
         for name, places in sources.items():
             checkpoint.position(name)
-            photos = photos_at(config, output, places, checkpoint.meta.image_size, deep=True)
+            photos = photos_at(config, output, places, checkpoint.meta.image_size)
             repeated += count_repeats(checkpoint, name, photos.pixels)
             embedded[name] = embed(network, photos.pixels)
         if repeated:

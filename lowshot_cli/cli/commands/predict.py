@@ -36,7 +36,8 @@ def predict(
         raise UsageError("--csv and --json are two formats", "give one of them")
     if not sources:
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
-    files = find_photos(_listed(sources), deep=True)
+    files, unused = find_photos(_listed(sources), strict=config.strict)
+    report_skipped(output, (), unused)
     _, checkpoint = model_in_use(config, source)
     threshold = float("-inf")
     if false_alarm is not None:
