@@ -37,7 +37,7 @@ from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig
-from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss
+from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss, normal_name
 from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.data.in_memory import AnyImage, AnyImages, decode_any, list_images
 from lowshot_cli.data.photos import Photos
@@ -281,6 +281,7 @@ class Model:
         """
         given, _ = list_images(images)
         names = [labels] * len(given) if isinstance(labels, str) else list(labels)
+        names = [normal_name(name) for name in names]
         if len(names) != len(given):
             raise DataError(
                 f"there are {len(given)} images and {len(names)} labels",

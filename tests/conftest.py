@@ -123,6 +123,15 @@ def save_images(pixels: Iterable[Tensor], folder: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
 
 
+def save_colours(root: Path, *folders: str, count: int = 3) -> None:
+    """Write images of one colour each to folders, made if need be, as `0.png` and so on."""
+    for place in folders:
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = (len(place), number, 0)
+            Image.new("RGB", (16, 16), colour).save(root / place / f"{number}.png")
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, base_path: Path) -> Path:
     """A work folder of the test's own that holds the trained base model."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import storable
+from lowshot_cli.config.values import normal_name, storable
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
 from lowshot_cli.models.backbones import build_backbone, load_state
@@ -136,6 +136,7 @@ class Checkpoint:
             UsageError: no such class, or the last base class.
         """
         position, meta = self.position(name), self.meta
+        name = meta.classes[position]
         is_base = position < meta.n_base
         if is_base and meta.n_base == 1:
             raise UsageError(f"{name!r} is the last base class")
@@ -174,6 +175,7 @@ class Checkpoint:
         Raises:
             UsageError: the model knows no such class; the hint names the nearest.
         """
+        name = normal_name(name)
         if name not in self.meta.classes:
             hint = did_you_mean(name, self.meta.classes, "`lowshot classes list` lists them")
             raise UsageError(f"the model knows no class {name!r}", hint)
@@ -190,7 +192,7 @@ class Checkpoint:
             UsageError: there is no such class, another one has the new name, or that name is not
                 allowed.
         """
-        self.position(old)
+        old, new = self.meta.classes[self.position(old)], normal_name(new)
         try:
             storable(new)
         except ValueError as error:
@@ -243,12 +245,38 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
     Raises:
         CheckpointError: it is another dataset, or has other content under the same name.
     """
-    check_dataset_name(checkpoint.meta, dataset.name)
-    if checkpoint.meta.dataset_hash != dataset.content_hash:
+    meta, name = checkpoint.meta, dataset.name
+    check_dataset_name(meta, name)
+    if meta.dataset_hash == dataset.content_hash:
+        return
+    if added := added_classes(meta, dataset):
         raise CheckpointError(
-            f"the {dataset.name} data differ from those the checkpoint was trained on",
-            "check `data_dir` and `image_size`",
+            f"the {name} data have a class that the checkpoint was not trained with: "
+            f"{', '.join(added)}",
+            "move it out of the dataset, and teach it with `lowshot imprint` from its photos",
         )
+    own = (checkpoint.dataset_name(known) for known in meta.base_classes)
+    if gone := [known for known in own if known not in dataset.labels]:
+        raise CheckpointError(
+            f"the {name} data lack a class that the checkpoint was trained on: {', '.join(gone)}",
+            "check `data_dir`",
+        )
+    raise CheckpointError(
+        f"the {name} data differ from those the checkpoint was trained on",
+        "check `data_dir` and `image_size`",
+    )
+
+
+def added_classes(meta: Meta, dataset: Dataset) -> tuple[str, ...]:
+    """The classes without which a dataset would be the one that a model was trained on."""
+    known = {meta.renamed.get(name, name) for name in meta.classes}
+    unknown = [name for name in dataset.class_names if name not in known]
+    # Some of them may have been there, not used as base classes.
+    for added in (unknown, *([name] for name in unknown)):
+        rest = [label for name, label in dataset.labels.items() if name not in added]
+        if rest and dataset.hash_of(rest) == meta.dataset_hash:
+            return tuple(added)
+    return ()
 
 
 def check_dataset_name(meta: Meta, name: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from lowshot_cli.config.values import normal_name
 from lowshot_cli.errors import CheckpointError, one_line
 from lowshot_cli.storage.header import read_header
 
@@ -78,6 +79,18 @@ class Meta(_Record):
     def novel_classes(self) -> tuple[str, ...]:
         """Names of the novel classes in head order."""
         return self.classes[self.n_base :]
+
+    @field_validator("classes")
+    @classmethod
+    def _in_normal_form(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        normal = tuple(map(normal_name, names))
+        # Older versions told apart what looks alike.
+        return normal if len(set(normal)) == len(normal) else names
+
+    @field_validator("renamed")
+    @classmethod
+    def _names_in_normal_form(cls, renamed: dict[str, str]) -> dict[str, str]:
+        return {normal_name(name): normal_name(own) for name, own in renamed.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Meta:

@@ -11,13 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset_name
+from lowshot_cli.checkpoint.checkpoint import (
+    Checkpoint,
+    added_classes,
+    check_dataset,
+    check_dataset_name,
+)
 from lowshot_cli.checkpoint.workdir import chain_path, furthest, load_fresh, parent_hash
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.data.image_files import RULES, Unused, summaries
+from lowshot_cli.data.image_files import LISTING, Unused, summaries
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
@@ -59,7 +64,7 @@ def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def load(
-    config: Config, output: Output, image_size: int | None = None, *, rules: int = RULES
+    config: Config, output: Output, image_size: int | None = None, *, rules: int = LISTING
 ) -> Dataset:
     """Load the dataset that the config names, and report files that were left out."""
     with output.progress() as on_progress:
@@ -90,7 +95,8 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
     """Load the dataset that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: the config names another dataset, or another image size.
+        CheckpointError: the config names another dataset, or another image size, or the data are
+            not those that it was trained on.
     """
     if config.dataset:
         check_dataset_name(checkpoint.meta, config.dataset)
@@ -100,7 +106,18 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
             f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
             "leave out `image_size`",
         )
-    return load(with_dataset_of(config, checkpoint), output, side, rules=checkpoint.meta.listing)
+    rules = checkpoint.meta.listing
+    dataset = load(with_dataset_of(config, checkpoint), output, side, rules=rules)
+    try:
+        check_dataset(checkpoint, dataset)
+    except CheckpointError as error:
+        if added := added_classes(checkpoint.meta, dataset):
+            folders = (config.data_folder / split / added[0] for split in ("train", "."))
+            photos = next((str(folder) for folder in folders if folder.is_dir()), "FOLDER")
+            typed = ["lowshot", "imprint", "--class", added[0], "--images", photos]
+            error.hint = f"teach it with `{shlex.join(typed)}`, and move it out of the dataset"
+        raise
+    return dataset
 
 
 def photos_at(config: Config, output: Output, sources: Sequence[Path], image_size: int) -> Photos:

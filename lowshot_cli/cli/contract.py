@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
+def with_skipped(record: Record, count: int) -> Record:
+    """The record of a command that reads image files, with the number of those that it left out."""
+    return {**record, "n_skipped": count}
+
+
 def training_record(path: Path, result: TrainResult) -> Record:
     """Of `train-base`."""
     weights = {"weights": asdict(result.weights)} if result.weights else {}

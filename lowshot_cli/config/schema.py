@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -326,8 +325,8 @@ class Config(Section):
         return self.data_dir or Path(platformdirs.user_data_dir("lowshot", appauthor=False))
 
     def portable(self) -> dict[str, Any]:
-        """The config as JSON values, without folders and device, which differ by machine."""
-        values = self.model_dump(mode="json", exclude={"data_dir", "workdir", "device"})
+        """The config as JSON values, without what differs by machine or decides about errors."""
+        values = self.model_dump(mode="json", exclude={"data_dir", "workdir", "device", "strict"})
         if weights := values["train_base"]["weights"]:
             values["train_base"]["weights"] = Path(weights).name
         return values
@@ -339,18 +338,3 @@ class Config(Section):
     def on_dataset(self, name: str) -> Config:
         """The same config, on this dataset if it names none."""
         return self if self.dataset else self.model_copy(update={"dataset": name})
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf in which two dumped configs differ.
-
-    A setting that an older version did not have counts as off.
-    """
-    lines: list[str] = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += difference(before, after, f"{prefix}{key}.")
-        elif before != after and (key in old or after):
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines

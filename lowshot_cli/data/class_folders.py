@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from lowshot_cli.config.values import normal_name
 from lowshot_cli.data.image_files import (
-    FIRST_RULES,
-    RULES,
+    FIRST_LISTING,
+    LISTING,
     SUFFIXES,
     Listing,
     Photo,
@@ -66,7 +66,7 @@ class _Tree(NamedTuple):
     unused: Sequence[Unused]
 
 
-def sort_into_classes(root: Path, listing: Listing, rules: int = RULES) -> ClassFolders:
+def sort_into_classes(root: Path, listing: Listing, rules: int = LISTING) -> ClassFolders:
     """Find the classes and their images.
 
     Args:
@@ -78,7 +78,7 @@ def sort_into_classes(root: Path, listing: Listing, rules: int = RULES) -> Class
         DataError: the folders have neither of the two layouts; the message says what was found, and
             what is expected.
     """
-    first = rules == FIRST_RULES
+    first = rules == FIRST_LISTING
     tree = _tree(root, listing, first=first)
     known = _by_first_rules(tree) if first else tree
     tops = {parts[0] for parts in known.folders}
@@ -94,14 +94,13 @@ def sort_into_classes(root: Path, listing: Listing, rules: int = RULES) -> Class
         if not first:
             _refuse_other_layouts(known)
         train, tested = _hold_out(_class_files(known, ()), first=first)
-    own = sorted(train, key=str if first else normal_name)
-    names = tuple(map(normal_name, own))
-    _refuse_equal(root, names)
+    folders = {name: files[0][0][len(splits) // 2] for name, files in train.items()}
+    names = sorted(train, key=folders.__getitem__ if first else str)
     return ClassFolders(
-        names,
-        tuple(own),
-        train=tuple([photo for _, photo in train[name]] for name in own),
-        test=tuple([photo for _, photo in tested.get(name, [])] for name in own),
+        tuple(names),
+        tuple(folders[name] for name in names),
+        train=tuple([photo for _, photo in train[name]] for name in names),
+        test=tuple([photo for _, photo in tested.get(name, [])] for name in names),
         unused=(*tree.unused, *_left_over(tree, splits, (train, tested))),
     )
 
@@ -144,14 +143,15 @@ def _class_files(tree: _Tree, above: _Parts) -> _Classes:
         DataError: there are no class folders, or one holds no images.
     """
     size, place = len(above), tree.root.joinpath(*above)
-    classes: _Classes = {
-        parts[-1]: [] for parts in tree.folders if parts[:-1] == above and len(parts) == size + 1
-    }
+    own = {parts[-1] for parts in tree.folders if parts[:-1] == above and len(parts) == size + 1}
+    names = {name: normal_name(name) for name in own}
+    _refuse_equal(place, list(names.values()))
+    classes: _Classes = {names[name]: [] for name in own}
     loose = 0
     for parts, photo in tree.files:
         if parts[:size] == above:
             if len(parts) > size + 1:
-                classes[parts[size]].append((parts, photo))
+                classes[names[parts[size]]].append((parts, photo))
             else:
                 loose += 1
     if not classes:

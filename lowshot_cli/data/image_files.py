@@ -17,8 +17,8 @@ from lowshot_cli.errors import DataError, one_line
 
 # The rules by which files are listed, by number. A model goes on with the images that it was made
 # with, so a change of what is listed needs a new number; `class_folders.py` keeps the old rules.
-FIRST_RULES: Final = 1
-RULES: Final = 2
+FIRST_LISTING: Final = 1
+LISTING: Final = 2
 # By the names of formats in Pillow, whose reader of JPEG also reads MPO.
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -181,20 +181,25 @@ def folders_in(root: Path) -> Iterator[tuple[str, str, list[os.DirEntry[str]]]]:
     Raises:
         DataError: a folder cannot be read, or a link that may stand for one leads nowhere.
     """
-    waiting: list[tuple[str, str, frozenset[str]]] = [(str(root), "", frozenset())]
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", ())]
     while waiting:
         folder, inside, above = waiting.pop()
         real = os.path.realpath(folder)
-        if real in above:
+        if any(holds(real, each) for each in above):
             continue
         files = []
         for entry in entries_of(folder):
             if is_folder(entry):
                 path = f"{folder}{os.sep}{entry.name}"
-                waiting.append((path, f"{inside}{entry.name}/", above | {real}))
+                waiting.append((path, f"{inside}{entry.name}/", (*above, real)))
             else:
                 files.append(entry)
         yield folder, inside, files
+
+
+def holds(folder: str, other: str) -> bool:
+    """Whether a folder is another one, or holds it at some depth; both are real paths."""
+    return f"{other}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
 def entries_of(folder: str) -> list[os.DirEntry[str]]:

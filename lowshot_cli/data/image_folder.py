@@ -10,7 +10,7 @@ from PIL import Image
 from lowshot_cli.data.class_folders import sort_into_classes
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.decoding import decode
-from lowshot_cli.data.image_files import FIRST_RULES, RULES, list_photos, refuse_unused
+from lowshot_cli.data.image_files import FIRST_LISTING, LISTING, list_photos, refuse_unused
 from lowshot_cli.data.image_store import load_or_decode
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, silent
@@ -28,7 +28,7 @@ def load(
     image_size: int,
     cache: DiskCache | None = None,
     *,
-    rules: int = RULES,
+    rules: int = LISTING,
     skip_bad: bool = False,
     strict: bool = False,
     on_progress: OnProgress = silent,
@@ -77,5 +77,5 @@ def load(
         skipped=skipped,
         unused=classes.unused,
         # Models made by the first rules hash the names as they are on the disk.
-        hashed_names=classes.folders if rules == FIRST_RULES else None,
+        hashed_names=classes.folders if rules == FIRST_LISTING else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.data.image_files import RULES
+from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.errors import DataError
 from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.storage.cache import image_cache
@@ -16,7 +16,7 @@ def load_dataset(
     image_size: int | None = None,
     on_progress: OnProgress = silent,
     *,
-    rules: int = RULES,
+    rules: int = LISTING,
 ) -> Dataset:
     """Load the dataset that the config names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from lowshot_cli.data.image_files import (
     Unused,
     entries_of,
     folders_in,
+    holds,
     is_folder,
     is_image,
     list_photos,
@@ -48,6 +50,11 @@ class Photos:
     files: tuple[Path, ...]
     unreadable: tuple[tuple[Path, str], ...] = ()
     unused: tuple[Unused, ...] = ()
+
+    @property
+    def n_skipped(self) -> int:
+        """Number of files that look like images and are not used."""
+        return len(self.unreadable) + len(self.unused)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -101,7 +108,7 @@ def _find(source: Path) -> Found:
         for path in sorted(
             set(_matching(Path(source.anchor), source.relative_to(source.anchor).parts))
         ):
-            part = _in_folder(path) if path.is_dir() else _one_match(path)
+            part = _one_match(path)
             found.files.extend(part.files)
             found.unused.extend(part.unused)
         what, hint = f"there is no image at {source}", "check the path"
@@ -117,7 +124,10 @@ def _in_folder(folder: Path) -> Found:
 
 
 def _one_match(path: Path) -> Found:
-    """A file that a glob names: one that is no picture is left out, such as by `*`."""
+    """What a glob names, unless it is no picture, or a link to a folder that it lies in."""
+    if path.is_dir():
+        loops = path.is_symlink() and holds(os.path.realpath(path), os.path.realpath(path.parent))
+        return Found([], []) if loops else _in_folder(path)
     reason = why_not_read(path.name)
     if is_image(path.name):
         if path.is_file() or not path.exists():

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
+from lowshot_cli.config.difference import difference
 from lowshot_cli.config.methods import METHODS
-from lowshot_cli.config.schema import Config, SweepConfig, difference
+from lowshot_cli.config.schema import Config, SweepConfig
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.environment import versions
 from lowshot_cli.errors import DataError, UsageError

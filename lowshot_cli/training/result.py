@@ -13,7 +13,7 @@ from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
-from lowshot_cli.data.image_files import RULES
+from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import centre_of_stages, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -165,7 +165,7 @@ def describe_base(
         std=task.normalisation.std,
         dataset=dataset.name,
         dataset_hash=dataset.content_hash,
-        listing=RULES,
+        listing=LISTING,
         class_order_seed=options.class_order_seed,
         split=options.split,
         holdout_per_class=options.holdout,

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lowshot_cli.config.schema import difference
+from lowshot_cli.config.difference import difference
 from lowshot_cli.errors import CheckpointError, one_line
 from lowshot_cli.models.backbones import load_state
 from lowshot_cli.storage.tensors import read_tensors, write_tensors

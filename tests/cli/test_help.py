@@ -214,7 +214,7 @@ def test_options_stand_in_panels_common_ones_last(lowshot: RunCommand, command: 
     common = text.partition("\nCommon options:\n")[2]
     options = {name for parameter in ALL_COMMANDS[command].params for name in parameter.opts}
     assert set(re.findall(r"^  (--[\w-]+)", common, re.MULTILINE)) == {
-        *(options & {*COMMON, "--image-size", "--skip-bad", "--dry-run"}),
+        *(options & {*COMMON, "--image-size", "--skip-bad", "--strict", "--dry-run"}),
         "--help",
     }
 

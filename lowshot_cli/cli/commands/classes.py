@@ -60,8 +60,7 @@ def _changed(
     folder = source.parent if source else config.workdir
     with locked(folder) if folder.is_dir() else nullcontext():
         path, checkpoint = model_in_use(config, source)
-        checkpoint.position(name)
-        if name in checkpoint.base_classes and not force:
+        if checkpoint.position(name) < checkpoint.meta.n_base and not force:
             raise UsageError(
                 f"{name!r} is a base class of {path}", "add --force to change it anyway"
             )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import astuple
 
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.contract import CacheUse, ClassSize, LookalikePair, duplicates_record
+from lowshot_cli.cli.contract import (
+    CacheUse,
+    ClassSize,
+    LookalikePair,
+    duplicates_record,
+    with_skipped,
+)
 from lowshot_cli.config.schema import Config
 from lowshot_cli.storage.cache import embedding_cache, image_cache
 
@@ -48,7 +54,8 @@ def data_duplicates(config: Config, output: Output, at_least: float) -> None:
         for place in order
     ]
     same = sum(pair.test_class == pair.train_class for pair in pairs)
-    output.data(duplicates_record(at_least, len(test.labels), same, pairs))
+    record = duplicates_record(at_least, len(test.labels), same, pairs)
+    output.data(with_skipped(record, dataset.n_skipped))
     cells = [list(astuple(pair)) for pair in pairs[:_MOST_PAIRS]]
     title = f"test images that resemble a training image, {len(cells)} of {len(pairs)}"
     output.table(["test image", "class", "training image", "class", "similarity"], cells, title)

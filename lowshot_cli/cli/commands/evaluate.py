@@ -20,7 +20,7 @@ from lowshot_cli.cli.context import (
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import CHAIN, user_path
+from lowshot_cli.config.values import CHAIN, normal_name, user_path
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
@@ -88,9 +88,9 @@ def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str,
     sources: dict[str, list[Path]] = {}
     for text in labelled:
         places = [position for position, letter in enumerate(text) if letter == "="]
-        longest = (place for place in reversed(places) if text[:place] in known)
+        longest = (place for place in reversed(places) if normal_name(text[:place]) in known)
         at = next(longest, min(places, default=0))
-        name, path = text[:at], text[at + 1 :]
+        name, path = normal_name(text[:at]), text[at + 1 :]
         if not (name and path):
             raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
         sources.setdefault(name, []).append(user_path(path))

@@ -18,11 +18,12 @@ from lowshot_cli.cli.context import (
     photos_at,
     with_dataset_of,
 )
-from lowshot_cli.cli.contract import export_record
+from lowshot_cli.cli.contract import export_record, with_skipped
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data import cifar100
-from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.export import export as exporter
 from lowshot_cli.export import formats
 from lowshot_cli.export.check import compare_with_checkpoint, exported_models
@@ -58,7 +59,9 @@ def export(
     writes = overwrite or not there
     if writes:
         formats.ensure_installed(form, making=True, checking=check)
-    which, pixels = _check_images(config, output, checkpoint, images) if check else ("", None)
+    which, pixels, n_skipped = "", None, 0
+    if check:
+        which, pixels, n_skipped = _check_images(config, output, checkpoint, images)
     if writes:
         ensure_writable(folder)
         output.note(f"exporting {path}")
@@ -82,7 +85,8 @@ def export(
             f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
         )
     opset = exporter.OPSET if formats.ONNX_FILE in files else None
-    output.data(export_record(folder, files, opset, found, which))
+    record = export_record(folder, files, opset, found, which)
+    output.data(with_skipped(record, n_skipped))
     if writes:
         typed = ["--out", str(out)] if out else []
         if source and path == chain_path(config.workdir, path.stem):
@@ -93,32 +97,40 @@ def export(
 
 def _check_images(
     config: Config, output: Output, checkpoint: Checkpoint, images: Sequence[Path]
-) -> tuple[str, Tensor]:
-    """Images to check a model on, in words and as `(N, 3, S, S)` uint8; nothing is downloaded."""
+) -> tuple[str, Tensor, int]:
+    """Images to check a model on; nothing is downloaded.
+
+    Returns:
+        What they are, in words; the images `(N, 3, S, S)` uint8; and how many files were left out.
+    """
     size = checkpoint.meta.image_size
     if images:
-        return "photos", photos_at(config, output, images, size).pixels
+        photos = photos_at(config, output, images, size)
+        return "photos", photos.pixels, photos.n_skipped
     generator = torch.Generator().manual_seed(config.seed)
-    pixels = _test_images(config, output, checkpoint)
-    if pixels is None or not len(pixels):
+    dataset = _dataset(config, output, checkpoint)
+    if dataset is None or not len(dataset.test.pixels):
         noise = torch.randint(
             256, (_NOISE_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8
         )
-        return "noise, as there are no test images", noise
+        return "noise, as there are no test images", noise, 0
+    pixels = dataset.test.pixels
     some = torch.randperm(len(pixels), generator=generator)[:_MOST_IMAGES]
-    return f"test images of {checkpoint.meta.dataset}", pixels[some]
+    return f"test images of {checkpoint.meta.dataset}", pixels[some], dataset.n_skipped
 
 
-def _test_images(config: Config, output: Output, checkpoint: Checkpoint) -> Tensor | None:
-    """The dataset's test images `(N, 3, S, S)`, or None if they are not on this machine."""
-    dataset = with_dataset_of(config, checkpoint).dataset
+def _dataset(config: Config, output: Output, checkpoint: Checkpoint) -> Dataset | None:
+    """The checkpoint's dataset, or None if it is not on this machine."""
+    name = with_dataset_of(config, checkpoint).dataset
     cifar_folder = config.data_folder / cifar100.FOLDER
-    if dataset == "cifar100" and not cifar_folder.is_dir():
+    if name == "cifar100" and not cifar_folder.is_dir():
         return None
-    if dataset == "folder" and not (config.data_dir and config.data_dir.exists()):
+    if name == "folder" and not (config.data_dir and config.data_dir.exists()):
         return None
     try:
-        return load_dataset_of(checkpoint, config, output).test.pixels
-    except DataError as error:
+        return load_dataset_of(checkpoint, config, output)
+    except (DataError, CheckpointError) as error:
+        if config.strict:
+            raise
         output.note(f"no test images: {error.message}")
         return None

@@ -17,7 +17,7 @@ from lowshot_cli.cli.context import (
     open_parent,
     output_file,
 )
-from lowshot_cli.cli.contract import finetune_record
+from lowshot_cli.cli.contract import finetune_record, with_skipped
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
@@ -45,15 +45,14 @@ def finetune(
             before = evaluate(parent, dataset, make_embedder(parent, config, on_progress))
             after = evaluate(tuned, dataset, make_embedder(tuned, config, on_progress))
         ckpt.save(tuned.as_child_of(ancestor), path)
-    output.data(
-        finetune_record(
-            config.finetune.scope,
-            tuned,
-            before=(parent_path, before),
-            after=(path, after),
-            expected_forgetting=expected_forgetting(tuned),
-        )
+    record = finetune_record(
+        config.finetune.scope,
+        tuned,
+        before=(parent_path, before),
+        after=(path, after),
+        expected_forgetting=expected_forgetting(tuned),
     )
+    output.data(with_skipped(record, dataset.n_skipped))
     title = f"fine-tuned {config.finetune.scope}, bias {tuned.head.bias:+.3f}"
     tables.show_change(output, before, after, title, expected_forgetting(tuned))
     output.finish([path], evaluate_next(config, path))

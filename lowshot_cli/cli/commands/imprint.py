@@ -21,7 +21,12 @@ from lowshot_cli.cli.context import (
     photos_at,
     reject_with,
 )
-from lowshot_cli.cli.contract import evaluation_record, imprint_record, photo_imprint_record
+from lowshot_cli.cli.contract import (
+    evaluation_record,
+    imprint_record,
+    photo_imprint_record,
+    with_skipped,
+)
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
@@ -54,17 +59,16 @@ def imprint(
             after = evaluate(taught, dataset, embedder)
         ckpt.save(taught.as_child_of(ancestor), path)
     cost = expected_forgetting(taught)
-    output.data(
-        imprint_record(
-            path,
-            config.imprint.method,
-            taught,
-            drawn,
-            before=before,
-            after=after,
-            expected_forgetting=cost,
-        )
+    record = imprint_record(
+        path,
+        config.imprint.method,
+        taught,
+        drawn,
+        before=before,
+        after=after,
+        expected_forgetting=cost,
     )
+    output.data(with_skipped(record, dataset.n_skipped))
     for d in drawn:
         output.listing(f"{d.name}: learnt from", d.described)
         if d.n_replaced:
@@ -97,7 +101,8 @@ def imprint_photos(
         cost = expected_forgetting(taught) if can_calibrate(taught) else None
         ckpt.save(taught.as_child_of(ancestor), path)
     method = taught.meta.supports[-1].method
-    output.data(photo_imprint_record(path, method, taught, drawn, expected_forgetting=cost))
+    record = photo_imprint_record(path, method, taught, drawn, expected_forgetting=cost)
+    output.data(with_skipped(record, photos.n_skipped))
     output.listing(f"{drawn.name}: learnt from", drawn.described)
     if drawn.n_duplicates:
         output.note(f"photos left out, as they repeat another one: {drawn.n_duplicates}")
@@ -138,6 +143,6 @@ def imprint_from_run(
             found = evaluate(rebuilt, dataset, make_embedder(base, config, on_progress))
         rebuilt = rebuilt.with_settings("imprint", as_imprinting(run_dir, rebuilt))
         ckpt.save(rebuilt.as_child_of(ancestor), path)
-    output.data(evaluation_record(path, found))
+    output.data(with_skipped(evaluation_record(path, found), dataset.n_skipped))
     tables.show_evaluations(output, [(path.name, found)])
     output.finish([path], evaluate_next(config, path))

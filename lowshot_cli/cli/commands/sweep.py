@@ -21,8 +21,10 @@ from lowshot_cli.cli.context import (
     stop_on_ctrl_c,
     with_dataset_of,
 )
+from lowshot_cli.cli.contract import with_skipped
+from lowshot_cli.config.difference import difference
 from lowshot_cli.config.methods import METHODS
-from lowshot_cli.config.schema import Config, difference
+from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import Executor as ExecutorName
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.environment import pick_device
@@ -85,7 +87,7 @@ def sweep(
             named_base=source,
         )
     summary = done.summary
-    output.data(summary.to_json())
+    output.data(with_skipped(summary.to_json(), dataset.n_skipped))
     show = tables.show_sessions if summary.is_sequence else tables.show_sweep
     show(output, summary)
     if summary.left_out:

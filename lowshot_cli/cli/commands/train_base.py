@@ -10,7 +10,7 @@ from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
-from lowshot_cli.cli.contract import training_record
+from lowshot_cli.cli.contract import training_record, with_skipped
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET, DEFAULT_WEIGHTS
@@ -89,7 +89,15 @@ def _make_base(
     if novel is not None:
         at_hand = len(dataset.train.of_class(dataset.label(novel)))
         proposed = (novel, "--shots", str(min(5, at_hand)))
-    finish_base(config, output, path, result, report=report, proposed=proposed)
+    finish_base(
+        config,
+        output,
+        path,
+        result,
+        report=report,
+        proposed=proposed,
+        n_skipped=dataset.n_skipped,
+    )
     delete_states(state)
 
 
@@ -107,6 +115,7 @@ def finish_base(
     *,
     report: bool,
     proposed: Sequence[str] = _PHOTOS,
+    n_skipped: int = 0,
 ) -> None:
     """Write a base model, and show its results if they are asked for.
 
@@ -117,12 +126,13 @@ def finish_base(
         result: the trained model and its measurements.
         report: whether to show the results and the next command.
         proposed: class and images for the next command to add.
+        n_skipped: number of files of the dataset that were left out.
     """
     ckpt.save(result.checkpoint, path)
     for note in result.weights.notes() if result.weights else ():
         output.note(note)
     if report:
-        output.data(training_record(path, result))
+        output.data(with_skipped(training_record(path, result), n_skipped))
         tables.show_training(output, result)
     then = next_command(config, path, "imprint", "--class", *proposed)
     output.finish([path], then if report else None)
