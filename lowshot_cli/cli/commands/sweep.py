@@ -21,7 +21,6 @@ from lowshot_cli.cli.context import (
     stop_on_ctrl_c,
     with_dataset_of,
 )
-from lowshot_cli.cli.contract import with_skipped
 from lowshot_cli.config.difference import difference
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
@@ -87,7 +86,7 @@ def sweep(
             named_base=source,
         )
     summary = done.summary
-    output.data(with_skipped(summary.to_json(), dataset.n_skipped))
+    output.data(summary.to_json())
     show = tables.show_sessions if summary.is_sequence else tables.show_sweep
     show(output, summary)
     if summary.left_out:
