@@ -217,8 +217,7 @@ def _hold_out(classes: _Classes, *, first: bool) -> tuple[_Classes, _Classes]:
             raise DataError(f"class {name!r} has one image, training and testing need two")
         # By a hash of the name, so that a new class or image does not reshuffle the others.
         paths = ["/".join(parts) for parts, _ in files]
-        texts = paths if first else map(normal_name, paths)
-        keys = [blake2b(text.encode()).digest() for text in texts]
+        keys = [blake2b((path if first else normal_name(path)).encode()).digest() for path in paths]
         order = sorted(range(len(files)), key=keys.__getitem__)
         held = set(order[: max(1, round(len(files) * TEST_SHARE))])
         train[name] = [file for place, file in enumerate(files) if place not in held]

@@ -246,14 +246,14 @@ def _list_folder(root: Path) -> Listing:
     for folder, inside, files in folders_in(root):
         folders.add(as_text(inside[:-1]))
         for entry in files:
-            reason = why_not_read(entry.name)
-            if is_image(entry.name):
-                version = _version(entry)
-                if version is None:
-                    reason = NOT_REGULAR
-                else:
-                    path = f"{folder}{os.sep}{entry.name}"
-                    photos.append(Photo(as_text(inside + entry.name), path, version))
+            if not is_image(entry.name):
+                reason = why_not_read(entry.name)
+            elif (version := _version(entry)) is None:
+                reason = NOT_REGULAR
+            else:
+                path = f"{folder}{os.sep}{entry.name}"
+                photos.append(Photo(as_text(inside + entry.name), path, version))
+                continue
             if reason:
                 unused.append(Unused(as_text(inside + entry.name), reason))
     photos.sort(key=lambda photo: photo.path)

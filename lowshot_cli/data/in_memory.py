@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowshot_cli.data.decoding import as_pixels, decode
+from lowshot_cli.data.image_files import summaries
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.errors import DataError
 
@@ -40,8 +42,13 @@ def list_images(images: AnyImages) -> tuple[list[AnyImage], bool]:
 
 
 def _at(path: str | Path) -> list[AnyImage]:
-    """The image at a path, or those in a folder."""
-    return [path] if Path(path).is_file() else list(find_photos([Path(path)]).files)
+    """The image at a path, or those in a folder; warns of files that look like images too."""
+    if Path(path).is_file():
+        return [path]
+    found = find_photos([Path(path)])
+    for line in summaries(found.unused):
+        warnings.warn(f"left out {line}", stacklevel=2)
+    return list(found.files)
 
 
 def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

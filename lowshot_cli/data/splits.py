@@ -34,6 +34,12 @@ def base_classes(
         UsageError: more classes than exist, fewer than two, or an unknown name.
     """
     total = len(dataset.class_names)
+    if total < 2:
+        raise UsageError(
+            f"a base model needs at least two classes, the {dataset.name} dataset has one: "
+            f"{', '.join(dataset.class_names)}",
+            "add a folder for each other class",
+        )
     if wanted is None:
         wanted = dataset.default_classes or total
     if isinstance(wanted, int):

@@ -85,6 +85,15 @@ def test_training_counts_the_files_of_its_dataset(lowshot: RunCommand, tmp_path:
     assert lowshot("data", "classes", *data, "--strict").exit_code == 3
 
 
+def test_a_folder_with_one_class_is_told_that_two_are_needed(
+    lowshot: RunCommand, tmp_path: Path
+) -> None:
+    save_colours(tmp_path / "data", "red", count=5)
+    result = lowshot("train-base", "--dataset", "folder", "--data-dir", "data")
+    assert result.exit_code == 2
+    assert "needs at least two classes, the folder dataset has one: red" in result.stderr
+
+
 def test_a_class_has_one_name_however_it_is_encoded(
     lowshot: RunCommand, workdir: Path, mugs: Path
 ) -> None:

@@ -17,6 +17,7 @@ from lowshot_cli.data import image_files
 from lowshot_cli.data import image_folder as folder
 from lowshot_cli.data.decoding import FORMATS
 from lowshot_cli.data.image_files import SUFFIXES, list_photos
+from lowshot_cli.data.in_memory import list_images
 from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.errors import DataError, LowshotError
 
@@ -102,6 +103,12 @@ def test_strict_refuses_what_is_otherwise_counted(cluttered: Path) -> None:
     assert len(folder.load(cluttered, 16).unused) == 5
     with pytest.raises(DataError, match="HEIC"):
         folder.load(cluttered, 16, strict=True)
+
+
+def test_python_warns_of_what_is_not_used(cluttered: Path) -> None:
+    with pytest.warns(UserWarning, match=r"left out 1 file \(HEIC is not read"):
+        found, is_one = list_images(cluttered)
+    assert (len(found), is_one) == (5, False)
 
 
 def test_strict_and_skip_bad_exclude_each_other(tmp_path: Path) -> None:
