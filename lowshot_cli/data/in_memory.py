@@ -46,8 +46,8 @@ def _at(path: str | Path) -> list[AnyImage]:
     if Path(path).is_file():
         return [path]
     found = find_photos([Path(path)])
-    for line in summaries(found.unused):
-        warnings.warn(f"left out {line}", stacklevel=2)
+    if lines := summaries(found.unused):
+        warnings.warn(f"left out {'; '.join(lines)}", stacklevel=2)
     return list(found.files)
 
 
