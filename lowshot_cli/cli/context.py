@@ -61,6 +61,7 @@ def load(config: Config, output: Output, image_size: int | None = None) -> Datas
     with output.progress() as on_progress:
         dataset = load_dataset(config, image_size, on_progress)
     report_skipped(output, dataset.skipped)
+    report_blank(output, dataset.blank)
     return dataset
 
 
@@ -70,6 +71,16 @@ def report_skipped(output: Output, skipped: Sequence[str]) -> None:
         output.note(f"left out {len(skipped)} unreadable images:")
     for line in skipped:
         output.note(f"  {line}")
+
+
+def report_blank(output: Output, files: Sequence[str]) -> None:
+    """Report the images of which nothing is left; the first ten are named."""
+    if files:
+        more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+        output.note(
+            f"{len(files)} images are blank, every pixel white or transparent: "
+            f"{', '.join(files[:10])}{more}"
+        )
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
@@ -95,6 +106,7 @@ def photos_at(
     """Load the photos that files, folders and globs name, and report those left out."""
     photos = load_photos(find_photos(sources, deep=deep), image_size, skip_bad=config.skip_bad)
     report_skipped(output, photos.skipped)
+    report_blank(output, photos.blank)
     return photos
 
 

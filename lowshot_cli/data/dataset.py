@@ -120,6 +120,7 @@ class Dataset:
         mirror: whether an image keeps its class when flipped left to right.
         default_classes: how many base classes to take if the user names none; None means all.
         skipped: unreadable images that were left out, each with the reason.
+        blank: files of which nothing is left: every pixel is white or was transparent.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Dataset:
     mirror: bool
     default_classes: int | None
     skipped: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
 
     @cached_property
     def content_hash(self) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from hashlib import blake2b
 from pathlib import Path
-
-from PIL import Image
 
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.decoding import decode
@@ -18,10 +15,6 @@ from lowshot_cli.storage.cache import DiskCache
 
 IMAGE_SIZE = 64
 TEST_SHARE = 0.2
-
-
-# Pillow only warns of images this large, and panoramas are photos too; twice as large is refused.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 _Classes = dict[str, list[Photo]]
@@ -62,7 +55,7 @@ def load(
         split: [files.get(name, []) for name in names]
         for split, files in (("train", train_files), ("test", test_files))
     }
-    images, skipped = load_or_decode(
+    images, skipped, blank = load_or_decode(
         root, splits, image_size, decode, cache, skip_bad=skip_bad, on_progress=on_progress
     )
     for label, name in enumerate(names):
@@ -76,6 +69,7 @@ def load(
         mirror=True,
         default_classes=None,
         skipped=skipped,
+        blank=blank,
     )
 
 

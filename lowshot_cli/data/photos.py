@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
-from lowshot_cli.data.decoding import ByteArray, decode
+from lowshot_cli.data.decoding import ByteArray, decode, is_blank
 from lowshot_cli.data.image_files import is_image
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.errors import DataError
@@ -37,6 +37,12 @@ class Photos:
     def skipped(self) -> tuple[str, ...]:
         """A line about each file that was left out."""
         return tuple(f"{file} ({reason})" for file, reason in self.unreadable)
+
+    @property
+    def blank(self) -> tuple[str, ...]:
+        """The files of which nothing is left: every pixel is white or was transparent."""
+        pairs = zip(self.files, self.pixels.numpy(), strict=True)
+        return tuple(str(file) for file, pixels in pairs if is_blank(pixels))
 
 
 def find_photos(sources: Iterable[Path], *, deep: bool = False) -> list[Path]:
