@@ -98,19 +98,19 @@ def _white(image: Image.Image) -> int:
         DataError: the image declares no depth.
     """
     if isinstance(image, TiffImageFile):
-        bits = _bits(image)
-        # The highest sample may be that of the picture; as 2^n - 1 it tells the depth.
-        (highest,) = (*image.tag_v2.get(_MAX_SAMPLE, ()), 0)[:1]
-        if isinstance(highest, int) and 255 < highest < 2**bits and not highest & (highest + 1):
-            return highest
-        return 2 ** (bits - 1 if _is_signed(image) else bits) - 1
+        full = (1 << _bits(image) - _is_signed(image)) - 1
+        # Some give the highest sample of the picture, but one of 2^n - 1 tells the depth.
+        declared = image.tag_v2.get(_MAX_SAMPLE, ())
+        highest = next(iter(declared), full) if isinstance(declared, tuple) else declared
+        is_depth = isinstance(highest, int) and not highest & (highest + 1)
+        return highest if is_depth and 255 < highest < full else full
     if image.mode == "I" and image.format != "PNG":
         raise DataError("it holds integers of unknown depth", "give uint8 or uint16")
     return 65535
 
 
 def _is_signed(image: Image.Image) -> bool:
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    return isinstance(image, TiffImageFile) and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ())
 
 
 def _is_inverted(image: Image.Image) -> bool:

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Condition
@@ -89,6 +89,7 @@ class _Room:
 
 # Each pixel takes 4 to 12 bytes while it is decoded, converted and turned.
 _ROOM = _Room(96_000_000)
+_LARGE = 4_000_000
 
 
 def _silence_pillow() -> None:
@@ -175,17 +176,28 @@ def _reason(error: Exception, content: bytes) -> str:
 
 
 def _decode_as_it_is(file: IO[bytes], image_size: int) -> ByteArray:
-    with Image.open(file, formats=_FORMATS) as image:
-        whole = image.width * image.height
-        # JPEG is decoded at the smallest scale that is at least twice the size.
-        image.draft(None, (2 * image_size, 2 * image_size))
-        in_work = image.width * image.height
-        if image.format == "WEBP":
-            in_work *= 2  # its library holds the image twice more
-        if "progressive" in image.info:
-            in_work = whole  # all of it has to be there before it can be scaled
-        with _ROOM.taken(in_work):
-            return as_pixels(image, image_size)
+    with ExitStack() as room:
+        with Image.open(file, formats=_FORMATS) as image:
+            whole = image.width * image.height
+            # JPEG is decoded at the smallest scale that is at least twice the size.
+            image.draft(None, (2 * image_size, 2 * image_size))
+            in_work = image.width * image.height
+            if "progressive" in image.info:
+                in_work = whole  # all of it has to be there before it can be scaled
+            elif image.format == "WEBP":
+                in_work *= 2  # its library holds the image twice more
+            room.enter_context(_ROOM.taken(in_work))
+            pixels = as_pixels(image, image_size)
+        del image
+        if in_work > _LARGE:
+            _return_memory()
+    return pixels
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, of which glibc keeps some for each thread."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
