@@ -92,7 +92,7 @@ _ROOM = _Room(96_000_000)
 _LARGE = 4_000_000
 
 
-def _silence_pillow() -> None:
+def _silence_libraries() -> None:
     """Keep libraries from printing about metadata; what matters becomes an error of the file."""
     warnings.filterwarnings("ignore", module=r"PIL\b")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -104,7 +104,7 @@ def _silence_pillow() -> None:
         handle(None)
 
 
-_silence_pillow()
+_silence_libraries()
 
 
 def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:

@@ -97,4 +97,5 @@ def _tiff(content: bytes) -> bytes:
     entries = [content[place : place + 12] for place in range(start + 2, end - 4, 12)]
     kept = [each for each in entries if struct.unpack(order + "H", each[:2])[0] in _TIFF_PIXELS]
     directory = struct.pack(order + "H", len(kept)) + b"".join(kept)
-    return content[:start] + directory.ljust(end - start, b"\0") + content[end:]
+    room = len(content[start:end])
+    return content[:start] + directory.ljust(room, b"\0") + content[end:]
