@@ -75,12 +75,11 @@ def report_skipped(output: Output, skipped: Sequence[str]) -> None:
 
 def report_blank(output: Output, files: Sequence[str]) -> None:
     """Report the images of which nothing is left; the first ten are named."""
-    if files:
-        more = f" and {len(files) - 10} more" if len(files) > 10 else ""
-        output.note(
-            f"{len(files)} images are blank, every pixel white or transparent: "
-            f"{', '.join(files[:10])}{more}"
-        )
+    if not files:
+        return
+    count = "1 image is" if len(files) == 1 else f"{len(files)} images are"
+    more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+    output.note(f"{count} blank, every pixel white or transparent: {', '.join(files[:10])}{more}")
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
