@@ -135,6 +135,7 @@ def _decode(file: IO[bytes], image_size: int) -> ByteArray:
     except Exception as error:
         _raise_unless_damaged(error)
         first = error
+    content = b""
     try:
         file.seek(0)
         content = file.read()
@@ -143,7 +144,6 @@ def _decode(file: IO[bytes], image_size: int) -> ByteArray:
             return _decode_as_it_is(io.BytesIO(cleaned), image_size)
     except Exception as error:
         _raise_unless_damaged(error)
-        raise DataError(f"damaged: {one_line(error)}") from None
     raise DataError(_reason(first, content))
 
 

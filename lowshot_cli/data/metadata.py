@@ -6,7 +6,8 @@ import struct
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _WEBP_PIXELS = {b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
 _WEBP_EXIF, _WEBP_METADATA = 0x08, 0x20 | 0x08 | 0x04  # flags: EXIF; ICC profile, EXIF, XMP
 # What a TIFF must say for its pixels to be found and read, and the orientation (274).
@@ -46,7 +47,7 @@ def _png(content: bytes) -> bytes:
         if name in _PNG_PIXELS or (name == b"eXIf" and whole):
             kept.append(chunk)
         place += 12 + length
-    return b"".join(kept)
+    return b"".join([*kept, _PNG_END])
 
 
 def _jpeg(content: bytes) -> bytes:

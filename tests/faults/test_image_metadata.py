@@ -99,6 +99,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "short colours": ("PNG", in_png(chunk(b"cHRM", b"\0"))),
     "animation that is none": ("PNG", in_png(chunk(b"acTL", b"\0"))),
     "frames out of order": ("PNG", in_png(chunk(b"fcTL", bytes([0, 0, 0, 9]) + bytes(22)))),
+    "no end": ("PNG", lambda content: content[:-9]),
     "junk EXIF in JPEG": ("JPEG", in_jpeg(0xE1, b"Exif\0\0" + JUNK)),
     "EXIF that ends early": ("JPEG", in_jpeg(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12")),
     "junk profile": ("JPEG", in_jpeg(0xE2, b"ICC_PROFILE\0\x09\x01" + JUNK)),
