@@ -151,7 +151,7 @@ def test_decoding_writes_to_the_map_and_not_to_memory(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 10**10)
     seen: list[Progress] = []
     with Made() as made:
-        images, _ = load_or_decode(
+        images, *_ = load_or_decode(
             tmp_path, {"train": files}, 64, decode, cache, on_progress=seen.append
         )
     assert images["train"].pixels.shape == (15_000, 3, 64, 64)
@@ -178,7 +178,7 @@ def test_an_interrupted_decoding_ends_soon_and_leaves_nothing(tmp_path: Path) ->
         load_or_decode(tmp_path, {"train": files}, 16, counted, cache, on_progress=interrupt)
     assert decoded < len(files[0]) / 2
     assert list(cache.folder.iterdir()) == []
-    images, _ = load_or_decode(tmp_path, {"train": files}, 16, decode, cache)
+    images, *_ = load_or_decode(tmp_path, {"train": files}, 16, decode, cache)
     assert int(images["train"].pixels.min()) == 7
 
 

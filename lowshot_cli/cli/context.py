@@ -70,6 +70,7 @@ def load(
     with output.progress() as on_progress:
         dataset = load_dataset(config, image_size, on_progress, rules=rules)
     report_skipped(output, dataset.skipped, dataset.unused)
+    report_blank(output, dataset.blank)
     return dataset
 
 
@@ -89,6 +90,15 @@ def report_skipped(
         output.note(f"  {line}")
     for line in summaries(unused):
         output.note(f"left out {line}")
+
+
+def report_blank(output: Output, files: Sequence[str]) -> None:
+    """Report the images of which nothing is left; the first ten are named."""
+    if not files:
+        return
+    count = "1 image is" if len(files) == 1 else f"{len(files)} images are"
+    more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+    output.note(f"{count} blank, every pixel white or transparent: {', '.join(files[:10])}{more}")
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
@@ -126,6 +136,7 @@ def photos_at(config: Config, output: Output, sources: Sequence[Path], image_siz
     report_skipped(output, (), unused)
     photos = load_photos(files, image_size, skip_bad=config.skip_bad)
     report_skipped(output, photos.skipped)
+    report_blank(output, photos.blank)
     return replace(photos, unused=tuple(unused))
 
 

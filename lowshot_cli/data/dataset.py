@@ -124,6 +124,7 @@ class Dataset:
         skipped: unreadable images that were left out, each with the reason.
         unused: other files that look like input and are not used.
         hashed_names: of the classes in the content hash, in label order; None for `class_names`.
+        blank: files of which nothing is left: every pixel is white or was transparent.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     unused: tuple[Unused, ...] = ()
     hashed_names: tuple[str, ...] | None = None
+    blank: tuple[str, ...] = ()
 
     @cached_property
     def content_hash(self) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-
-from PIL import Image
 
 from lowshot_cli.data.class_folders import sort_into_classes
 from lowshot_cli.data.dataset import Dataset
@@ -17,10 +14,6 @@ from lowshot_cli.progress import OnProgress, silent
 from lowshot_cli.storage.cache import DiskCache
 
 IMAGE_SIZE = 64
-
-
-# Pillow only warns of images this large, and panoramas are photos too; twice as large is refused.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def load(
@@ -55,7 +48,7 @@ def load(
     classes = sort_into_classes(root, list_photos(root), rules)
     if strict:
         refuse_unused(classes.unused)
-    images, skipped = load_or_decode(
+    images, skipped, blank = load_or_decode(
         root,
         {"train": classes.train, "test": classes.test},
         image_size,
@@ -78,4 +71,5 @@ def load(
         unused=classes.unused,
         # Models made by the first rules hash the names as they are on the disk.
         hashed_names=classes.folders if rules == FIRST_LISTING else None,
+        blank=blank,
     )

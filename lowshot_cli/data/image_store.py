@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from lowshot_cli.data.dataset import Images, compute_digest
-from lowshot_cli.data.decoding import ByteArray
+from lowshot_cli.data.decoding import RULES, ByteArray, UnreadError, is_blank
 from lowshot_cli.data.image_files import Photo
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, one_line
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
 
 _ABOUT = "about.json"
-_FORMAT = 3
+_FORMAT = 4
 _CHUNK = 64
 _MOST_NAMED = 10
 ClassFiles = Sequence[Sequence[Photo]]
@@ -35,10 +35,19 @@ Decode = Callable[[IO[bytes], int], ByteArray]
 
 @dataclass(frozen=True)
 class _Decoded:
-    """About a split's array: each class's digest, and why each unreadable file is not in it."""
+    """About a split's array.
+
+    Attributes:
+        digests: of each class's pixels.
+        bad: why each unreadable file is not in it.
+        unread: those of them whose bytes may be sound; they are tried again.
+        blank: the files of which nothing is left.
+    """
 
     digests: list[str]
     bad: dict[str, str]
+    unread: list[str]
+    blank: list[str]
 
 
 def load_or_decode(
@@ -50,7 +59,7 @@ def load_or_decode(
     *,
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
-) -> tuple[dict[str, Images], tuple[str, ...]]:
+) -> tuple[dict[str, Images], tuple[str, ...], tuple[str, ...]]:
     """The images of each split, from the cache if the same files were decoded before.
 
     The files are identified by their names, sizes and times, so none has to be read to find out
@@ -67,7 +76,8 @@ def load_or_decode(
         on_progress: gets reports while files are decoded.
 
     Returns:
-        The images of each split, and a line about each file that was left out.
+        The images of each split, a line about each file that was left out, and the files of
+        which nothing is left.
 
     Raises:
         DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
@@ -87,7 +97,8 @@ def load_or_decode(
         total = sum(len(group) for classes in splits.values() for group in classes)
         raise cannot_read(bad, f"{total} images in {root}")
     images = {split: _images(splits[split], *opened[split]) for split in splits}
-    return images, tuple(bad)
+    blank = [name for _, about in opened.values() for name in about.blank]
+    return images, tuple(bad), tuple(blank)
 
 
 def cannot_read(lines: Sequence[str], among: str) -> DataError:
@@ -100,7 +111,7 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
     more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     return DataError(
         f"{len(lines)} of {among} cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
-        "repair or delete them, or leave them out with `skip_bad=True`",
+        "convert, repair or delete them, or leave them out with `skip_bad=True`",
     )
 
 
@@ -127,6 +138,8 @@ def _from_cache(
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
     home = cache.folder / _manifest_key(root, splits, size)
     found = _open(home, splits, size)
+    if found is not None and _is_outdated(found, splits, size, decode):
+        found = None
     if found is None and _fill(home, splits, size, decode, report):
         cache.trim(keep=home)
         found = _open(home, splits, size)
@@ -135,13 +148,46 @@ def _from_cache(
     return found
 
 
+def _is_outdated(
+    found: Mapping[str, tuple[ByteArray, _Decoded]],
+    splits: Mapping[str, ClassFiles],
+    size: int,
+    decode: Decode,
+) -> bool:
+    """Whether a file that could not be read when the others were can now be read, or refused."""
+    for split, (_, about) in found.items():
+        if not about.unread:
+            continue
+        files = {file.name: file for group in splits[split] for file in group}
+        for name in about.unread:
+            pixels = _try(files[name], size, decode)
+            if isinstance(pixels, UnreadError):
+                about.bad[name] = pixels.message
+            else:
+                return True
+    return False
+
+
+def _try(file: Photo, size: int, decode: Decode) -> ByteArray | DataError:
+    """A file's pixels `(3, S, S)`, or why there are none."""
+    try:
+        with file.open() as opened:
+            return decode(opened, size)
+    except DataError as error:
+        return error
+    except OSError as error:
+        return UnreadError(one_line(error))
+    except (NotImplementedError, RuntimeError, BadZipFile) as error:  # members of an archive
+        return DataError(one_line(error))
+
+
 def _shape(classes: ClassFiles, size: int) -> tuple[int, int, int, int]:
     return sum(len(files) for files in classes), 3, size, size
 
 
 def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> str:
     digest = blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, str(root.resolve()), size)).encode())
+    digest.update(repr((_FORMAT, RULES, str(root.resolve()), size)).encode())
     for split, classes in splits.items():
         for label, files in enumerate(classes):
             digest.update(repr((split, label, len(files))).encode())
@@ -198,16 +244,19 @@ def _decode_into(
 ) -> _Decoded:
     """Fill `(N, 3, S, S)` in parallel, then move readable images before the others."""
     files = [file for group in classes for file in group]
-    bad: dict[int, str] = {}
+    bad: dict[int, DataError] = {}
+    blank: set[int] = set()
 
     def fill(start: int) -> int:
         part = range(start, min(start + _CHUNK, len(files)))
         for place in part:
-            try:
-                with files[place].open() as file:
-                    array[place] = decode(file, size)
-            except (DataError, OSError, NotImplementedError, RuntimeError, BadZipFile) as error:
-                bad[place] = getattr(error, "message", str(error))
+            pixels = _try(files[place], size, decode)
+            if isinstance(pixels, DataError):
+                bad[place] = pixels
+                continue
+            array[place] = pixels
+            if is_blank(pixels):
+                blank.add(place)
         return len(part)
 
     pool = ThreadPoolExecutor()
@@ -221,10 +270,13 @@ def _decode_into(
         kept = [place for place in range(len(files)) if place not in bad]
         for new, old in enumerate(kept):
             array[new] = array[old]
-    named = {files[place].name: bad[place] for place in sorted(bad)}
+    named = {files[place].name: bad[place].message for place in sorted(bad)}
     ends = np.cumsum([len(group) for group in _readable(classes, named)])
     return _Decoded(
-        [compute_digest(part) for part in np.split(array[: ends[-1]], ends[:-1])], named
+        [compute_digest(part) for part in np.split(array[: ends[-1]], ends[:-1])],
+        named,
+        [files[place].name for place in sorted(bad) if isinstance(bad[place], UnreadError)],
+        [files[place].name for place in sorted(blank)],
     )
 
 

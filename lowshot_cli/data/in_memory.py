@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, bfloat16
 
+from lowshot_cli.data.colours import to_bytes
 from lowshot_cli.data.decoding import as_pixels, decode
 from lowshot_cli.data.image_files import summaries
 from lowshot_cli.data.photos import find_photos
@@ -54,6 +55,8 @@ def _at(path: str | Path) -> list[AnyImage]:
 def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Pixels `(3, S, S)` of an image.
 
+    Arrays and tensors hold uint8, uint16, booleans, or floating-point numbers from 0 to 1.
+
     Raises:
         DataError: it is not a readable image.
     """
@@ -62,21 +65,19 @@ def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise DataError(f"a tensor {list(image.shape)} is not an image", "give (3, H, W)")
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
+        image = image.detach().cpu().permute(1, 2, 0)
+        # NumPy has no bfloat16.
+        image = (image.float() if image.dtype == bfloat16 else image).numpy()
     if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype.kind == "f":
-            if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-                raise DataError("a floating-point image has values outside 0 to 1", "scale it")
-            array = (255 * array).round().astype(np.uint8)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-            raise DataError(
-                f"an array {list(array.shape)} of {array.dtype} is not an image", "give (H, W, 3)"
-            )
-        try:
-            image = Image.fromarray(array)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"an array {list(array.shape)} is not an image", "give (H, W, 3)"
-            ) from None
+        image = _from_array(np.asarray(image))
     return as_pixels(image, size)
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"an array {list(array.shape)} is not an image", "give (H, W, 3)")
+    values = to_bytes(array)
+    try:
+        return Image.fromarray(values)
+    except (TypeError, ValueError):
+        raise DataError(f"an array {list(array.shape)} is not an image", "give (H, W, 3)") from None

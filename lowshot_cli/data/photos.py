@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
-from lowshot_cli.data.decoding import ByteArray, decode
+from lowshot_cli.data.decoding import ByteArray, decode, is_blank
 from lowshot_cli.data.image_files import (
     NOT_REGULAR,
     Unused,
@@ -60,6 +60,12 @@ class Photos:
     def skipped(self) -> tuple[str, ...]:
         """A line about each file that was left out."""
         return tuple(f"{file} ({reason})" for file, reason in self.unreadable)
+
+    @property
+    def blank(self) -> tuple[str, ...]:
+        """The files of which nothing is left: every pixel is white or was transparent."""
+        pairs = zip(self.files, self.pixels.numpy(), strict=True)
+        return tuple(str(file) for file, pixels in pairs if is_blank(pixels))
 
 
 class Found(NamedTuple):

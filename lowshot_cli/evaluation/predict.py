@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ class Prediction:
         image: its name, given by the caller.
         top: the most probable classes with their probabilities 0..1, best first.
         unknown: whether it resembles no class enough; False if this was not asked.
+        blank: whether nothing is left of it: every pixel is white or was transparent.
     """
 
     image: str
     top: tuple[tuple[str, float], ...]
     unknown: bool = False
+    blank: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As in the `--json` contract."""
@@ -118,7 +120,9 @@ def predict(
         if part.files:
             images = [str(file) for file in part.files]
             embeddings = embed(network, part.pixels)
-            yield from describe(checkpoint, embeddings, images, most, threshold)
+            found = describe(checkpoint, embeddings, images, most, threshold)
+            blank = set(part.blank)
+            yield from (replace(one, blank=one.image in blank) for one in found)
         yield from (Unreadable(file, reason) for file, reason in part.unreadable)
         done += len(part.files) + len(part.unreadable)
         on_progress(Progress("predicting", done, len(files)))

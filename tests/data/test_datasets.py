@@ -108,7 +108,7 @@ def test_files_are_decoded_once(
     photos: Path, image_cache: DiskCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh, first = folder.load(photos, 16), folder.load(photos, 16, image_cache)
-    monkeypatch.setattr(folder.Image, "open", None)
+    monkeypatch.setattr(Image, "open", None)
     again = folder.load(photos, 16, image_cache)
     for other in (first, again):
         assert torch.equal(other.train.pixels, fresh.train.pixels)

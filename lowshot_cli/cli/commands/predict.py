@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import model_in_use, report_skipped
+from lowshot_cli.cli.context import model_in_use, report_blank, report_skipped
 from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import user_path
@@ -59,6 +59,7 @@ def predict(
     else:
         output.data([one.to_json() for one in found])
         tables.show_predictions(output, found)
+    report_blank(output, [one.image for one in found if one.blank])
     lines = [f"{one.file} ({one.reason})" for one in unreadable]
     if unreadable and not config.skip_bad:
         raise cannot_read(lines, f"{len(files)} images")
