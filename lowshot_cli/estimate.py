@@ -29,7 +29,8 @@ from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
 from lowshot_cli.sweep.plan import Plan
-from lowshot_cli.sweep.trials import run_batch
+from lowshot_cli.sweep.trials import run_batch, tiles_at_once
+from lowshot_cli.threads import threads_per_operation
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask
 from lowshot_cli.training.train import train_base
@@ -100,7 +101,8 @@ def estimate_sweep(
         if METHODS[kind[0]].alone:
             cost = _seconds_a_network(run, embedded, context, each)
         else:
-            cost = _seconds_a_tile(run, context, warm_up=not is_warm)
+            at_once = min(count, tiles_at_once(torch.get_num_threads(), context.device))
+            cost = _seconds_a_tile(run, context, warm_up=not is_warm) / at_once
         seconds[method] = seconds.get(method, 0.0) + cost * count
         context.on_progress(Progress("timing", number, len(alike), "tiles"))
     trials = plan.n_rows // len(plan.methods)
@@ -187,10 +189,11 @@ def _seconds_an_image(network: EmbeddingNetwork, pixels: Pixels) -> float:
 
 
 def _seconds_a_tile(run: Callable[..., object], context: RunContext, *, warm_up: bool) -> float:
-    """Seconds that a batch of trials takes; the first one of a method is slower and not timed."""
+    """Seconds that a thread takes for a tile; the first one of a method is slower and not timed."""
     for _ in range(2 if warm_up else 1):
         started = time.perf_counter()
-        run(context=context)
+        with threads_per_operation(1):
+            run(context=context)
     return time.perf_counter() - started
 
 

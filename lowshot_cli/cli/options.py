@@ -165,8 +165,8 @@ Threads = Annotated[
     int | None,
     option(
         "--threads",
-        "PyTorch threads in each process that runs trials, such as 4; the last digits of "
-        "results depend on it.",
+        "Threads of each process that runs trials, such as 4. Only rows of finetune-full depend on "
+        "their number, in the last digits.",
         panel=_WORKERS,
         metavar="N",
         default="1 on Ray, otherwise PyTorch's default",

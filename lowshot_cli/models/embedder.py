@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,10 @@ from lowshot_cli.data.dataset import BATCH, Images, Pixels
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
+from lowshot_cli.threads import map_in_order
 
+# Images that one thread embeds at a time; the last bits of an embedding may depend on it.
+_PIECE = 64
 # What tracing raises if a model's control flow depends on its input, as in some of timm's models.
 _UNTRACEABLE = (TraceError, TypeError, RuntimeError)
 
@@ -61,6 +65,7 @@ def embed(
     return _embed_fused(fused(network), pixels, dtype, views)
 
 
+@torch.inference_mode()
 def _embed_fused(
     network: EmbeddingNetwork, pixels: Pixels, dtype: torch.dtype, views: Views | None
 ) -> Tensor:
@@ -124,6 +129,11 @@ def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> T
     return embeddings.float().cpu()
 
 
+def _piece_size(network: EmbeddingNetwork) -> int:
+    """How many images to embed in one piece of work: on a GPU, which has one thread, a batch."""
+    return _PIECE if network.device.type == "cpu" else BATCH
+
+
 def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
     """Hash of what decides an embedding besides the pixels: weights, preprocessing, arithmetic."""
     digest = hashlib.blake2b(digest_size=16)
@@ -134,6 +144,7 @@ def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | No
         network.device.type,
         torch.__version__,
         views,
+        _piece_size(network),
     )
     digest.update(repr(about).encode())
     digest.update(str(network.backbone).encode())
@@ -141,6 +152,19 @@ def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | No
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some images of a class.
+
+    Attributes:
+        of_class: place of the class among those asked for, and whether the cache has it whole.
+        make: returns their embeddings.
+    """
+
+    of_class: tuple[int, bool]
+    make: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -171,22 +195,42 @@ class Embedder:
         """The same, one class at a time, so that not all need be in memory."""
         keys = self._keys(images, labels, views)
         total, done = self._missing(images, labels, keys), 0
-        for label, key in zip(labels, keys, strict=True):
-            kept = self.cache.read(key) if self.cache else None
-            made = (kept or {}).get("embeddings")
-            if made is None:
-                members = images.picked(images.of_class(label))
-                network = self._fused
-                with torch.inference_mode():
-                    made = _embed_fused(network, members, self.dtype, views)
-                if self.cache:
-                    self.cache.write(key, {"embeddings": made.contiguous()})
-                done += len(made)
-                total = max(total, done)
-                self.on_progress(Progress("embedding", done, total))
-            yield made
+        several = total > 0 and self.network.device.type == "cpu"
+        pieces = map_in_order(
+            lambda piece: (piece, piece.make()),
+            self._pieces(images, labels, keys, views),
+            torch.get_num_threads() if several else 1,
+        )
+        for (place, is_kept), parts in groupby(pieces, lambda made: made[0].of_class):
+            first, *rest = (embeddings for _, embeddings in parts)
+            if is_kept:
+                yield first
+                continue
+            embeddings = torch.cat([first, *rest])
+            if self.cache:
+                self.cache.write(keys[place], {"embeddings": embeddings})
+            done += len(embeddings)
+            total = max(total, done)
+            self.on_progress(Progress("embedding", done, total))
+            yield embeddings
         if self.cache and done:
             self.cache.trim()
+
+    def _pieces(
+        self, images: Images, labels: Sequence[int], keys: Sequence[str], views: Views | None
+    ) -> Iterator[_Piece]:
+        """Classes as they are in the cache, the others a few images at a time."""
+        for place, (label, key) in enumerate(zip(labels, keys, strict=True)):
+            kept = (self.cache.read(key) if self.cache else None) or {}
+            if "embeddings" in kept:
+                yield _Piece((place, True), partial(kept.__getitem__, "embeddings"))
+                continue
+            members = images.picked(images.of_class(label))
+            size = _piece_size(self.network)
+            for start in range(0, max(1, len(members)), size):
+                part = members.part(slice(start, start + size))
+                make = partial(_embed_fused, self._fused, part, self.dtype, views)
+                yield _Piece((place, False), make)
 
     @cached_property
     def _fused(self) -> EmbeddingNetwork:

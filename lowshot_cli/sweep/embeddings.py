@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from lowshot_cli.models.head import nearest_proxies
 from lowshot_cli.seeding import IntArray
 from lowshot_cli.sweep.plan import Plan
 from lowshot_cli.sweep.scoring import NovelQueries
+from lowshot_cli.threads import map_in_order, threads_per_operation
 
 _Parts = TypeVar("_Parts", BaseQueries, NovelQueries)
 
@@ -98,8 +99,7 @@ def _moved(parts: _Parts, device: torch.device) -> _Parts:
 def embed_for_sweep(
     checkpoint: Checkpoint, dataset: Dataset, plan: Plan, config: Config, embedder: Embedder
 ) -> SweepEmbeddings:
-    """Embed what the plan needs."""
-    proxies = checkpoint.head.base.proxies
+    """Embed what the plan needs; the bits do not depend on the number of threads."""
     labels = sorted({label for group in plan.groups for label in group})
     base_labels = checkpoint.base_labels(dataset)
     n_base = len(base_labels)
@@ -110,21 +110,27 @@ def embed_for_sweep(
         augmented = embedder.classes(
             dataset.train, labels, augmented_views(config.imprint, checkpoint.meta.mirror)
         )
+    seen = partial(supports_seen_in_test, dataset)
+    avoided = list(map_in_order(seen, labels, torch.get_num_threads()))
     sizes = torch.tensor([len(embeddings) for embeddings in test[:n_base]])  # (C,)
     truth = torch.arange(n_base).repeat_interleave(sizes)  # (N,)
     queries = torch.cat(test[:n_base])  # (N, D)
-    return SweepEmbeddings(
-        checkpoint=checkpoint,
-        dataset=dataset,
-        base=BaseQueries.of(proxies, queries, truth),
-        base_truth=truth,
-        base_right=nearest_proxies(queries, proxies)[1] == truth,
-        calibration=checkpoint.holdout.calibration_half(checkpoint.head),
-        novel={
-            label: NovelQueries.of(proxies, embeddings)
-            for label, embeddings in zip(labels, test[n_base:], strict=True)
-        },
-        train=dict(zip(labels, train, strict=True)),
-        augmented=dict(zip(labels, augmented, strict=False)),
-        avoided={label: supports_seen_in_test(dataset, label) for label in labels},
-    )
+    # A copy, so that no statistics are in it yet that were found with several threads.
+    checkpoint = replace(checkpoint, holdout=replace(checkpoint.holdout))
+    proxies = checkpoint.head.base.proxies
+    with threads_per_operation(1):
+        return SweepEmbeddings(
+            checkpoint=checkpoint,
+            dataset=dataset,
+            base=BaseQueries.of(proxies, queries, truth),
+            base_truth=truth,
+            base_right=nearest_proxies(queries, proxies)[1] == truth,
+            calibration=checkpoint.holdout.calibration_half(checkpoint.head),
+            novel={
+                label: NovelQueries.of(proxies, embeddings)
+                for label, embeddings in zip(labels, test[n_base:], strict=True)
+            },
+            train=dict(zip(labels, train, strict=True)),
+            augmented=dict(zip(labels, augmented, strict=False)),
+            avoided=dict(zip(labels, avoided, strict=True)),
+        )

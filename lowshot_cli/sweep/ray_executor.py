@@ -24,9 +24,10 @@ from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import Interrupted, LowshotError, UsageError
 from lowshot_cli.progress import ShouldStop
+from lowshot_cli.sweep import trials
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
 from lowshot_cli.sweep.plan import Plan, TrialBatch
-from lowshot_cli.sweep.trials import BatchResult, Executor, run_batch
+from lowshot_cli.sweep.trials import BatchResult, Executor
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.result import TrainResult
 from lowshot_cli.training.train import train_base
@@ -311,12 +312,9 @@ def _work(
 ) -> list[tuple[int, BatchResult]]:
     """Run a chunk of trials in a worker."""
     shared = _open(reference[0])
-    torch.set_num_threads(shared.threads)
     context = RunContext(device=pick_device(shared.config.device))
-    return [
-        (number, run_batch(batch, shared.plan, shared.embedded, shared.config, context=context))
-        for number, batch in chunk
-    ]
+    settings = shared.plan, shared.embedded, shared.config
+    return list(trials.run(chunk, *settings, threads=shared.threads, context=context))
 
 
 @lru_cache(maxsize=1)

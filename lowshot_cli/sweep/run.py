@@ -40,7 +40,7 @@ class RunOptions:
         resume: continue where the rows of the run folder end, with the `save_models` and `threads`
             that the sweep started with.
         save_models: keep each trial's proxies and bias in `models.npy`.
-        threads: PyTorch threads in each process that runs trials; None for as many as in this one.
+        threads: of each process that runs trials; None for as many as PyTorch uses in this one.
     """
 
     resume: bool = False

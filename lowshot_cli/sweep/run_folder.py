@@ -79,7 +79,7 @@ class RunRecord:
     Attributes:
         base: digest of the base model.
         has_models: whether the models of trials are kept.
-        threads: PyTorch threads in each process; None if not recorded.
+        threads: of each process; None if not recorded.
     """
 
     base: str

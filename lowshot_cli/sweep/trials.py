@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,7 @@ from lowshot_cli.sweep.plan import TILE, Plan, TrialBatch
 from lowshot_cli.sweep.results import Rows
 from lowshot_cli.sweep.scoring import NovelQueries, Scores, score_trials
 from lowshot_cli.sweep.tiles import Tile, gather, make_tile
+from lowshot_cli.threads import map_in_order
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.finetune_network import finetune_network
 
@@ -136,7 +138,8 @@ class Executor(Protocol):
             plan: of the sweep.
             embedded: from `embed_for_sweep`.
             config: `seed`, `finetune` and `sweep`; on other machines also `device`.
-            threads: PyTorch threads in each process; the last digits of rows depend on it.
+            threads: of each process. Each works on a tile of its own, so rows do not depend on
+                their number; but they share a fine-tuning of the whole network, and its rows do.
             context: gets reports of the steps of long batches in this process; once asked to stop,
                 the iteration ends after the batches that are running.
         """
@@ -151,17 +154,25 @@ def run(
     threads: int,
     context: RunContext,
 ) -> Iterator[tuple[int, BatchResult]]:
-    """Run batches in this process, one after the other, as an `Executor`."""
+    """Run batches in this process, several tiles at once, as an `Executor`."""
     embedded = embedded.to(context.device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for number, batch in work:
-            yield number, run_batch(batch, plan, embedded, config, context=context)
-            if context.should_stop():
-                return
-    finally:
-        torch.set_num_threads(before)
+
+    def run_one(numbered: tuple[int, TrialBatch]) -> tuple[int, BatchResult]:
+        number, batch = numbered
+        return number, run_batch(batch, plan, embedded, config, context=context)
+
+    for alone, part in groupby(work, lambda numbered: METHODS[numbered[1].method].alone):
+        at_once, each = (1, threads) if alone else (tiles_at_once(threads, context.device), 1)
+        yield from map_in_order(
+            run_one, part, at_once, threads_each=each, should_stop=context.should_stop
+        )
+        if context.should_stop():
+            return
+
+
+def tiles_at_once(threads: int, device: torch.device) -> int:
+    """How many tiles a process with this many threads works on at once."""
+    return threads if device.type == "cpu" else 1
 
 
 def run_batch(

@@ -68,7 +68,7 @@ class Bench:
         *,
         executor: Executor = trials.run,
         context: RunContext = DEFAULT_CONTEXT,
-        **options: bool,
+        **options: Any,
     ) -> SweepResult:
         changed = self.config.sweep.model_copy(update=changes)
         return sweep(
@@ -77,7 +77,7 @@ class Bench:
             self.config.model_copy(update={"sweep": changed}),
             self.embedder,
             folder,
-            options=RunOptions(threads=1, **options),
+            options=RunOptions(**options),
             executor=executor,
             context=context,
         )
@@ -139,7 +139,11 @@ def test_rows_models_and_tables_equal_the_local_ones(
 ) -> None:
     changes = {"methods": TILED, "trials": 80}
     found = []
-    for name, settings in (("local", {}), ("ray", {"executor": ray_executor.run})):
+    # The threads of a worker, of which there are two, and those of this process.
+    for name, settings in (
+        ("local", {"threads": 3}),
+        ("ray", {"threads": 1, "executor": ray_executor.run}),
+    ):
         result = bench.sweep(tmp_path / name, changes, save_models=True, **settings)
         contents = [(tmp_path / name / file).read_bytes() for file in (ROWS, MODELS)]
         summary = [getattr(result.summary, key) for key in ("cells", "paired", "classes")]
@@ -247,7 +251,7 @@ def test_a_base_model_for_each_class_order_is_trained_once_and_added_up(
     two_workers: None, small: Path, lowshot: RunCommand, tmp_path: Path
 ) -> None:
     command = ("sweep", "--config", small, "--class-order-seeds", "0,1", "--json")
-    local = lowshot(*command, "--threads", 1, "--workdir", tmp_path / "local")
+    local = lowshot(*command, "--workdir", tmp_path / "local")
     on_ray = lowshot(*command, "--executor", "ray", "--workdir", tmp_path / "ray")
     assert (local.exit_code, on_ray.exit_code) == (0, 0), on_ray.output
     found = [json.loads(result.stdout) for result in (local, on_ray)]
@@ -366,7 +370,7 @@ def _resumed(
     again = len(made)
     typed = ("--method", "imprint,finetune-full", "--trials", "3", "--shots", "5")
     base = ("--checkpoint", folder.parent / "base.safetensors", "--workdir", folder.parent / "o")
-    whole = lowshot("sweep", "--config", small, *typed, *base, "--threads", 1)
+    whole = lowshot("sweep", "--config", small, *typed, *base)
     assert whole.exit_code == 0, whole.output
     (rows,) = (folder.parent / "o").glob("sweep-*/results.csv")
     assert (folder / ROWS).read_bytes() == rows.read_bytes()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +25,17 @@ from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.data.supports import draw_supports
 from lowshot_cli.errors import DataError, Interrupted, UsageError
 from lowshot_cli.evaluation.evaluate import evaluate
+from lowshot_cli.models import embedder as embedder_module
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.report.plots import caption
+from lowshot_cli.sweep import trials as trials_module
 from lowshot_cli.sweep.plan import TILE, make_plan
 from lowshot_cli.sweep.replay import rebuild
 from lowshot_cli.sweep.results import COLUMNS, ClassNames, Rows
 from lowshot_cli.sweep.run import RunOptions, sweep
 from lowshot_cli.sweep.run_folder import ABOUT, MODELS, ROWS, SUMMARY, read_summary, run_folder
 from lowshot_cli.sweep.totals import RunningTotals
+from lowshot_cli.threads import threads_per_operation
 from lowshot_cli.training.context import RunContext
 from tests.far_device import far_device
 
@@ -105,6 +112,66 @@ def test_rows_do_not_depend_on_which_other_trials_run(
     keyed = {tuple(row[key] for key in COLUMNS[:4]): row for row in many}
     for row in few:
         assert keyed[tuple(row[key] for key in COLUMNS[:4])] == row
+
+
+def test_rows_and_models_do_not_depend_on_the_number_of_threads(
+    base: Checkpoint,
+    glyphs: Dataset,
+    config: Config,
+    novel: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Bits rarely differ on images as small as these, so watch how each part is computed, too.
+    seen = []
+    for module, name in ((trials_module, "run_batch"), (embedder_module, "_forward")):
+        inner = getattr(module, name)
+
+        def watched(*arguments: Any, _inner: Any = inner, **settings: Any) -> object:
+            seen.append(torch.get_num_threads())
+            return _inner(*arguments, **settings)
+
+        monkeypatch.setattr(module, name, watched)
+    config = _sweeping(config, methods=("imprint", "whitened"), novel=novel[:2], trials=300)
+    contents = []
+    for threads in (1, 2, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        with threads_per_operation(threads):  # embeds everything anew
+            sweep(base, glyphs, config, Embedder(base.network()), folder, options=KEEP)
+        contents.append([(folder / name).read_bytes() for name in (ROWS, MODELS)])
+    assert contents[0] == contents[1] == contents[2]
+    assert set(seen) == {1}
+
+
+@pytest.mark.slow
+def test_rows_do_not_depend_on_the_number_of_threads_on_cifar100(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(
+        json.dumps(
+            {
+                "data_dir": os.environ["LOWSHOT_DATA"],
+                "train_base": {"classes": 20, "width": 16, "epochs": 1},
+                "sweep": {
+                    "trials": 20,
+                    "shots": [1, 5],
+                    "novel": 20,
+                    "methods": [name for name in METHODS if name != "augmented"],
+                },
+            }
+        )
+    )
+    config = ("--config", tmp_path / "small.yaml", "--workdir", tmp_path)
+
+    def run(threads: int, *command: object) -> None:
+        own = {"OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": str(tmp_path / str(threads))}
+        words = [sys.executable, "-m", "lowshot_cli", *map(str, command), "--quiet"]
+        subprocess.run(words, env={**os.environ, **own}, check=True)
+
+    run(2, "train-base", *config)
+    for threads in (1, 2):
+        run(threads, "sweep", *config)
+    one, two = (path.read_bytes() for path in tmp_path.glob("sweep-*/results.csv"))
+    assert one == two
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(
