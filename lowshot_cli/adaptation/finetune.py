@@ -52,8 +52,8 @@ def finetune(
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
     if not can_calibrate(checkpoint):
         raise UsageError(
-            "nothing keeps novel proxies off the base classes of a model adopted without data",
-            "adopt it with images of its base classes, as `dataset` folder",
+            "nothing keeps novel proxies off the base classes of a model without hold-out images",
+            "train or adopt one with images of its base classes, as `dataset` folder",
         )
     if options.scope == "full":
         if dataset is None:

@@ -406,7 +406,7 @@ def test_a_classifier_is_adopted_without_data(
         Image.fromarray(pixels).save(folder / f"{number}.png")
     result = lowshot("imprint", "--class", "my mug", "--images", folder)
     assert result.exit_code == 0, result.stderr
-    assert "not calibrated: the model was adopted without data" in result.stdout
+    assert "not calibrated: the model has no hold-out images" in result.stdout
     model = load(tmp_path / "runs" / "imprinted.safetensors")
     torch.testing.assert_close(model.head.proxies[-1], imprint(model.supports[0]))
     assert model.head.bias == 0
