@@ -65,8 +65,9 @@ def finetune(
     else:
         tuned = _finetune_head(checkpoint, options)
     tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
-    tuned = set_bias(tuned, resolve_budget(options.max_forgetting))
-    return tuned.with_settings("finetune", config)
+    # First the history, which tells whether the base model is still unchanged.
+    tuned = tuned.with_settings("finetune", config)
+    return set_bias(tuned, resolve_budget(options.max_forgetting))
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:

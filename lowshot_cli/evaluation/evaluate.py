@@ -100,7 +100,8 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
         found = _with_base_alone(checkpoint, found, right)
     measured, before = evaluate_embeddings(checkpoint, found), checkpoint.base_accuracy
     if measured.base_accuracy is not None and right:
-        before = 100 * torch.cat(right).double().mean().item()
+        every = torch.cat(right)  # (N,)
+        before = 100 * int(every.sum()) / len(every)
     if measured.base_accuracy is None or before is None:
         return measured
     return replace(measured, forgetting=before - measured.base_accuracy)
