@@ -208,7 +208,7 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(
         freeze=st.sampled_from(["always", "always", "alternate", "never"]),
-        steps=st.integers(0, 5),
+        steps=st.integers(1, 5),
         prior=st.sampled_from([0.0, 40.0]),
         budget=budgets,
     )
