@@ -87,8 +87,12 @@ def _ensure_unit(proxies: Tensor, task: BaseTask) -> None:
             )
 
 
-def _ensure_directions(weights: Tensor, names: Sequence[str]) -> None:
-    """Refuse a classifier `(C, E)` with a row that cannot become a proxy, such as one of zeros."""
+def _as_proxies(weights: Tensor, names: Sequence[str]) -> Tensor:
+    """Unit proxies `(C, E)` from the rows of a classifier.
+
+    Raises:
+        CheckpointError: a row has no direction, such as one of zeros.
+    """
     lengths = weights.norm(dim=1)  # (C,)
     longest = lengths.nan_to_num(0, 0).max().item()
     usable = lengths.isfinite() & (lengths > max(_LEAST_LENGTH, _LEAST_SHARE * longest))
@@ -101,6 +105,7 @@ def _ensure_directions(weights: Tensor, names: Sequence[str]) -> None:
             "take such classes out of the weights and of `classes`, or adopt the model with images "
             "of its classes, as `dataset=folder`",
         )
+    return F.normalize(weights, dim=1)
 
 
 def adopt_without_data(config: Config) -> TrainResult:
@@ -114,8 +119,7 @@ def adopt_without_data(config: Config) -> TrainResult:
 
     Raises:
         UsageError: one of these is missing.
-        CheckpointError: the weights cannot be used, have no such classifier, or a class of it has
-            no direction.
+        CheckpointError: the weights cannot be used, or have no usable classifier.
     """
     options, names = config.train_base, config.train_base.classes
     expected = preprocessing(options)
@@ -147,11 +151,10 @@ def adopt_without_data(config: Config) -> TrainResult:
             f"`classes` names {len(names)} classes, the classifier has {len(weights)}",
             "name them all, in the order of its outputs",
         )
-    _ensure_directions(weights, names)
     dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
     checkpoint = Checkpoint(
         meta=describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
-        head=Head.of_base(F.normalize(weights, dim=1), INITIAL_SCALE, size),
+        head=Head.of_base(_as_proxies(weights, names), INITIAL_SCALE, size),
         backbone=detached_state(network.backbone),
         holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),
