@@ -293,7 +293,7 @@ class Model:
             members.setdefault(name, []).append(number)
         embeddings = self._embed(given)
         found = ((name, embeddings[numbers]) for name, numbers in members.items())
-        return evaluate_embeddings(self.checkpoint, found, beside_base=False)
+        return evaluate_embeddings(self.checkpoint, found)
 
     def rename(self, old: str, new: str) -> Model:
         """Return the model with another name for a class.

@@ -200,7 +200,7 @@ def test_evaluation_of_a_large_head_makes_no_matrix_of_all_queries_and_classes(
     truth, embeddings = queries_of(wide, 2000)  # 763 MiB of cosines
     found = [(wide.meta.classes[i], e[None]) for i, e in zip(truth, embeddings, strict=True)]
     with Made() as made:
-        result = evaluate_embeddings(wide, iter(found), beside_base=False)
+        result = evaluate_embeddings(wide, iter(found))
     assert made.most < 200
     expected = [
         int((wide.head.proxies @ e).argmax()) == i for i, e in zip(truth, embeddings, strict=True)

@@ -16,27 +16,26 @@ def shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | Non
     All novel classes share one bias, so a model that has one keeps it even if a class is added
     by a method that needs none.
     """
-    biased = checkpoint.head.bias != 0 or METHODS[options.method].biased
+    biased = checkpoint.meta.max_forgetting is not None or METHODS[options.method].biased
     return resolve_budget(options.max_forgetting, biased=biased)
 
 
 def can_calibrate(checkpoint: Checkpoint) -> bool:
-    """Whether there are hold-out images to set a bias on; a model adopted without data has none."""
-    return len(checkpoint.holdout) > 0
+    """Whether hold-out images are left in both halves; a model adopted without data has none."""
+    return checkpoint.holdout.suffices
 
 
 def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint:
     """Solve the bias that all novel classes share for a budget in points; None means bias 0."""
-    bias = 0.0
-    if max_forgetting is not None and checkpoint.novel_classes:
-        novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
-        queries = checkpoint.holdout.calibration_half(checkpoint.head)
-        bias = operating_bias(novel[None], queries, max_forgetting).item()
+    if max_forgetting is None or not checkpoint.novel_classes:
+        return checkpoint.with_bias(0.0, None)
+    novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
+    bias = operating_bias(novel[None], checkpoint.calibration, max_forgetting).item()
     return checkpoint.with_bias(bias, max_forgetting)
 
 
 def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Remove a class; if novel classes remain and had a bias, it is solved again.
+    """Remove a class; if novel classes remain and have a budget, the bias is solved again.
 
     Raises:
         UsageError: no such class, or the last base class.
@@ -44,18 +43,30 @@ def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
     return set_bias(checkpoint.without_class(name), checkpoint.meta.max_forgetting)
 
 
-def expected_accuracy(checkpoint: Checkpoint) -> float:
-    """Base accuracy of the pristine model, in percent, on the calibration half of the hold-out."""
-    queries = checkpoint.holdout.calibration_half(checkpoint.head)
-    return 100 * int(queries.right_before.sum()) / queries.total
+def expected_accuracy(checkpoint: Checkpoint) -> tuple[float, float] | None:
+    """Base accuracy on the calibration half of the hold-out, in percent; None if it is empty.
+
+    Returns:
+        That of the pristine base model, and that of the model.
+    """
+    head, queries = checkpoint.head, checkpoint.calibration
+    if not queries.total:
+        return None
+    before, after = (
+        100 * int(right.sum()) / queries.total
+        for right in (queries.right_before, queries.right_now)
+    )
+    if checkpoint.novel_classes:
+        margins = queries.margins(head.proxies[head.n_base :][None])  # (1, n)
+        after = queries.accuracy(margins, torch.tensor([head.bias])).item()
+    return before, after
 
 
-def expected_forgetting(checkpoint: Checkpoint) -> float:
-    """Points of base accuracy that the novel classes cost, on the calibration half."""
-    if not checkpoint.novel_classes:
-        return 0.0
-    head = checkpoint.head
-    queries = checkpoint.holdout.calibration_half(head)
-    margins = queries.margins(head.proxies[head.n_base :][None])  # (1, n)
-    after = queries.accuracy(margins, torch.tensor([head.bias])).item()
-    return expected_accuracy(checkpoint) - after
+def expected_forgetting(checkpoint: Checkpoint) -> float | None:
+    """Points of base accuracy that the novel classes cost, if there are images to estimate it on.
+
+    They lie between 0 and the budget. Where fine-tuning has changed base proxies or network, the
+    cost of that is in them, so they may exceed the budget, or be negative.
+    """
+    found = expected_accuracy(checkpoint)
+    return found and found[0] - found[1]

@@ -52,8 +52,8 @@ def finetune(
         raise UsageError("the checkpoint has no novel class", "`lowshot imprint` adds one first")
     if not can_calibrate(checkpoint):
         raise UsageError(
-            "nothing keeps novel proxies off the base classes of a model adopted without data",
-            "adopt it with images of its base classes, as `dataset` folder",
+            "nothing keeps novel proxies off the base classes of a model without hold-out images",
+            "train or adopt one with images of its base classes, as `dataset` folder",
         )
     if options.scope == "full":
         if dataset is None:
@@ -65,8 +65,9 @@ def finetune(
     else:
         tuned = _finetune_head(checkpoint, options)
     tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
-    tuned = set_bias(tuned, resolve_budget(options.max_forgetting))
-    return tuned.with_settings("finetune", config)
+    # First the history, which tells whether the base model is still unchanged.
+    tuned = tuned.with_settings("finetune", config)
+    return set_bias(tuned, resolve_budget(options.max_forgetting))
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:

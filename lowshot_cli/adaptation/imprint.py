@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowshot_cli.adaptation.bias import can_calibrate, set_bias, shared_budget
+from lowshot_cli.adaptation.bias import can_calibrate, set_bias, shared_budget, without_class
 from lowshot_cli.adaptation.methods import check_proxy, imprint_one
 from lowshot_cli.adaptation.supports import distinct, pixel_hash, support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
@@ -53,8 +53,9 @@ def imprint_classes(
 ) -> tuple[Checkpoint, list[SupportDraw]]:
     """Add classes of the dataset from a few of their training images.
 
-    The draw is that of trial 0 of a sweep with the same seed. The returned model records the
-    settings, and this step in its history.
+    The draw is that of trial 0 of a sweep with the same seed. A model without hold-out images
+    learns by the plain mean, with bias 0. The returned model records the settings as used, and this
+    step in its history.
 
     Args:
         checkpoint: the model to add to.
@@ -69,13 +70,15 @@ def imprint_classes(
         CheckpointError: it is another dataset.
         DataError: the images of a class have no direction of their own.
     """
-    options = config.imprint
-    names = ensure_classes(options)
+    names = ensure_classes(config.imprint)
     check_dataset(checkpoint, dataset)
     labels = {name: dataset.label(name) for name in names}
+    for name in labels:
+        checkpoint = _without_known(checkpoint, name, replace_known)
+    config = _usable(config, checkpoint)
+    options = config.imprint
     shots, drawn = options.shots or DEFAULT_SHOTS, []
     for name, label in labels.items():
-        checkpoint = _without_known(checkpoint, name, replace_known)
         members = dataset.train.of_class(label)
         avoided, count = supports_seen_in_test(dataset, label), len(members)
         first, chosen = (
@@ -117,8 +120,8 @@ def imprint_photos(
     """Add one class from photos outside any dataset; the checkpoint alone is needed.
 
     All photos are used, or a seeded draw of `shots` of them if the config sets that number. A model
-    that was adopted without data learns by the plain mean, with bias 0. The returned model records
-    the settings as used, and this step in its history.
+    without hold-out images learns by the plain mean, with bias 0. The returned model records the
+    settings as used, and this step in its history.
 
     Args:
         checkpoint: the model to add to.
@@ -132,15 +135,15 @@ def imprint_photos(
             photos than shots.
         DataError: the photos have no direction of their own.
     """
-    if not can_calibrate(checkpoint):
-        config = _with_options(config, method="imprint", max_forgetting="none")
-    options, given = config.imprint, len(photos.files)
+    given = len(photos.files)
     photos = distinct(photos)
     count = len(photos.files)
-    if options.classes is None or len(options.classes) != 1:
+    if config.imprint.classes is None or len(config.imprint.classes) != 1:
         raise UsageError("`images` must be of one class", "name just one in `classes`")
-    (name,) = options.classes
+    (name,) = config.imprint.classes
     checkpoint = _without_known(checkpoint, name, replace_known)
+    config = _usable(config, checkpoint)
+    options = config.imprint
     label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
     shots = options.shots or count
     if shots > count:
@@ -161,6 +164,13 @@ def imprint_photos(
     return taught.with_settings("imprint", _with_options(config, shots=shots)), drawn
 
 
+def _usable(config: Config, checkpoint: Checkpoint) -> Config:
+    """The config, with the plain mean and bias 0 for a model without hold-out images."""
+    if can_calibrate(checkpoint):
+        return config
+    return _with_options(config, method="imprint", max_forgetting="none")
+
+
 def _with_options(config: Config, **options: object) -> Config:
     """The config with other settings for imprinting."""
     return config.model_copy(update={"imprint": config.imprint.model_copy(update=options)})
@@ -176,4 +186,4 @@ def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Ch
         return checkpoint
     if not replace_known:
         raise UsageError(f"the model already knows {name!r}", "`replace=True` imprints it again")
-    return checkpoint.without_class(name)
+    return without_class(checkpoint, name)

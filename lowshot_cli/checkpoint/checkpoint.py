@@ -15,6 +15,7 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import normal_name, storable
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
+from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.head import Head
@@ -54,10 +55,19 @@ class Checkpoint:
         return self.meta.base_classes
 
     @property
-    def base_accuracy(self) -> float:
-        """Test accuracy of the pristine base model, in percent, over the present base classes."""
-        right, total = (sum(column) for column in zip(*self.meta.base_counts, strict=True))
-        return 100 * right / total if total else 0.0
+    def base_accuracy(self) -> float | None:
+        """Test accuracy of the pristine base model, in percent.
+
+        None if there were no test images, or a base class has been removed since.
+        """
+        counts = self.meta.base_counts or ()
+        total = sum(count for _, count in counts)
+        return 100 * sum(right for right, _ in counts) / total if total else None
+
+    @property
+    def calibration(self) -> BaseQueries:
+        """Base queries that set the bias of novel classes."""
+        return self.holdout.calibration_half(self.head, changed=self.meta.base_changed)
 
     @property
     def digest(self) -> str:
@@ -109,10 +119,9 @@ class Checkpoint:
 
     def with_bias(self, bias: float, max_forgetting: float | None) -> Checkpoint:
         """Set the bias that all novel classes share, and note the budget it was solved for."""
-        budget = max_forgetting if bias != 0 else None
         return replace(
             self,
-            meta=self.meta.model_copy(update={"max_forgetting": budget}),
+            meta=self.meta.model_copy(update={"max_forgetting": max_forgetting}),
             head=replace(self.head, bias=bias),
         )
 
@@ -149,8 +158,8 @@ class Checkpoint:
         supports, holdout = self.supports, self.holdout
         if is_base:
             update["n_base"] = meta.n_base - 1
-            update["base_counts"] = _without(meta.base_counts, position)
-            holdout = holdout.without_class(position)
+            update["base_counts"] = None
+            holdout = holdout.without_class(position, self.head)
         else:
             update["supports"] = _without(meta.supports, novel)
             supports = _without(supports, novel)

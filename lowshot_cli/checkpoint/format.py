@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout, calibration_half
+from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import (
     METADATA_KEY,
     Meta,
@@ -53,6 +53,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         "holdout.right": holdout.right,
         "stages.centre": checkpoint.centre,
     }
+    if holdout.calibrates is not None:
+        tensors["holdout.calibrates"] = holdout.calibrates
     if holdout.nearest:
         tensors["holdout.best"], tensors["holdout.nearest"] = holdout.nearest
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -114,8 +116,11 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
         labels=labels,
         right=take("holdout.right", (len(labels),), torch.bool),
     )
+    if "holdout.calibrates" in tensors:
+        halves = take("holdout.calibrates", (len(labels),), torch.bool)
+        holdout = replace(holdout, calibrates=halves)
     if "holdout.best" in tensors:
-        n = len(calibration_half(labels))
+        n = len(holdout.calibrating(labels))
         best, position = (
             take("holdout.best", (n,)),
             take("holdout.nearest", (n,), torch.int64),

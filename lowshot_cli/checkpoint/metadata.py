@@ -35,12 +35,14 @@ class SupportRecord(_Record):
 
 
 class Meta(_Record):
-    """A checkpoint's metadata. `base_counts` are (right, total) of each base class's test images.
+    """A checkpoint's metadata.
 
+    `base_counts` are (right, total) of each base class's test images under the pristine base model;
+    None since a base class was removed, as images that were taken for it may be right without it.
     Images have `image_size` pixels a side, which the backbone resizes to `input_size`, if any.
     `renamed` maps the name of a class to the one it has in the dataset, if the two differ.
     `max_forgetting` is the budget in points of base accuracy for which the bias of the novel
-    classes was solved, None if that bias is 0; in format 1 only the history records it.
+    classes was solved, None if there is none; in format 1 only the history records it.
     `listing` numbers the rules by which the dataset's image files were listed.
     """
 
@@ -60,7 +62,7 @@ class Meta(_Record):
     class_order_seed: int
     split: str
     holdout_per_class: int = Field(ge=1)
-    base_counts: tuple[tuple[Count, Count], ...]
+    base_counts: tuple[tuple[Count, Count], ...] | None
     max_forgetting: Annotated[float, Field(ge=0, le=100)] | None = None
     parent: str | None = None
     config: dict[str, Any]
@@ -79,6 +81,11 @@ class Meta(_Record):
     def novel_classes(self) -> tuple[str, ...]:
         """Names of the novel classes in head order."""
         return self.classes[self.n_base :]
+
+    @property
+    def base_changed(self) -> bool:
+        """Whether fine-tuning may have changed network or base proxies since the base training."""
+        return any(step.get("command") == "finetune" and _frees_base(step) for step in self.history)
 
     @field_validator("classes")
     @classmethod
@@ -100,13 +107,21 @@ class Meta(_Record):
             raise ValueError("the config of the base model is missing")
         if not all(isinstance(step.get("options"), dict) for step in self.history):
             raise ValueError("a step of the history has no options")
-        if any(right > total for right, total in self.base_counts):
+        counts = self.base_counts
+        if counts is not None and any(right > total for right, total in counts):
             raise ValueError("more base test images are right than there are")
-        if self.n_base > len(self.classes) or len(self.base_counts) != self.n_base:
+        n_counts = self.n_base if counts is None else len(counts)
+        if self.n_base > len(self.classes) or n_counts != self.n_base:
             raise ValueError("base classes and their counts disagree")
         if len(self.supports) != len(self.classes) - self.n_base:
             raise ValueError("novel classes and their supports disagree")
         return self
+
+
+def _frees_base(step: Mapping[str, Any]) -> bool:
+    options = step["options"]
+    always = options.get("freeze_base") in (None, "always")
+    return not (options.get("scope") == "head" and always)
 
 
 def read_metadata(path: Path) -> Meta:

@@ -54,7 +54,7 @@ def imprint_record(
     *,
     before: Evaluation,
     after: Evaluation,
-    expected_forgetting: float,
+    expected_forgetting: float | None,
 ) -> Record:
     """Of `imprint`."""
     accuracies = {each.name: each.accuracy for each in after.per_class}
@@ -97,7 +97,7 @@ def finetune_record(
     *,
     before: tuple[Path, Evaluation],
     after: tuple[Path, Evaluation],
-    expected_forgetting: float,
+    expected_forgetting: float | None,
 ) -> Record:
     """Of `finetune`."""
     return {

@@ -54,7 +54,7 @@ def show_training(output: Output, result: TrainResult) -> None:
 
 
 def show_change(
-    output: Output, before: Evaluation, after: Evaluation, title: str, expected: float
+    output: Output, before: Evaluation, after: Evaluation, title: str, expected: float | None
 ) -> None:
     """Accuracies before and after classes were added, and the expected forgetting in points."""
     columns = ["test images of", "before %", "after %", "change"]
@@ -65,7 +65,10 @@ def show_change(
         label = "all classes" if name == "global" else f"{name} classes"
         rows.append([label, percent(old), percent(new), change])
     output.table(columns, rows, title=title)
-    output.line(f"expected cost, estimated on the hold-out: {expected:.1f} points of base accuracy")
+    cost = "not known, as no images of it are left"
+    if expected is not None:
+        cost = f"{expected:.1f} points of base accuracy"
+    output.line(f"expected cost, estimated on the hold-out: {cost}")
 
 
 def show_estimate(output: Output, before: float, after: float, title: str) -> None:

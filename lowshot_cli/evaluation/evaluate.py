@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Evaluation:
     """A model on its test images; accuracies over all classes of the head, in percent.
 
     Base and novel accuracy and their harmonic mean are None without images of such classes.
+    `forgetting` is None where the accuracy of the base model on these images is not known.
     `counts` `(K, 3)` int64 has a row for each pair of classes that occurs, in ascending order:
     position of the true class, position of the predicted class, number of images.
     """
@@ -77,7 +78,9 @@ class Evaluation:
 def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Evaluation:
     """Classify the test images of every class the model knows.
 
-    Classes learnt from photos outside the dataset have no test images in it.
+    Classes learnt from photos outside the dataset have no test images in it. If base classes were
+    removed, forgetting is against the base model without them; where fine-tuning has also changed
+    network or base proxies, that model is gone, and forgetting is None.
 
     Args:
         checkpoint: the model.
@@ -91,19 +94,36 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
     names = checkpoint.meta.classes
     inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.labels}
     made = embedder.each(dataset.test, [dataset.label(own) for own in inside.values()])
-    return evaluate_embeddings(checkpoint, zip(inside, made, strict=True))
+    found: Iterable[tuple[str, Tensor]] = zip(inside, made, strict=True)
+    meta, right = checkpoint.meta, list[Tensor]()
+    if meta.base_counts is None and not meta.base_changed:
+        found = _with_base_alone(checkpoint, found, right)
+    measured, before = evaluate_embeddings(checkpoint, found), checkpoint.base_accuracy
+    if measured.base_accuracy is not None and right:
+        every = torch.cat(right)  # (N,)
+        before = 100 * int(every.sum()) / len(every)
+    if measured.base_accuracy is None or before is None:
+        return measured
+    return replace(measured, forgetting=before - measured.base_accuracy)
 
 
-def evaluate_embeddings(
-    checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], *, beside_base: bool = True
-) -> Evaluation:
-    """Measure a model on embedded images.
+def _with_base_alone(
+    checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]], right: list[Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass classes on, and append which images the base classes alone get right, `(n,)` bool."""
+    base = checkpoint.head.base
+    for name, embeddings in found:
+        if name in checkpoint.base_classes:
+            right.append(base.predict(embeddings) == checkpoint.position(name))
+        yield name, embeddings
+
+
+def evaluate_embeddings(checkpoint: Checkpoint, found: Iterable[tuple[str, Tensor]]) -> Evaluation:
+    """Measure a model on embedded images; forgetting is not known from these.
 
     Args:
         checkpoint: the model.
         found: classes with embeddings `(n, D)` of their images, read one class at a time.
-        beside_base: whether images of base classes are those on which the base model was measured,
-            so that forgetting is known.
     """
     names, n_base = checkpoint.meta.classes, checkpoint.meta.n_base
     counts = confusion_counts(checkpoint, found)  # (K, 3)
@@ -127,7 +147,7 @@ def evaluate_embeddings(
         novel_accuracy=novel,
         global_accuracy=accuracy(slice(None)) or 0.0,
         harmonic_mean=harmonic,
-        forgetting=None if base is None or not beside_base else checkpoint.base_accuracy - base,
+        forgetting=None,
         per_class=tuple(
             ClassAccuracy(name, accuracy(slice(i, i + 1)), size, i < n_base)
             for i, (name, size) in enumerate(zip(names, sizes, strict=True))

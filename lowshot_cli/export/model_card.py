@@ -47,12 +47,12 @@ def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
     header = yaml.safe_dump(_header(checkpoint, opset), sort_keys=False, allow_unicode=True)
     library, run = ("torch", _TORCH_EXAMPLE) if opset is None else ("onnxruntime", _ONNX_EXAMPLE)
     example = _EXAMPLE.format(side=side, library=library, run=run)
-    n_images = sum(total for _, total in meta.base_counts)
-    accuracy = (
-        f"{checkpoint.base_accuracy:.1f} % of {n_images:,} test images of {meta.dataset}"
-        if n_images
-        else "not measured, as there were no test images"
-    )
+    n_images = sum(total for _, total in meta.base_counts or ())
+    accuracy = "not measured, as there were no test images"
+    if meta.base_counts is None:
+        accuracy = "not known, as base classes have been removed since it was measured"
+    elif n_images:
+        accuracy = f"{checkpoint.base_accuracy:.1f} % of {n_images:,} test images of {meta.dataset}"
     classes = [
         [number, one["name"], one["kind"], one.get("shots", "")]
         for number, one in enumerate(_classes(checkpoint))
@@ -92,8 +92,8 @@ def _header(checkpoint: Checkpoint, opset: int | None) -> dict[str, Any]:
         "pipeline_tag": "image-classification",
         "metrics": ["accuracy"],
     }
-    if any(total for _, total in meta.base_counts):
-        header["model-index"] = [_measured(checkpoint)]
+    if checkpoint.base_accuracy is not None:
+        header["model-index"] = [_measured(checkpoint, checkpoint.base_accuracy)]
     if opset is not None:
         header["opset"] = opset
     return header | {
@@ -104,12 +104,12 @@ def _header(checkpoint: Checkpoint, opset: int | None) -> dict[str, Any]:
     }
 
 
-def _measured(checkpoint: Checkpoint) -> dict[str, Any]:
+def _measured(checkpoint: Checkpoint, base_accuracy: float) -> dict[str, Any]:
     """The base accuracy in the form that model hubs read."""
     dataset = checkpoint.meta.dataset
     accuracy = {
         "type": "accuracy",
-        "value": round(checkpoint.base_accuracy, 2),
+        "value": round(base_accuracy, 2),
         "name": "base accuracy of the base model, percent",
     }
     task = {"type": "image-classification"}

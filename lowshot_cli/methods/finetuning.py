@@ -171,18 +171,19 @@ def shrink_towards_start(
     """Pull trained proxies back towards where they started.
 
     A few samples are noisy evidence, so a proxy keeps only n / (n + prior) of the way it has moved,
-    as a posterior mean does under a prior that is worth `prior_shots` samples.
+    as a posterior mean does under a prior that is worth `prior_shots` samples. Without any sample
+    it stays where it started.
 
     Args:
         proxies: `(..., W, D)` trained unit proxies.
         start: `(..., W, D)` unit proxies before training.
         counts: `(W,)` number of samples of each class, n.
-        prior_shots: samples that the start is worth; 0 keeps the trained proxies.
+        prior_shots: samples that the start is worth; 0 keeps the proxies that were trained on any.
 
     Returns:
         `(..., W, D)` unit proxies.
     """
-    share = counts / (counts + prior_shots)  # (W,)
+    share = counts / (counts + prior_shots).clamp(min=1e-9)  # (W,)
     shrunk = F.normalize(torch.lerp(start, proxies, share[:, None]), dim=-1)  # (..., W, D)
     # A proxy that did not move stays the same bit for bit; normalising it again would round it.
     return torch.where((proxies == start).all(-1, keepdim=True), start, shrunk)

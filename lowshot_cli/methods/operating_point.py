@@ -127,7 +127,8 @@ def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float)
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
-        `(T,)`; 0 where no bias, however large, costs more than that.
+        `(T,)`; 0 where no bias, however large, costs more than that, and where changed base weights
+        alone do, whatever the bias.
     """
     shifts = holdout.critical_shifts(holdout.margins(proxies), (max_forgetting,))[:, 0]
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))

@@ -125,7 +125,7 @@ def embed_for_sweep(
             base=BaseQueries.of(proxies, queries, truth),
             base_truth=truth,
             base_right=nearest_proxies(queries, proxies)[1] == truth,
-            calibration=checkpoint.holdout.calibration_half(checkpoint.head),
+            calibration=checkpoint.calibration,
             novel={
                 label: NovelQueries.of(proxies, embeddings)
                 for label, embeddings in zip(labels, test[n_base:], strict=True)

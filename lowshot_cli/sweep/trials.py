@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lowshot_cli.adaptation.finetune import full_data
 from lowshot_cli.adaptation.methods import Supports, make_proxies, make_start
-from lowshot_cli.checkpoint.holdout import calibration_half
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
@@ -79,7 +78,7 @@ def score_full_trial(
     bias = torch.zeros(1)
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
-        pixels = dataset.train.picked(calibration_half(holdout))
+        pixels = dataset.train.picked(checkpoint.holdout.calibrating(holdout))
         calibration = checkpoint.holdout.calibration_half_under(
             base_proxies, embed(network, pixels)
         )

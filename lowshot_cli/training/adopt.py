@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
-from lowshot_cli.errors import Interrupted, TrainingError, UsageError
+from lowshot_cli.errors import CheckpointError, Interrupted, TrainingError, UsageError
 from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed, fused
@@ -23,6 +24,10 @@ from lowshot_cli.progress import Progress
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.result import TrainResult, describe_base, make_checkpoint
 from lowshot_cli.training.task import BaseTask, build_network, input_side
+
+# A row of a classifier that is shorter than this, or than this share of the longest, is what weight
+# decay or rounding has left of it: it says nothing about its class.
+_LEAST_LENGTH, _LEAST_SHARE = 1e-12, 1e-6
 
 
 def adopt(
@@ -82,6 +87,27 @@ def _ensure_unit(proxies: Tensor, task: BaseTask) -> None:
             )
 
 
+def _as_proxies(weights: Tensor, names: Sequence[str]) -> Tensor:
+    """Unit proxies `(C, E)` from the rows of a classifier.
+
+    Raises:
+        CheckpointError: a row has no direction, such as one of zeros.
+    """
+    lengths = weights.norm(dim=1)  # (C,)
+    longest = lengths.nan_to_num(0, 0).max().item()
+    usable = lengths.isfinite() & (lengths > max(_LEAST_LENGTH, _LEAST_SHARE * longest))
+    unusable = [name for name, fine in zip(names, usable.tolist(), strict=True) if not fine]
+    if unusable:
+        others = f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""
+        raise CheckpointError(
+            f"the classifier's weights of {unusable[0]!r}{others} are zero, nearly zero or not "
+            "finite",
+            "take such classes out of the weights and of `classes`, or adopt the model with images "
+            "of its classes, as `dataset=folder`",
+        )
+    return F.normalize(weights, dim=1)
+
+
 def adopt_without_data(config: Config) -> TrainResult:
     """A base model from a weights file alone: its proxies are the classifier's weights, normalised.
 
@@ -93,7 +119,7 @@ def adopt_without_data(config: Config) -> TrainResult:
 
     Raises:
         UsageError: one of these is missing.
-        CheckpointError: the weights cannot be used, or have no such classifier.
+        CheckpointError: the weights cannot be used, or have no usable classifier.
     """
     options, names = config.train_base, config.train_base.classes
     expected = preprocessing(options)
@@ -128,7 +154,7 @@ def adopt_without_data(config: Config) -> TrainResult:
     dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
     checkpoint = Checkpoint(
         meta=describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
-        head=Head.of_base(F.normalize(weights, dim=1), INITIAL_SCALE, size),
+        head=Head.of_base(_as_proxies(weights, names), INITIAL_SCALE, size),
         backbone=detached_state(network.backbone),
         holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),

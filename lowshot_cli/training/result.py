@@ -114,12 +114,14 @@ def make_checkpoint(
         (int((of_class == label).sum()), len(of_class))
         for label, of_class in enumerate(predicted.split([len(index) for index in test]))
     )
-    right = head.predict(holdout) == task.holdout_labels  # (N,)
+    # On embeddings as they are stored: the bias is set on these, and rounding may turn a decision.
+    stored = holdout.half()
+    right = head.predict(stored.float()) == task.holdout_labels  # (N,)
     checkpoint = Checkpoint(
         meta=describe_base(config, dataset, task, proxies.shape[1], counts),
         head=head,
         backbone=detached_state(network.backbone),
-        holdout=Holdout(holdout.half(), task.holdout_labels, right).with_nearest_cached(head),
+        holdout=Holdout(stored, task.holdout_labels, right).with_nearest_cached(head),
         centre=centre,
     )
     return checkpoint, 100 * right.double().mean().item()

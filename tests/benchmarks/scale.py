@@ -239,9 +239,7 @@ def of_classes(n_classes: int) -> Facts:
     gc.collect()
     before = rss_anon()
     with Peak() as peak:
-        result = _timed(
-            facts, "evaluate", lambda: evaluate_embeddings(taught, found, beside_base=False)
-        )
+        result = _timed(facts, "evaluate", lambda: evaluate_embeddings(taught, found))
     facts["evaluate, MiB more"] = peak.value - before
     facts["accuracy, %"] = result.global_accuracy
     facts["calibrating images"] = len(taught.holdout.calibration_embeddings)

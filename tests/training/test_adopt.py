@@ -433,7 +433,7 @@ def test_a_classifier_is_adopted_without_data(
         Image.fromarray(pixels).save(folder / f"{number}.png")
     result = lowshot("imprint", "--class", "my mug", "--images", folder)
     assert result.exit_code == 0, result.stderr
-    assert "not calibrated: the model was adopted without data" in result.stdout
+    assert "not calibrated: the model has no hold-out images" in result.stdout
     model = load(tmp_path / "runs" / "imprinted.safetensors")
     torch.testing.assert_close(model.head.proxies[-1], imprint(model.supports[0]))
     assert model.head.bias == 0
@@ -454,3 +454,20 @@ def test_adopting_without_data_needs_all_it_says(lowshot: RunCommand, pth: Path)
     result = lowshot(*alone, "--backbone", BACKBONE, "--weights", pth, "--classes", "cup,plate")
     assert result.exit_code == 2
     assert "names 2 classes, the classifier has 1000" in result.stderr
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), 1e-9])
+def test_a_classifier_without_a_direction_for_a_class_is_refused(
+    lowshot: RunCommand, published: dict[str, Tensor], tmp_path: Path, factor: float
+) -> None:
+    weight = published["fc.weight"].clone()
+    weight[3] *= factor
+    torch.save({**published, "fc.weight": weight}, tmp_path / "model.pth")
+    names = [f"class {number}" for number in range(1000)]
+    config = {"image_size": 32, "train_base": {"classes": names, "epochs": 0}}
+    (tmp_path / "names.yaml").write_text(json.dumps(config))
+    alone = ("train-base", "--dataset", "none", "--backbone", BACKBONE)
+    result = lowshot(*alone, "--weights", tmp_path / "model.pth", "--config", "names.yaml")
+    assert result.exit_code == 3
+    assert "the classifier's weights of 'class 3' are zero" in result.stderr
+    assert not (tmp_path / "runs" / "base.safetensors").exists()

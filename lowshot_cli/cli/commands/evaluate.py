@@ -123,7 +123,7 @@ def evaluate_photos(
             embedded[name] = embed(network, photos.pixels)
         if repeated:
             output.note(f"photos among the support images of their class: {repeated}")
-        found = evaluate_embeddings(checkpoint, embedded.items(), beside_base=False)
+        found = evaluate_embeddings(checkpoint, embedded.items())
         answers.append(photo_evaluation_record(path, found, repeated))
         shown.append((path.stem, found))
     output.data(answers)

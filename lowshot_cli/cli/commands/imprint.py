@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli.adaptation.bias import can_calibrate, expected_accuracy, expected_forgetting
+from lowshot_cli.adaptation.bias import expected_accuracy, expected_forgetting
 from lowshot_cli.adaptation.imprint import ensure_classes, imprint_classes
 from lowshot_cli.adaptation.imprint import imprint_photos as imprint_from_photos
 from lowshot_cli.checkpoint import format as ckpt
@@ -58,10 +58,10 @@ def imprint(
             before = evaluate(parent, dataset, embedder)
             after = evaluate(taught, dataset, embedder)
         ckpt.save(taught.as_child_of(ancestor), path)
-    cost = expected_forgetting(taught)
+    cost, method = expected_forgetting(taught), taught.meta.supports[-1].method
     record = imprint_record(
         path,
-        config.imprint.method,
+        method,
         taught,
         drawn,
         before=before,
@@ -75,7 +75,7 @@ def imprint(
             output.note(
                 f"{d.name}: supports replaced, as they resemble test images: {d.n_replaced}"
             )
-    title = f"{config.imprint.method}, bias {taught.head.bias:+.3f}"
+    title = f"{method}, bias {taught.head.bias:+.3f}"
     tables.show_change(output, before, after, title, cost)
     output.finish([path], next_command(config, path, "finetune"))
 
@@ -98,7 +98,7 @@ def imprint_photos(
         photos = photos_at(config, output, images, parent.meta.image_size)
         network = parent.network(pick_device(config.device))
         taught, drawn = imprint_from_photos(parent, network, photos, config, replace_known=replace)
-        cost = expected_forgetting(taught) if can_calibrate(taught) else None
+        cost = expected_forgetting(taught)
         ckpt.save(taught.as_child_of(ancestor), path)
     method = taught.meta.supports[-1].method
     record = photo_imprint_record(path, method, taught, drawn, expected_forgetting=cost)
@@ -107,11 +107,10 @@ def imprint_photos(
     if drawn.n_duplicates:
         output.note(f"photos left out, as they repeat another one: {drawn.n_duplicates}")
     title = f"{method}, bias {taught.head.bias:+.3f}"
-    if cost is None:
-        output.line(f"{title}, not calibrated: the model was adopted without data")
+    if expected := expected_accuracy(taught):
+        tables.show_estimate(output, *expected, title)
     else:
-        before = expected_accuracy(taught)
-        tables.show_estimate(output, before, before - cost, title)
+        output.line(f"{title}, not calibrated: the model has no hold-out images")
     output.finish([path], next_command(config, path, "predict", str(images[0])))
 
 
