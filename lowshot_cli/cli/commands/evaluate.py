@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lowshot_cli.adaptation.supports import count_repeats
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint.workdir import chain_path, no_checkpoint_in, staleness
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
@@ -19,10 +18,11 @@ from lowshot_cli.cli.context import (
     reject_with,
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
+from lowshot_cli.cli.model_choice import choose_models
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import CHAIN, user_path
+from lowshot_cli.config.values import user_path
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.evaluate import evaluate as measure
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
@@ -42,20 +42,10 @@ def evaluate(
     """Evaluate checkpoints side by side; with a false-alarm rate, also on unknown classes."""
     if report is not None:
         ensure_writable(report.parent)
-    if not paths:
-        paths = [chain_path(config.workdir, stage) for stage in CHAIN]
-        paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise no_checkpoint_in(config.workdir)
     found: list[tuple[Path, Evaluation]] = []
     unknown: list[OpenSet] = []
-    for path in paths:
+    for path in choose_models(config, paths):
         checkpoint = ckpt.load(path)
-        if path.parent == config.workdir and path.stem in CHAIN:
-            stale = staleness(config.workdir, path.stem, checkpoint.meta)
-            if stale:
-                output.note(f"{path} is left out: {stale}")
-                continue
         dataset = load_dataset_of(checkpoint, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(checkpoint, config, on_progress)
@@ -63,8 +53,6 @@ def evaluate(
             last = (checkpoint, dataset, embedder)
             if false_alarm is not None:
                 unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
-    if not found:
-        raise CheckpointError("every checkpoint is stale", "make them again, base first")
     pairs = zip_longest(found, unknown)
     output.data([evaluation_record(path, one, measured) for (path, one), measured in pairs])
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
@@ -112,7 +100,7 @@ def evaluate_photos(
     reject_with("--images", others, "these options need the dataset's images")
     answers, shown = [], []
     for named_path in paths or (None,):
-        path, checkpoint = model_in_use(config, named_path)
+        path, checkpoint = model_in_use(config, output, named_path)
         sources = _photos_by_class(labelled, checkpoint.meta.classes)
         network = fused(checkpoint.network(pick_device(config.device)))
         embedded, repeated = {}, 0

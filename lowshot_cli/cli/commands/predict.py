@@ -37,7 +37,7 @@ def predict(
     if not sources:
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
     files = find_photos(_listed(sources), deep=True)
-    _, checkpoint = model_in_use(config, source)
+    _, checkpoint = model_in_use(config, output, source)
     threshold = float("-inf")
     if false_alarm is not None:
         threshold = unknown_threshold(checkpoint, false_alarm)
