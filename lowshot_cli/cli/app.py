@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli.cli import flags as f
 from lowshot_cli.cli import torchrun
+from lowshot_cli.cli.completion import is_from_environment
 from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET, user_path
@@ -266,15 +267,17 @@ def _begin(
     """Resolve the config and open the output, or print the config and stop."""
     import logging
 
-    from lowshot_cli.cli.console import Output
+    from lowshot_cli.cli.console import Output, prints_unicode
 
     # It warns about home and cache folders that it does not need.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    config = load_config(path, section, given)
+    usual = {n: v for n, v in given.items() if is_from_environment(ctx, n)}
+    typed = {n: v for n, v in given.items() if n not in usual}
+    config = load_config(path, section, typed, environment=usual)
     if section == "train_base":
         config = config.on_dataset(DEFAULT_DATASET)
     if ctx.params.get("print_config"):
-        typer.echo(config.to_yaml(), nl=False)
+        typer.echo(config.to_yaml(ascii_only=not prints_unicode()), nl=False)
         raise typer.Exit
     torchrun.ensure_trains(section, config, dry_run=bool(ctx.params.get("dry_run")))
     line = shlex.join([*torchrun.invocation(), *ctx.meta[_TYPED]])

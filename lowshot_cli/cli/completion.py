@@ -70,14 +70,20 @@ def _offer(names: Iterable[str], incomplete: str) -> list[str]:
     return fitting
 
 
+def is_from_environment(ctx: typer.Context, name: str) -> bool:
+    """Whether the value of an option comes from an environment variable."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "ENVIRONMENT"
+
+
 def _config(ctx: typer.Context) -> Config | None:
     """The config that the command would resolve from what is typed so far."""
     from lowshot_cli.config.yaml_file import load_config
 
-    names = ("dataset", "data_dir", "workdir")
     try:
-        flags = {name: ctx.params.get(name) for name in names}
-        return load_config(ctx.params.get("config"), None, flags)
+        flags = {name: ctx.params.get(name) for name in ("dataset", "data_dir", "workdir")}
+        environment = {n: flags.pop(n) for n in list(flags) if is_from_environment(ctx, n)}
+        return load_config(ctx.params.get("config"), None, flags, environment=environment)
     except LowshotError:
         return None
 

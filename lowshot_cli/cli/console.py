@@ -107,8 +107,7 @@ class Output:
     def data(self, value: object) -> None:
         """Print results for programs."""
         if self.as_json:
-            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-            print(json.dumps(value, ensure_ascii=not unicode), flush=True)
+            print(json.dumps(value, ensure_ascii=not prints_unicode()), flush=True)
 
     def table(
         self,
@@ -225,6 +224,11 @@ def _console(file: Any) -> Console:
     if made.width < _NARROWEST:
         made.width = _USUAL_WIDTH
     return made
+
+
+def prints_unicode() -> bool:
+    """Whether stdout takes any character; one that it lacks would be escaped as in Python."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _bar(console: Console) -> ProgressBar:
