@@ -20,7 +20,7 @@ from lowshot_cli.cli import torchrun
 from lowshot_cli.cli.completion import is_from_environment
 from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import DEFAULT_DATASET, user_path
+from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError, one_line
 
@@ -216,8 +216,8 @@ def command(
         shared = _shared_parameters(with_config=bool(settings))
 
         def run(ctx: typer.Context, **values: Any) -> None:
-            mine = {parameter.name: _expanded(values[parameter.name]) for parameter in own}
-            path = _expanded(values.get("config"))
+            mine = {parameter.name: values[parameter.name] for parameter in own}
+            path = values.get("config")
             if path is None and config_file:
                 path = config_file(mine)
             # A repeatable option that was not typed is an empty list.
@@ -236,13 +236,6 @@ def command(
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-
-
-def _expanded(value: Any) -> Any:
-    """A value from the command line; expands a `~` that the shell left in a path."""
-    if isinstance(value, list):
-        return [_expanded(each) for each in value]
-    return user_path(value) if isinstance(value, Path) else value
 
 
 def _own_parameters(function: Callable[..., None]) -> list[inspect.Parameter]:

@@ -46,6 +46,8 @@ _SHORT_FACTS = {
 _WHOLE_NAME = 16
 # Columns of a terminal: with fewer than the first, the width counts as unknown, and is the second.
 _NARROWEST, _USUAL_WIDTH = 20, 80
+# A cell without a value.
+_NOTHING = "–"
 # Joins several emoji into one.
 _JOINER = "\u200d"
 
@@ -131,8 +133,10 @@ class Output:
                 overflow="fold",
                 min_width=least,
             )
+        nothing = _NOTHING if prints_unicode() else "-"
         for row in rows:
-            table.add_row(*(Text(printable(str(cell))) for cell in row))
+            cells = (nothing if cell == _NOTHING else str(cell) for cell in row)
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         # Rich would fold a title and a caption to the width of the columns.
         if title:
             self.results.print(Text(printable(title), style="bold"), soft_wrap=True)

@@ -29,7 +29,7 @@ from lowshot_cli.evaluation.open_set import OpenSet, open_set
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.report.findings import collect_for_model
 from lowshot_cli.report.write import report_evaluation
-from lowshot_cli.storage.files import ensure_writable
+from lowshot_cli.storage.files import ensure_free, ensure_writable
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
 ) -> None:
     """Evaluate checkpoints side by side; with a false-alarm rate, also on unknown classes."""
     if report is not None:
-        ensure_writable(report.parent)
+        _check_page(report)
     found: list[tuple[Path, Evaluation]] = []
     unknown: list[OpenSet] = []
     for path in choose_models(config, paths):
@@ -67,6 +67,19 @@ def evaluate(
         output.finish([report])
 
 
+def _check_page(report: Path) -> None:
+    """Check the place of a page before any work, and that no model is named by mistake.
+
+    Raises:
+        UsageError: it is a folder, or has not the name of an HTML file.
+        LowshotError: its folder cannot be written to.
+    """
+    ensure_free(report, overwrite=True)
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"`report` {report}: a page is an HTML file", f"name it {report}.html")
+    ensure_writable(report.parent)
+
+
 def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str, list[Path]]:
     """Paths by class, from texts such as `mug=photos/`; names and paths may contain `=`.
 
@@ -80,7 +93,9 @@ def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str,
         at = next(longest, min(places, default=0))
         name, path = text[:at], text[at + 1 :]
         if not (name and path):
-            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
+            missing = "path" if name else "class"
+            hint = 'write it as "my mug"=photos/'
+            raise UsageError(f"--images {text}: no {missing} is named", hint)
         sources.setdefault(name, []).append(user_path(path))
     return sources
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ def predict(
         raise UsageError("--csv and --json are two formats", "give one of them")
     if not sources:
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
-    files = find_photos(_listed(sources), deep=True)
+    files = files_at(output, sources)
     _, checkpoint = model_in_use(config, output, source)
     threshold = float("-inf")
     if false_alarm is not None:
@@ -64,9 +66,41 @@ def predict(
     report_skipped(output, lines)
 
 
-def _listed(sources: Sequence[str]) -> Iterator[Path]:
+def files_at(output: Output, sources: Sequence[str]) -> list[Path]:
+    """The image files that were named, each once, and as often as a list on stdin names it."""
+    files: list[Path] = []
+    known: set[Path] = set()
+    for place, is_listed in _places(output, sources):
+        found = find_photos([place], deep=True)
+        files += [file for file in found if is_listed or file not in known]
+        known.update(found)
+    return files
+
+
+def _places(output: Output, sources: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """Files, folders and globs, each with whether it comes from a list on stdin."""
     for source in sources:
-        if source == "-":
-            yield from (Path(line) for line in sys.stdin.read().splitlines() if line)
-        else:
-            yield user_path(source)
+        if source != "-":
+            if not source:  # it would be the current folder
+                raise UsageError("the name of an image is empty", "name files or folders")
+            yield user_path(source), False
+            continue
+        if sys.stdin.isatty():
+            output.note("type the names of images, one a line, then Ctrl-D")
+        listed = listed_paths(sys.stdin.buffer.read())
+        if not listed:
+            output.note("the list on stdin is empty")
+        yield from ((path, True) for path in listed)
+
+
+def listed_paths(content: bytes) -> list[Path]:
+    """Paths in a list: a line each, or separated by NUL characters as `find -print0` does.
+
+    Names of files are bytes, so they are decoded as Python decodes names of files, which never
+    fails and is undone when they are opened.
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
+    parts = (
+        content.split(b"\0") if b"\0" in content else content.replace(b"\r\n", b"\n").split(b"\n")
+    )
+    return [Path(os.fsdecode(part)) for part in parts if part]
