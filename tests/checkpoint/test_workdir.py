@@ -45,7 +45,7 @@ def test_the_furthest_is_the_last_and_never_an_earlier_one_in_place_of_a_stale_o
     with pytest.raises(CheckpointError, match=re.escape(refused)) as caught:
         workdir.furthest(runs)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("make it again with `lowshot finetune`, or name")
+    assert caught.value.hint.startswith("make it again with `lowshot finetune`, delete it, or name")
     finetuned.unlink()
     assert workdir.furthest(runs)[0] == imprinted
     _change(base)
