@@ -22,6 +22,7 @@ from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.finetune_network import NetworkData, finetune_network
+from lowshot_cli.training.precision import pick_precision
 
 
 def finetune(
@@ -61,13 +62,22 @@ def finetune(
                 "`scope` full needs the images of the dataset", "`scope` head needs none"
             )
         check_dataset(checkpoint, dataset)
+        precision = pick_precision(options.precision, context.device, context.ranks)
+        config = _with_options(config, precision=precision)
         tuned = _finetune_network(checkpoint, dataset, config, context)
     else:
         tuned = _finetune_head(checkpoint, options)
     tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
+    budget = resolve_budget(options.max_forgetting)
+    spent = "none" if budget is None else budget
+    used = _with_options(config, freeze_base=options.freezing, max_forgetting=spent)
     # First the history, which tells whether the base model is still unchanged.
-    tuned = tuned.with_settings("finetune", config)
-    return set_bias(tuned, resolve_budget(options.max_forgetting))
+    return set_bias(tuned.with_settings("finetune", used), budget)
+
+
+def _with_options(config: Config, **options: object) -> Config:
+    """The config with other settings for fine-tuning."""
+    return config.model_copy(update={"finetune": config.finetune.model_copy(update=options)})
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:

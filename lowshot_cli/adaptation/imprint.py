@@ -94,8 +94,8 @@ def imprint_classes(
         described = tuple(dataset.train.describe(i) for i in record.indices)
         n_replaced = int(np.isin(first, avoided).sum())
         drawn.append(SupportDraw(name, record.indices, described, n_replaced))
-    taught = set_bias(checkpoint, shared_budget(checkpoint, options))
-    return taught.with_settings("imprint", _with_options(config, shots=shots)), drawn
+    taught, used = _with_bias(checkpoint, _with_options(config, shots=shots))
+    return taught.with_settings("imprint", used), drawn
 
 
 def ensure_classes(options: ImprintConfig) -> tuple[str, ...]:
@@ -159,9 +159,16 @@ def imprint_photos(
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
     taught = checkpoint.with_class(name, proxy, support, record)
-    taught = set_bias(taught, shared_budget(taught, options))
+    taught, used = _with_bias(taught, _with_options(config, shots=shots))
     drawn = SupportDraw(name, (), tuple(str(file) for file in files), n_duplicates=given - count)
-    return taught.with_settings("imprint", _with_options(config, shots=shots)), drawn
+    return taught.with_settings("imprint", used), drawn
+
+
+def _with_bias(taught: Checkpoint, config: Config) -> tuple[Checkpoint, Config]:
+    """Set the bias of a model that was taught a class; the config then names the budget."""
+    budget = shared_budget(taught, config.imprint)
+    used = _with_options(config, max_forgetting="none" if budget is None else budget)
+    return set_bias(taught, budget), used
 
 
 def _usable(config: Config, checkpoint: Checkpoint) -> Config:

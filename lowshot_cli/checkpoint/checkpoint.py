@@ -225,15 +225,14 @@ class Checkpoint:
     def with_settings(self, command: str, config: Config) -> Checkpoint:
         """Note the settings that a command made this model with, and the command as a step.
 
-        Dataset and base model stay those of the checkpoint, whatever the config says about them.
+        Settings of earlier commands stay as they were then, whatever the config says about them,
+        and so do dataset and image size.
         """
-        kept, values = self.meta.config, config.portable()
+        values = config.portable()
         step = {"command": command, "seed": config.seed, "options": values[command]}
-        own = {"dataset": self.meta.dataset, "train_base": kept["train_base"]}
-        if values["image_size"] is None:
-            own["image_size"] = kept.get("image_size")
+        now = {name: values[name] for name in ("skip_bad", "seed", command)}
         update = {
-            "config": {**values, **own},
+            "config": {**values, **self.meta.config, **now, "dataset": self.meta.dataset},
             "version": __version__,
             "history": (*self.meta.history, step),
         }

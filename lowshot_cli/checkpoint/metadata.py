@@ -15,7 +15,8 @@ from lowshot_cli.storage.header import read_header
 # The key of `Meta`, as JSON, in the metadata of the safetensors file.
 METADATA_KEY = "lowshot"
 
-_MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
+# The command that makes each stage of a work folder.
+MAKERS = {"base": "train-base", "imprinted": "imprint", "finetuned": "finetune"}
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -165,11 +166,17 @@ def parse_metadata(path: Path, metadata: Mapping[str, Any]) -> Meta:
 
 def absent(path: Path) -> CheckpointError:
     """The error that there is no checkpoint at a path."""
+    if path.is_dir():
+        return CheckpointError(
+            f"{path} is a folder, not a checkpoint", "name a file in it, such as base.safetensors"
+        )
     return CheckpointError(f"no checkpoint at {path}", how_to_make(path))
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error that a file is not a checkpoint, or a damaged one."""
+    if path.is_dir():
+        return absent(path)
     return CheckpointError(
         f"{path} is not a readable checkpoint: {one_line(error)}", how_to_make(path)
     )
@@ -177,5 +184,5 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 def how_to_make(path: Path) -> str:
     """The command that makes a checkpoint of this name, as a hint."""
-    maker = _MAKERS.get(path.stem)
+    maker = MAKERS.get(path.stem)
     return f"`lowshot {maker}` makes it" if maker else "check the path"

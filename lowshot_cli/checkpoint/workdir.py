@@ -5,11 +5,12 @@ Headers and hashes show which checkpoints are stale and which is the furthest; n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowshot_cli.checkpoint.metadata import Meta, how_to_make, read_metadata
+from lowshot_cli.checkpoint.metadata import MAKERS, Meta, read_metadata
 from lowshot_cli.config.values import CHAIN
 from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.storage.files import file_hash
@@ -24,39 +25,45 @@ def chain_path(workdir: Path, stage: str) -> Path:
 
 
 def load_fresh(workdir: Path, stage: str) -> Checkpoint:
-    """Load a stage of the chain, unless the file it was made from has changed since.
+    """Load a stage of the chain, unless it is stale.
 
     Raises:
         CheckpointError: as `format.load`, or the stage is stale.
     """
     from lowshot_cli.checkpoint.format import load
 
-    path = chain_path(workdir, stage)
-    checkpoint = load(path)
-    stale_because = staleness(workdir, stage, checkpoint.meta)
-    if stale_because:
-        raise CheckpointError(f"{path} is stale: {stale_because}", how_to_make(path))
+    checkpoint = load(chain_path(workdir, stage))
+    if stale := staleness(workdir, stage, checkpoint.meta):
+        raise stale
     return checkpoint
 
 
-def furthest(workdir: Path) -> tuple[Path, Meta]:
-    """Path and metadata of the last stage of the chain that is not stale.
+def present(workdir: Path) -> list[Path]:
+    """The files of the chain that are in a work folder, in order; never empty.
 
     Raises:
-        CheckpointError: there is none, or the header of one is damaged.
+        CheckpointError: there is none.
     """
-    for stage in reversed(CHAIN):
-        path = chain_path(workdir, stage)
-        if path.is_file():
-            meta = read_metadata(path)
-            if staleness(workdir, stage, meta) is None:
-                return path, meta
-    raise no_checkpoint_in(workdir)
+    paths = [path for stage in CHAIN if (path := chain_path(workdir, stage)).is_file()]
+    if not paths:
+        raise CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
+    return paths
 
 
-def no_checkpoint_in(workdir: Path) -> CheckpointError:
-    """The error that a work folder has no stage of the chain."""
-    return CheckpointError(f"no checkpoint in {workdir}", "`lowshot train-base` makes the first")
+def furthest(workdir: Path) -> tuple[Path, Meta]:
+    """Path and metadata of the last stage of the chain, which must not be stale.
+
+    A stale one is an error rather than passed over, as a command that takes an earlier stage in
+    its place works on another model than the one meant.
+
+    Raises:
+        CheckpointError: there is none, it is stale, or its header or an earlier one is damaged.
+    """
+    path = present(workdir)[-1]
+    meta = read_metadata(path)
+    if stale := staleness(workdir, path.stem, meta):
+        raise stale
+    return path, meta
 
 
 def parent_hash(workdir: Path, stage: str, path: Path, meta: Meta, *, in_place: bool) -> str:
@@ -78,7 +85,7 @@ def parent_hash(workdir: Path, stage: str, path: Path, meta: Meta, *, in_place: 
             stale as soon as it is written.
     """
     position = CHAIN.index(stage)
-    previous = chain_path(workdir, CHAIN[position - 1])
+    previous = chain_path(workdir, _before(stage))
     places = {chain_path(workdir, later).resolve(): later for later in CHAIN[position:]}
     later = places.get(path.resolve())
     if later and staleness(workdir, later, meta) is None:
@@ -92,8 +99,10 @@ def parent_hash(workdir: Path, stage: str, path: Path, meta: Meta, *, in_place: 
     return parent
 
 
-def staleness(workdir: Path, stage: str, meta: Meta) -> str | None:
-    """Why a checkpoint of the chain no longer belongs to its predecessors, or None.
+def staleness(workdir: Path, stage: str, meta: Meta) -> CheckpointError | None:
+    """The error that a stage of the chain was not made from the one before it, or None.
+
+    If that one is not in the folder, nothing can be told, and the stage counts as fresh.
 
     Args:
         workdir: work folder of the chain.
@@ -101,17 +110,56 @@ def staleness(workdir: Path, stage: str, meta: Meta) -> str | None:
         meta: its metadata.
 
     Raises:
-        CheckpointError: the header of a predecessor is damaged.
+        CheckpointError: the header of an earlier stage is damaged.
     """
-    if meta.parent is None:
+    broken = _broken_link(workdir, stage, meta)
+    if broken is None:
         return None
-    before = CHAIN[CHAIN.index(stage) - 1]
-    previous = chain_path(workdir, before)
+    again = CHAIN[CHAIN.index(broken) : CHAIN.index(stage) + 1]
+    makers = " and ".join(f"`lowshot {MAKERS[one]}`" for one in again)
+    path, previous = chain_path(workdir, broken), chain_path(workdir, _before(broken))
+    which = "it" if broken == stage else path
+    return CheckpointError(
+        f"{chain_path(workdir, stage)} is stale: {previous} is not the model that {which} was "
+        "made from",
+        f"make it again with {makers}, delete it, or name the model to use with `checkpoint`",
+    )
+
+
+def stale_since(path: Path) -> list[Path]:
+    """The later stages of the chain that are stale, once a file of it has been written.
+
+    Args:
+        path: the file; one that is no stage of a chain has no later stages.
+    """
+    later = CHAIN[CHAIN.index(path.stem) + 1 :] if is_stage(path) else ()
+    found = []
+    for stage in later:
+        with suppress(CheckpointError):  # a damaged one is told of when it is read
+            place = chain_path(path.parent, stage)
+            if staleness(path.parent, stage, read_metadata(place)):
+                found.append(place)
+    return found
+
+
+def is_stage(path: Path) -> bool:
+    """Whether a file has the name of a stage of the chain."""
+    return path.stem in CHAIN and path == chain_path(path.parent, path.stem)
+
+
+def _before(stage: str) -> str:
+    return CHAIN[CHAIN.index(stage) - 1]
+
+
+def _broken_link(workdir: Path, stage: str, meta: Meta) -> str | None:
+    """The first stage, up to this one, that was not made from the file before it."""
+    if stage == CHAIN[0]:
+        return None
+    previous = chain_path(workdir, _before(stage))
     if not previous.is_file():
         return None
-    if _hash(previous) != meta.parent:
-        return f"{previous} has changed since it was made"
-    return staleness(workdir, before, read_metadata(previous))
+    earlier = _broken_link(workdir, _before(stage), read_metadata(previous))
+    return earlier or (stage if _hash(previous) != meta.parent else None)
 
 
 def _hash(path: Path) -> str:

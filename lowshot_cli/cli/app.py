@@ -18,9 +18,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from lowshot_cli.cli import flags as f
 from lowshot_cli.cli import torchrun
+from lowshot_cli.cli.completion import is_from_environment
 from lowshot_cli.config.presentation import COMMON
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import DEFAULT_DATASET, user_path
+from lowshot_cli.config.values import DEFAULT_DATASET
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.errors import ExitCode, Interrupted, LowshotError, one_line
 
@@ -231,8 +232,8 @@ def command(
         shared = _shared_parameters(with_config=bool(settings))
 
         def run(ctx: typer.Context, **values: Any) -> None:
-            mine = {parameter.name: _expanded(values[parameter.name]) for parameter in own}
-            path = _expanded(values.get("config"))
+            mine = {parameter.name: values[parameter.name] for parameter in own}
+            path = values.get("config")
             if path is None and config_file:
                 path = config_file(mine)
             # A repeatable option that was not typed is an empty list.
@@ -254,13 +255,6 @@ def command(
 
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-
-
-def _expanded(value: Any) -> Any:
-    """A value from the command line; expands a `~` that the shell left in a path."""
-    if isinstance(value, list):
-        return [_expanded(each) for each in value]
-    return user_path(value) if isinstance(value, Path) else value
 
 
 def _own_parameters(function: Callable[..., None]) -> list[inspect.Parameter]:
@@ -285,15 +279,17 @@ def _begin(
     """Resolve the config and open the output, or print the config and stop."""
     import logging
 
-    from lowshot_cli.cli.console import Output
+    from lowshot_cli.cli.console import Output, prints_unicode
 
     # It warns about home and cache folders that it does not need.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    config = load_config(path, section, given)
+    usual = {n: v for n, v in given.items() if is_from_environment(ctx, n)}
+    typed = {n: v for n, v in given.items() if n not in usual}
+    config = load_config(path, section, typed, environment=usual)
     if section == "train_base":
         config = config.on_dataset(DEFAULT_DATASET)
     if ctx.params.get("print_config"):
-        typer.echo(config.to_yaml(), nl=False)
+        typer.echo(config.to_yaml(ascii_only=not prints_unicode()), nl=False)
         raise typer.Exit
     if config.device == "mps":
         # PyTorch reads it when it is imported: what an Apple GPU lacks runs on the CPU.

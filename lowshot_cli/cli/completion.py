@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_METHODS
-from lowshot_cli.config.values import CHAIN
 from lowshot_cli.errors import CheckpointError, LowshotError
 
 if TYPE_CHECKING:
@@ -71,32 +70,40 @@ def _offer(names: Iterable[str], incomplete: str) -> list[str]:
     return fitting
 
 
+def is_from_environment(ctx: typer.Context, name: str) -> bool:
+    """Whether the value of an option comes from an environment variable."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "ENVIRONMENT"
+
+
 def _config(ctx: typer.Context) -> Config | None:
     """The config that the command would resolve from what is typed so far."""
     from lowshot_cli.config.yaml_file import load_config
 
-    names = ("dataset", "data_dir", "workdir")
     try:
-        flags = {name: ctx.params.get(name) for name in names}
-        return load_config(ctx.params.get("config"), None, flags)
+        flags = {name: ctx.params.get(name) for name in ("dataset", "data_dir", "workdir")}
+        environment = {n: flags.pop(n) for n in list(flags) if is_from_environment(ctx, n)}
+        return load_config(ctx.params.get("config"), None, flags, environment=environment)
     except LowshotError:
         return None
 
 
 def _model(ctx: typer.Context) -> Meta | None:
-    """Metadata of the model that the command would use: the named one, or the latest."""
+    """Metadata of the model that the command would use: the named one, or the furthest.
+
+    Whether that is stale is left to the command, as telling needs whole files.
+    """
     if named := ctx.params.get("checkpoint"):
         return _read(Path(named))
+    from lowshot_cli.checkpoint.workdir import present
+
     config = _config(ctx)
     if config is None:
         return None
-    paths = [config.workdir / f"{stage}.safetensors" for stage in reversed(CHAIN)]
     try:
-        there = [path for path in paths if path.is_file()]
-        latest = max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
-    except (OSError, ValueError):
+        return _read(present(config.workdir)[-1])
+    except (OSError, ValueError, CheckpointError):
         return None
-    return _read(latest) if latest else None
 
 
 def _read(path: Path) -> Meta | None:

@@ -46,6 +46,8 @@ _SHORT_FACTS = {
 _WHOLE_NAME = 16
 # Columns of a terminal: with fewer than the first, the width counts as unknown, and is the second.
 _NARROWEST, _USUAL_WIDTH = 20, 80
+# A cell without a value.
+_NOTHING = "–"
 # Joins several emoji into one.
 _JOINER = "\u200d"
 
@@ -107,8 +109,7 @@ class Output:
     def data(self, value: object) -> None:
         """Print results for programs."""
         if self.as_json:
-            unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-            print(json.dumps(value, ensure_ascii=not unicode), flush=True)
+            print(json.dumps(value, ensure_ascii=not prints_unicode()), flush=True)
 
     def table(
         self,
@@ -132,8 +133,10 @@ class Output:
                 overflow="fold",
                 min_width=least,
             )
+        nothing = _NOTHING if prints_unicode() else "-"
         for row in rows:
-            table.add_row(*(Text(printable(str(cell))) for cell in row))
+            cells = (nothing if cell == _NOTHING else str(cell) for cell in row)
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         # Rich would fold a title and a caption to the width of the columns.
         if title:
             self.results.print(Text(printable(title), style="bold"), soft_wrap=True)
@@ -225,6 +228,11 @@ def _console(file: Any) -> Console:
     if made.width < _NARROWEST:
         made.width = _USUAL_WIDTH
     return made
+
+
+def prints_unicode() -> bool:
+    """Whether stdout takes any character; one that it lacks would be escaped as in Python."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _bar(console: Console) -> ProgressBar:

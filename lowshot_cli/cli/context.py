@@ -17,8 +17,16 @@ from lowshot_cli.checkpoint.checkpoint import (
     check_dataset,
     check_dataset_name,
 )
-from lowshot_cli.checkpoint.workdir import chain_path, furthest, load_fresh, parent_hash
+from lowshot_cli.checkpoint.metadata import read_metadata
+from lowshot_cli.checkpoint.workdir import (
+    chain_path,
+    load_fresh,
+    parent_hash,
+    present,
+    stale_since,
+)
 from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.model_choice import choose_model, tell_stale
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
@@ -33,6 +41,9 @@ from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.storage.files import ensure_free, ensure_writable
 from lowshot_cli.storage.locks import locked
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
+
+# Commands that work on the furthest checkpoint; each of the others starts from a stage of its own.
+_READ_FURTHEST = ("predict", "export")
 
 
 @contextmanager
@@ -140,9 +151,9 @@ def photos_at(config: Config, output: Output, sources: Sequence[Path], image_siz
     return replace(photos, unused=tuple(unused))
 
 
-def model_in_use(config: Config, source: Path | None) -> tuple[Path, Checkpoint]:
-    """Load the named checkpoint, or the furthest one along the chain that is not stale."""
-    path = source or furthest(config.workdir)[0]
+def model_in_use(config: Config, output: Output, source: Path | None) -> tuple[Path, Checkpoint]:
+    """Load the named checkpoint, or the furthest one along the chain, which must not be stale."""
+    path = choose_model(config, output, source)
     return path, ckpt.load(path)
 
 
@@ -187,7 +198,8 @@ def reject_with(option: str, others: Sequence[str], hint: str) -> None:
 def evaluate_next(config: Config, path: Path) -> str:
     """The command that evaluates a checkpoint that was just written."""
     usual = chain_path(config.workdir, path.stem)
-    return next_command(config, usual, "evaluate", *([] if path == usual else [str(path)]))
+    named = [] if path == usual and not stale_since(path) else [str(path)]
+    return next_command(config, usual, "evaluate", *named)
 
 
 def next_command(config: Config, path: Path, *command: str) -> str:
@@ -199,7 +211,10 @@ def next_command(config: Config, path: Path, *command: str) -> str:
         command: its words, without `lowshot`.
     """
     typed = ["lowshot", *command]
-    if path != chain_path(config.workdir, path.stem):
+    is_usual = path == chain_path(config.workdir, path.stem)
+    if command[0] in _READ_FURTHEST:
+        is_usual = is_usual and path == present(config.workdir)[-1]
+    if not is_usual:
         typed += ["--checkpoint", str(path)]
     if config.workdir != Path(os.environ.get("LOWSHOT_WORKDIR") or Config().workdir):
         typed += ["--workdir", str(config.workdir)]
@@ -229,7 +244,20 @@ def output_file(
     """
     path = out or chain_path(config.workdir, stage)
     with exclusive_folder(config, output, path, overwrite=overwrite or out is None, ranks=ranks):
+        before = _novel_classes(path)
         yield path
+        gone = [name for name in before if name not in _novel_classes(path)]
+        if gone:
+            add = "; --add keeps what it knows" if stage == "imprinted" else ""
+            output.note(f"{path} no longer knows {', '.join(gone)}{add}")
+
+
+def _novel_classes(path: Path) -> tuple[str, ...]:
+    """Novel classes of a checkpoint; none if there is no readable one."""
+    try:
+        return read_metadata(path).novel_classes
+    except CheckpointError:
+        return ()
 
 
 @contextmanager
@@ -250,6 +278,7 @@ def exclusive_folder(
     ensure_free(path, overwrite=overwrite)
     with locked(path.parent), logged(output, config, path), readable_errors():
         yield
+        tell_stale(output, path)
 
 
 def is_logged(config: Config, path: Path) -> bool:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from lowshot_cli.cli import completion
 from lowshot_cli.config.allowed import parts, range_text
 from lowshot_cli.config.presentation import COMMON, presentation
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.section import Section
-from lowshot_cli.config.values import FALSE_ALARM
+from lowshot_cli.config.values import FALSE_ALARM, user_path
 
 # Settings that commands share: where images come from, and the rest.
 DATASET_SETTINGS = ("dataset", "data_dir", "image_size", "skip_bad", "strict")
@@ -32,6 +32,17 @@ _COMPLETIONS: Mapping[tuple[str, str], Callable[..., list[str]]] = {
 }
 # A setting in an error message, as Python spells it: `shots`, `replace=True`, `threads=2`.
 _SETTING = re.compile(r"`(\w+)(?:=([^`\s]+))?`")
+
+
+def typed_path(text: str) -> Path:
+    """A path as it was typed, with `~` for a home folder; an empty one is not the current folder.
+
+    Raises:
+        BadParameter: it is empty.
+    """
+    if not text:
+        raise BadParameter("should not be empty")
+    return user_path(text)
 
 
 def option(
@@ -129,6 +140,7 @@ def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
         default=None if switch else default_text(field),
         within=range_text(field),
         envvar=how.env,
+        parser=typed_path if kind is Path else None,
         autocompletion=_COMPLETIONS.get((section, name)),
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -176,6 +188,7 @@ ConfigFile = Annotated[
         "YAML file, such as configs/quickstart.yaml; flags override it.",
         panel=COMMON,
         metavar="FILE",
+        parser=typed_path,
     ),
 ]
 PrintConfig = Annotated[
@@ -200,6 +213,7 @@ CheckpointFile = Annotated[
         metavar="FILE",
         default="the one in the work folder",
         autocompletion=completion.checkpoints,
+        parser=typed_path,
     ),
 ]
 ModelFile = Annotated[
@@ -211,6 +225,7 @@ ModelFile = Annotated[
         metavar="FILE",
         default="the latest in the work folder",
         autocompletion=completion.checkpoints,
+        parser=typed_path,
     ),
 ]
 Out = Annotated[
@@ -221,6 +236,7 @@ Out = Annotated[
         panel=CHECKPOINTS,
         metavar="FILE",
         default="in the work folder",
+        parser=typed_path,
     ),
 ]
 Overwrite = Annotated[bool, option("--overwrite", "Replace an existing file.", panel=CHECKPOINTS)]

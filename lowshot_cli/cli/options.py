@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from lowshot_cli.cli import completion
-from lowshot_cli.cli.flags import EXPORT, UNKNOWN, argument, option
+from lowshot_cli.cli.flags import EXPORT, UNKNOWN, argument, option, typed_path
 from lowshot_cli.config.presentation import NEW_CLASSES, TRAINING
 from lowshot_cli.config.values import Executor, ExportFormat
 
@@ -25,6 +25,7 @@ ClassImages = Annotated[
         panel=NEW_CLASSES,
         metavar="FOLDER|FILE",
         default="drawn from the dataset",
+        parser=typed_path,
     ),
 ]
 
@@ -49,6 +50,7 @@ FromRun = Annotated[
         "Rebuild a trial of this run folder, such as runs/sweep-20250131-120000.",
         panel=_REBUILD,
         metavar="FOLDER",
+        parser=typed_path,
     ),
 ]
 
@@ -64,6 +66,7 @@ Checkpoints = Annotated[
         "Files to evaluate, such as runs/base.safetensors.",
         default="all in the work folder",
         autocompletion=completion.checkpoints,
+        parser=typed_path,
     ),
 ]
 
@@ -89,6 +92,7 @@ Report = Annotated[
         "--report",
         "Also write a page with plots to this file, such as report.html.",
         metavar="FILE",
+        parser=typed_path,
     ),
 ]
 
@@ -125,6 +129,7 @@ ResumeSweep = Annotated[
         "Continue the run in this folder, such as runs/sweep-20250131-120000.",
         panel=_RUN,
         metavar="FOLDER",
+        parser=typed_path,
     ),
 ]
 
@@ -225,6 +230,7 @@ CheckImages = Annotated[
         panel=EXPORT,
         metavar="FOLDER|FILE",
         default="test images, or noise",
+        parser=typed_path,
     ),
 ]
 
@@ -236,6 +242,7 @@ ExportFolder = Annotated[
         panel=EXPORT,
         metavar="FOLDER",
         default="export in the work folder",
+        parser=typed_path,
     ),
 ]
 

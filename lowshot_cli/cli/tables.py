@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowshot_cli.cli.console import Output
+from lowshot_cli.cli.console import Output, prints_unicode
 from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.open_set import OpenSet
@@ -92,12 +92,13 @@ def show_evaluations(
 
 def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
     """A line per image, never folded: path, class, probability, bar, runners-up."""
+    full, empty = ("█", "·") if prints_unicode() else ("#", ".")
     rows = [
         (
             one.image,
             "unknown" if one.unknown else one.name,
             f"{100 * one.probability:5.1f} %",
-            ("█" * round(_BAR * one.probability)).ljust(_BAR, "·"),
+            (full * round(_BAR * one.probability)).ljust(_BAR, empty),
             _others(one),
         )
         for one in found

@@ -331,9 +331,10 @@ class Config(Section):
             values["train_base"]["weights"] = Path(weights).name
         return values
 
-    def to_yaml(self) -> str:
+    def to_yaml(self, *, ascii_only: bool = False) -> str:
         """The resolved config as YAML that `--config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=not ascii_only)
 
     def on_dataset(self, name: str) -> Config:
         """The same config, on this dataset if it names none."""

@@ -30,11 +30,22 @@ _SECTIONS = {
 
 
 def load_config(
-    path: Path | None, section: str | None = None, flags: Mapping[str, Any] | None = None
+    path: Path | None,
+    section: str | None = None,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environment: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Resolve defaults < YAML at `path` < `flags` (None means not given).
+    """Resolve defaults < `environment` < YAML at `path` < `flags` (None means not given).
 
-    A flag whose name is a top-level field goes there, any other into `section`.
+    A flag whose name is a top-level field goes there, any other into `section`. What the
+    environment says is a default: a config that was printed says where its work belongs.
+
+    Args:
+        path: of the YAML file; None for none.
+        section: of the config that flags belong to.
+        flags: settings by name.
+        environment: top-level settings by name.
 
     Raises:
         ConfigError: the YAML is unreadable, or has an unknown key or a value out of range.
@@ -50,7 +61,8 @@ def load_config(
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     top = {name: value for name, value in given.items() if name in Config.model_fields}
     rest = {name: value for name, value in given.items() if name not in top}
-    values = {**values, **top}
+    usual = {n: v for n, v in (environment or {}).items() if values.get(n) is None}
+    values = {**values, **usual, **top}
     if section:
         values[section] = {**values.get(section, {}), **rest}
     try:

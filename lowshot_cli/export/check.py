@@ -127,7 +127,8 @@ def _lead(cosines: Tensor) -> Tensor:
 
 def _disagreement(path: Path, how: str) -> LowshotError:
     return CheckpointError(
-        f"{path} does not agree with the checkpoint: {how}", "export again with `overwrite=True`"
+        f"{path} does not agree with the checkpoint: {how}",
+        "export again with `overwrite=True`, or name the model it was made from with `checkpoint`",
     )
 
 

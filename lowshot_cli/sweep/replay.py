@@ -10,7 +10,7 @@ import torch
 
 from lowshot_cli.adaptation.supports import support_record
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.config.methods import METHODS, find_method
+from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
@@ -87,12 +87,11 @@ def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:
         rebuilt: the trial's model.
     """
     run, record = load_config(run_dir / CONFIG), rebuilt.meta.supports[-1]
+    budget = rebuilt.meta.max_forgetting
     options: dict[str, object] = {
         "classes": rebuilt.novel_classes,
         "shots": len(record.indices or ()),
-        "max_forgetting": run.sweep.max_forgetting,
+        "method": record.method,  # also one that `imprint` does not offer
+        "max_forgetting": "none" if budget is None else budget,
     }
-    method = find_method(record.method)
-    if method and method.in_imprint:
-        options["method"] = method.name
     return run.model_copy(update={"imprint": run.imprint.model_copy(update=options)})

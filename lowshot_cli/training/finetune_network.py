@@ -22,7 +22,7 @@ from lowshot_cli.progress import Progress
 from lowshot_cli.seeding import Stream, generator
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.distributed import ProcessGroupView
-from lowshot_cli.training.precision import pick_dtype
+from lowshot_cli.training.precision import autocast_type, pick_precision
 
 # The largest shift of an image, in pixels.
 _CROP = 3
@@ -133,7 +133,7 @@ class _Steps:
         self.samples, self.labels = _repeat_support(data)  # (M,), (M,)
         ways = len(head.proxies) - n_base
         self.weights = sample_weights(self.labels, n_base, ways, config)  # (M,)
-        dtype = pick_dtype(config.precision, network.device, ranks)
+        dtype = autocast_type(pick_precision(config.precision, network.device, ranks))
         network.eval()
         proxies = head.proxies.to(network.device)
         self.trained = _Trained(network, proxies, n_base, head.scale, dtype)

@@ -7,25 +7,30 @@ from functools import cache
 
 import torch
 
+from lowshot_cli.config.values import Precision
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 
 _PROBE_SECONDS = 0.5
 
 
-def pick_dtype(
-    precision: str, device: torch.device, ranks: ProcessGroupView = ALONE
-) -> torch.dtype:
-    """The autocast type; `auto` is bf16 on a GPU, and on a CPU that multiplies bf16 faster.
+def pick_precision(
+    precision: Precision, device: torch.device, ranks: ProcessGroupView = ALONE
+) -> Precision:
+    """What `auto` stands for: bf16 on a GPU, and on a CPU that multiplies bf16 faster.
 
-    It is fp32 on Apple's GPUs, of which some emulate bf16.
-
-    With several ranks, `auto` is bf16 only if it is so for all. Collective.
+    It is fp32 on Apple's GPUs, of which some emulate bf16. With several ranks it is bf16 only if it
+    is so for all. Collective.
     """
-    if precision == "auto":
-        fast = device.type == "cuda"
-        if device.type == "cpu":
-            fast = matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
-        precision = "bf16" if ranks.total(fast) == ranks.count else "fp32"
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda"
+    if device.type == "cpu":
+        fast = matrix_rate(torch.bfloat16) > matrix_rate(torch.float32)
+    return "bf16" if ranks.total(fast) == ranks.count else "fp32"
+
+
+def autocast_type(precision: Precision) -> torch.dtype:
+    """The autocast type of a precision that `pick_precision` found."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -12,6 +12,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
+from lowshot_cli.config.values import Precision
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.models.backbones import detached_state
@@ -75,6 +76,7 @@ def make_checkpoint(
     proxies: Tensor,
     *,
     scale: float | None = None,
+    precision: Precision = "fp32",
     context: RunContext = DEFAULT_CONTEXT,
 ) -> tuple[Checkpoint, float]:
     """Turn a network and its proxies into a checkpoint, measured on the test images.
@@ -86,6 +88,7 @@ def make_checkpoint(
         trained: the network whose backbone is used.
         proxies: `(C, E)` of the base classes, unit.
         scale: the learned factor on the cosines; None fits it on the hold-out's fit half.
+        precision: that of training, for the record.
         context: gets reports while images are embedded.
 
     Returns:
@@ -118,7 +121,7 @@ def make_checkpoint(
     stored = holdout.half()
     right = head.predict(stored.float()) == task.holdout_labels  # (N,)
     checkpoint = Checkpoint(
-        meta=describe_base(config, dataset, task, proxies.shape[1], counts),
+        meta=describe_base(config, dataset, task, proxies.shape[1], counts, precision=precision),
         head=head,
         backbone=detached_state(network.backbone),
         holdout=Holdout(stored, task.holdout_labels, right).with_nearest_cached(head),
@@ -141,9 +144,17 @@ def _predict(
 
 
 def describe_base(
-    config: Config, dataset: Dataset, task: BaseTask, size: int, counts: tuple[tuple[int, int], ...]
+    config: Config,
+    dataset: Dataset,
+    task: BaseTask,
+    size: int,
+    counts: tuple[tuple[int, int], ...],
+    *,
+    precision: Precision = "fp32",
 ) -> Meta:
     """The metadata of a base model.
+
+    Its config holds the settings as they were given, the history as they were used.
 
     Args:
         config: the config it was trained with.
@@ -151,9 +162,22 @@ def describe_base(
         task: what it was trained on.
         size: E, the size of the trained part of an embedding.
         counts: per class, how many test images it gets right and how many there are.
+        precision: that of training.
     """
-    options, portable = config.train_base, {**config.portable(), "dataset": dataset.name}
-    step = {"command": "train_base", "seed": config.seed, "options": portable["train_base"]}
+    options = config.train_base
+    portable = {**config.portable(), "dataset": dataset.name, "image_size": task.fit.side}
+    used = {
+        "classes": len(task.names) if options.classes is None else options.classes,
+        "embedding_size": size,
+        "flip": task.flip,
+        "input_size": task.input_size,
+        "precision": precision,
+    }
+    step = {
+        "command": "train_base",
+        "seed": config.seed,
+        "options": {**portable["train_base"], **used},
+    }
     return Meta(
         classes=task.names,
         n_base=len(task.names),

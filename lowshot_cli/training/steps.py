@@ -27,7 +27,7 @@ from lowshot_cli.errors import UsageError
 from lowshot_cli.models.head import CosineClassifier
 from lowshot_cli.seeding import Stream, generator
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
-from lowshot_cli.training.precision import pick_dtype
+from lowshot_cli.training.precision import autocast_type, pick_precision
 from lowshot_cli.training.task import BaseTask
 
 _FINAL_LR_SHARE = 0.01
@@ -118,7 +118,8 @@ class TrainingSteps:
             )
         self.per_epoch = len(task.fit) // self.batch_size
         self.total = self.per_epoch * self.options.epochs
-        self.dtype = pick_dtype(self.options.precision, trainee.network.device, ranks)
+        self.precision = pick_precision(self.options.precision, trainee.network.device, ranks)
+        self.dtype = autocast_type(self.precision)
         self.images = task.fit.to_device_if_it_fits(trainee.network.device)
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)

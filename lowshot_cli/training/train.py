@@ -165,6 +165,7 @@ class BaseTraining:
             self.trainee.network,
             self.trainee.unit_proxies(len(self.task.names)),
             scale=self.trainee.scale.item(),
+            precision=self.steps.precision,
             context=self.context,
         )
         images, seconds = self.steps.total * self.steps.batch_size, self.state.seconds

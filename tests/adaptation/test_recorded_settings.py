@@ -51,6 +51,34 @@ def test_commands_record_the_dataset_that_they_were_not_told(
     assert tuned.config["finetune"] == tuned.history[-1]["options"]
 
 
+def test_a_step_records_what_stood_for_the_settings_that_were_not_given(
+    lowshot: RunCommand, workdir: Path, base: Checkpoint
+) -> None:
+    used = base.meta.history[0]["options"]
+    assert used["precision"] in ("fp32", "bf16")
+    assert (used["flip"], base.meta.config["train_base"]["flip"]) == (base.meta.mirror, None)
+    assert base.meta.config["image_size"] == base.meta.image_size
+    for method, budget in (("imprint", "none"), ("calibrated", 2)):
+        assert lowshot("imprint", "--class", "omega", "--method", method).exit_code == 0
+        options = load(workdir / "imprinted.safetensors").meta.history[-1]["options"]
+        assert (options["shots"], options["max_forgetting"]) == (5, budget)
+    assert options["method"] == "teen"
+    assert lowshot("finetune", "--steps", "2").exit_code == 0
+    options = load(workdir / "finetuned.safetensors").meta.history[-1]["options"]
+    assert (options["freeze_base"], options["max_forgetting"]) == ("always", 2)
+
+
+def test_a_later_step_leaves_the_settings_of_an_earlier_one(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    typed = ["--class", "omega", "--shots", "3", "--method", "teen", "--max-forgetting", "4"]
+    assert lowshot("imprint", *typed).exit_code == 0
+    assert lowshot("finetune", "--steps", "2").exit_code == 0
+    imprinted, tuned = (load(workdir / f"{n}.safetensors").meta for n in ("imprinted", "finetuned"))
+    assert imprinted.config["imprint"] == tuned.config["imprint"] == tuned.history[1]["options"]
+    assert tuned.config["imprint"]["method"] == "teen"
+
+
 def test_photos_record_how_many_were_used_and_the_models_own_dataset(
     lowshot: RunCommand, workdir: Path, glyphs: Dataset
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,19 +35,58 @@ def test_the_metadata_is_that_of_the_whole_checkpoint(runs: Path) -> None:
         assert read_metadata(path) == load(path).meta
 
 
-def test_the_furthest_is_the_last_that_is_not_stale(runs: Path) -> None:
-    assert workdir.furthest(runs)[0].stem == "finetuned"
-    _change(runs / "imprinted.safetensors")
-    assert workdir.furthest(runs)[0].stem == "imprinted"
-    _change(runs / "base.safetensors")
-    assert workdir.furthest(runs)[0].stem == "base"
-    with pytest.raises(CheckpointError, match="is stale"):
-        workdir.load_fresh(runs, "imprinted")
-    (runs / "base.safetensors").unlink()
-    (runs / "imprinted.safetensors").unlink()
-    (runs / "finetuned.safetensors").unlink()
+def test_the_furthest_is_the_last_and_never_an_earlier_one_in_place_of_a_stale_one(
+    runs: Path,
+) -> None:
+    base, imprinted, finetuned = (runs / f"{stage}.safetensors" for stage in workdir.CHAIN)
+    assert workdir.furthest(runs)[0] == finetuned
+    _change(imprinted)
+    refused = rf"{finetuned} is stale: {imprinted} is not the model that it was made from"
+    with pytest.raises(CheckpointError, match=re.escape(refused)) as caught:
+        workdir.furthest(runs)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("make it again with `lowshot finetune`, delete it, or name")
+    finetuned.unlink()
+    assert workdir.furthest(runs)[0] == imprinted
+    _change(base)
+    for read in (workdir.furthest, lambda folder: workdir.load_fresh(folder, "imprinted")):
+        with pytest.raises(CheckpointError, match=r"imprinted\.safetensors is stale"):
+            read(runs)
+    imprinted.unlink()
+    assert workdir.furthest(runs)[0] == base
+    base.unlink()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         workdir.furthest(runs)
+
+
+def test_a_change_of_the_base_makes_every_later_stage_stale(runs: Path) -> None:
+    base, imprinted, finetuned = (runs / f"{stage}.safetensors" for stage in workdir.CHAIN)
+    assert workdir.stale_since(base) == []
+    _change(base)
+    assert workdir.stale_since(base) == [imprinted, finetuned]
+    with pytest.raises(CheckpointError, match=re.escape(f"that {imprinted} was made from")) as told:
+        workdir.furthest(runs)
+    assert told.value.hint is not None
+    assert "`lowshot imprint` and `lowshot finetune`" in told.value.hint
+    assert workdir.stale_since(runs / "other.safetensors") == []
+
+
+def test_files_that_were_copied_in_are_stale_beside_another_model(runs: Path) -> None:
+    base, imprinted, finetuned = (runs / f"{stage}.safetensors" for stage in workdir.CHAIN)
+    shutil.copy(base, imprinted)  # a base model where an imprinted one belongs
+    finetuned.unlink()
+    with pytest.raises(CheckpointError, match=r"imprinted\.safetensors is stale"):
+        workdir.furthest(runs)
+    base.unlink()
+    assert workdir.furthest(runs)[0] == imprinted  # nothing contradicts it
+
+
+def test_a_base_model_that_was_made_from_another_file_is_not_stale(runs: Path) -> None:
+    """A model that was taught may be the base of a folder of its own."""
+    base, imprinted, finetuned = (runs / f"{stage}.safetensors" for stage in workdir.CHAIN)
+    shutil.copy(imprinted, base)
+    assert workdir.staleness(runs, "base", read_metadata(base)) is None
+    assert workdir.stale_since(base) == [imprinted, finetuned]
 
 
 def test_no_tensor_is_read_and_each_file_is_hashed_once(
@@ -84,3 +125,9 @@ def test_what_is_made_from_a_later_stage_keeps_its_parent(runs: Path) -> None:
     meta = read_metadata(path)
     parent = workdir.parent_hash(runs, "finetuned", path, meta, in_place=True)
     assert parent == file_hash(runs / "imprinted.safetensors")
+
+
+def test_a_folder_is_no_checkpoint_and_a_file_in_it_may_be(runs: Path) -> None:
+    for read in (load, read_metadata):
+        with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
+            read(runs)

@@ -154,8 +154,10 @@ def test_a_model_made_from_a_later_one_of_the_chain_is_not_stale(
     _done(lowshot("finetune"))
     found = _json(lowshot("evaluate", "--json"))
     assert [one["n_novel"] for one in found] == [0, 3, 3]
-    _done(lowshot("train-base", *MINI, "--overwrite"))
-    assert [one["n_novel"] for one in _json(lowshot("evaluate", "--json"))] == [0]
+    told = _done(lowshot("train-base", *MINI, "--overwrite")).stderr
+    for path in (imprinted, finetuned):
+        assert f"{path.relative_to(workdir.parent)} is stale now" in told
+    assert lowshot("evaluate").exit_code == 3
     for command in (["imprint", "--class", "seven", "--add"], ["finetune"]):
         refused = lowshot(*command, "--checkpoint", finetuned)
         assert refused.exit_code == 2
@@ -232,13 +234,81 @@ def test_finetune_refuses_an_imprinted_model_of_an_earlier_base(
     _done(lowshot("finetune"))
 
 
-def test_evaluate_leaves_a_stale_model_out_and_says_so(lowshot: RunCommand, workdir: Path) -> None:
+# Every command that takes the furthest model of the work folder.
+READERS = (
+    ["predict", "a.png"],
+    ["classes", "list"],
+    ["classes", "remove", "omega"],
+    ["classes", "rename", "omega", "mug"],
+    ["export", "--format", "torch"],
+    ["evaluate"],
+    ["evaluate", "--images", "omega=a.png"],
+)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, glyphs: Dataset) -> None:
+    save_images(glyphs.train.pixels[:1], tmp_path)
+    (tmp_path / "0.png").rename(tmp_path / "a.png")
+
+
+@pytest.mark.usefixtures("picture")
+def test_no_command_takes_an_earlier_model_in_place_of_a_stale_one(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    known = load(workdir / "base.safetensors").meta.classes[0]
+    base = Path("runs", "base.safetensors")
+    _done(lowshot("imprint", "--class", "omega"))
+    renamed = ["classes", "rename", known, "other", "--force", "--checkpoint", base]
+    told = _done(lowshot(*renamed)).stderr
+    assert "runs/imprinted.safetensors is stale now; `lowshot imprint` makes it again" in told
+    before = _tree(workdir)
+    for command in READERS:
+        result = lowshot(*command, "--quiet")
+        assert result.exit_code == 3, command
+        assert "runs/imprinted.safetensors is stale: runs/base.safetensors" in result.stderr
+        assert "`lowshot imprint`" in result.stderr
+        assert ("--checkpoint" in result.stderr) == (command != ["evaluate"])
+        assert result.stdout == ""
+        assert _tree(workdir) == before
+    for command in (READERS[0], READERS[1]):
+        for named in (base, Path("runs", "imprinted.safetensors")):
+            assert "using" not in _done(lowshot(*command, "--checkpoint", named)).stderr
+
+
+@pytest.mark.usefixtures("picture")
+def test_where_there_is_a_choice_the_model_that_is_used_is_named(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    said = "using runs/imprinted.safetensors\n"
+    assert "using" not in _done(lowshot("predict", "a.png")).stderr
+    _done(lowshot("imprint", "--class", "omega"))
+    for command in (READERS[0], READERS[1], READERS[6], READERS[3]):
+        assert said in _done(lowshot(*command, "--json")).stderr
+
+
+@pytest.mark.usefixtures("picture")
+def test_the_next_command_is_one_that_takes_the_model_just_made(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    _done(lowshot("imprint", "--class", "omega"))
+    _done(lowshot("finetune"))
+    told = _done(lowshot("imprint", "--class", "mug", "--images", "a.png")).stderr
+    assert "runs/finetuned.safetensors is stale now; `lowshot finetune` makes it again" in told
+    then = told.split("next: lowshot ")[1].splitlines()[0]
+    assert then == "predict a.png --checkpoint runs/imprinted.safetensors"
+    _done(lowshot(*shlex.split(then)))
+
+
+def test_evaluate_refuses_to_leave_a_stale_model_out(lowshot: RunCommand, workdir: Path) -> None:
+    """A program that reads the last of the list would take it for the latest model."""
     _done(lowshot("imprint", "--class", "omega"))
     _done(lowshot("finetune"))
     _done(lowshot("imprint", "--class", "A"))
     result = lowshot("evaluate", "--json")
-    assert [Path(one["checkpoint"]).stem for one in _json(result)] == ["base", "imprinted"]
-    assert "finetuned.safetensors is left out" in result.stderr
+    assert result.exit_code == 3
+    assert "finetuned.safetensors is stale" in result.stderr
+    assert "name the model to use by its file" in result.stderr
 
 
 def test_a_grandchild_of_a_changed_base_is_stale_too(lowshot: RunCommand, workdir: Path) -> None:
@@ -246,21 +316,17 @@ def test_a_grandchild_of_a_changed_base_is_stale_too(lowshot: RunCommand, workdi
     _done(lowshot("finetune"))
     _change_base(lowshot)
     result = lowshot("evaluate", "--json")
-    assert [Path(one["checkpoint"]).stem for one in _json(result)] == ["base"]
-    for stage in ("imprinted", "finetuned"):
-        assert f"{stage}.safetensors is left out" in result.stderr
+    assert result.exit_code == 3
+    assert "runs/finetuned.safetensors is stale" in result.stderr
+    assert "make it again with `lowshot imprint` and `lowshot finetune`" in result.stderr
 
 
-def test_a_stale_model_that_is_named_is_refused_in_words(
-    lowshot: RunCommand, workdir: Path
-) -> None:
+def test_a_model_that_is_named_is_taken_as_named(lowshot: RunCommand, workdir: Path) -> None:
     _done(lowshot("imprint", "--class", "omega"))
     _change_base(lowshot)
-    result = lowshot("evaluate", Path("runs") / "imprinted.safetensors")
-    assert result.exit_code == 3
-    assert "base.safetensors has changed since it was made" in result.stderr
-    assert "every checkpoint is stale" in result.stderr
-    assert result.stdout == ""
+    path = Path("runs") / "imprinted.safetensors"
+    (found,) = _json(lowshot("evaluate", path, "--json"))
+    assert (found["checkpoint"], found["n_novel"]) == (str(path), 1)
 
 
 def test_making_the_same_child_again_does_not_make_it_stale(
@@ -289,8 +355,9 @@ def test_imprint_starts_from_the_base_model_and_add_goes_on(
     assert both.meta.supports[0] == first.meta.supports[0]
     _done(lowshot("finetune"))
     assert load(workdir / "finetuned.safetensors").novel_classes == ("omega", "A")
-    _done(lowshot("imprint", "--class", "A"))
+    told = _done(lowshot("imprint", "--class", "A")).stderr
     assert load(target).novel_classes == ("A",)
+    assert "runs/imprinted.safetensors no longer knows omega; --add keeps" in told
 
 
 def test_adding_one_by_one_is_adding_at_once(lowshot: RunCommand, workdir: Path) -> None:

@@ -133,12 +133,12 @@ def test_classes_that_were_added_are_offered_and_base_classes_with_force(
     assert complete(f"lowshot classes {command} b") == []
 
 
-def test_the_model_named_is_asked_then_the_one_written_last(
+def test_the_model_named_is_asked_then_the_furthest_whenever_it_was_written(
     complete: Complete, tmp_path: Path
 ) -> None:
-    kept, stale = (tmp_path / "kept" / f"{name}.safetensors" for name in ("imprinted", "finetuned"))
-    _checkpoint(kept, classes=[*BASE, "cup", "jug"])
-    os.utime(_checkpoint(stale), (0, 0))
+    early, last = (tmp_path / "kept" / f"{name}.safetensors" for name in ("imprinted", "finetuned"))
+    _checkpoint(early)
+    os.utime(_checkpoint(last, classes=[*BASE, "cup", "jug"]), (0, 0))
     other = _checkpoint(tmp_path / "other.safetensors", classes=[*BASE, "fork", "knife"])
     assert complete("lowshot classes remove --workdir kept ") == ["cup", "jug"]
     assert complete(f"lowshot classes remove --checkpoint {other} ") == ["fork", "knife"]

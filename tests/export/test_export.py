@@ -61,6 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base_path: Path) -> Path:
     expected = {"folder": str(folder), "files": FILES, "opset": 18, "check": None}
     assert json.loads(result.stdout) == expected
     assert result.stderr.splitlines() == [
+        f"using {workdir / 'imprinted.safetensors'}",
         f"exporting {workdir / 'imprinted.safetensors'}",
         *(f"wrote {folder / name}" for name in FILES),
         f"next: lowshot export --check --workdir {workdir}",

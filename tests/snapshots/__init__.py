@@ -41,6 +41,8 @@ COMMANDS = {
     "sweep": "sweep --novel Z,omega,seven,phi --trials 3 --shots 1,5 --save-models",
     "sweep-sessions": "sweep --config sessions.yaml",
     "imprint-images": "imprint --class mug --images photos --add",
+    "stale": "predict photos",
+    "finetune-photos": "finetune",
     "evaluate-images": "evaluate --images mug=photos --images X=photos",
     "predict": "predict photos",
     "classes-list": "classes list",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowshot_cli.checkpoint.metadata import read_metadata
-from lowshot_cli.checkpoint.workdir import furthest
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.contract import changed_record, known_classes
+from lowshot_cli.cli.model_choice import choose_model, tell_stale
 from lowshot_cli.config.schema import Config
 from lowshot_cli.errors import UsageError
 from lowshot_cli.storage.locks import locked
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def list_classes(config: Config, output: Output, source: Path | None) -> None:
     """List the classes of a model."""
-    path, meta = (source, read_metadata(source)) if source else furthest(config.workdir)
-    classes = known_classes(meta)
+    path = choose_model(config, output, source)
+    classes = known_classes(read_metadata(path))
     output.data([one.to_json() for one in classes])
     cells = [
         [one.name, one.kind, "–" if one.shots is None else one.shots, one.method] for one in classes
@@ -36,7 +36,7 @@ def remove_class(
     """Remove a class from a model and rewrite its file."""
     from lowshot_cli.adaptation.bias import without_class
 
-    with _changed(config, name, source, force=force) as (path, checkpoint):
+    with _changed(config, output, name, source, force=force) as (path, checkpoint):
         changed = without_class(checkpoint, name)
         _rewrite(output, path, changed.with_history("classes remove", {"class": name}))
 
@@ -45,21 +45,21 @@ def rename_class(
     config: Config, output: Output, name: str, new: str, source: Path | None, *, force: bool
 ) -> None:
     """Rename a class of a model and rewrite its file."""
-    with _changed(config, name, source, force=force) as (path, checkpoint):
+    with _changed(config, output, name, source, force=force) as (path, checkpoint):
         changed = checkpoint.rename_class(name, new)
         _rewrite(output, path, changed.with_history("classes rename", {"class": name, "to": new}))
 
 
 @contextmanager
 def _changed(
-    config: Config, name: str, source: Path | None, *, force: bool
+    config: Config, output: Output, name: str, source: Path | None, *, force: bool
 ) -> Iterator[tuple[Path, Checkpoint]]:
     """Load the model to change, with its folder locked meanwhile."""
     from lowshot_cli.cli.context import model_in_use
 
     folder = source.parent if source else config.workdir
     with locked(folder) if folder.is_dir() else nullcontext():
-        path, checkpoint = model_in_use(config, source)
+        path, checkpoint = model_in_use(config, output, source)
         if checkpoint.position(name) < checkpoint.meta.n_base and not force:
             raise UsageError(
                 f"{name!r} is a base class of {path}", "add --force to change it anyway"
@@ -75,3 +75,4 @@ def _rewrite(output: Output, path: Path, checkpoint: Checkpoint) -> None:
     output.data(changed_record(path, checkpoint))
     output.line(f"{path}: {n_base} base and {total - n_base} novel classes")
     output.finish([path])
+    tell_stale(output, path)

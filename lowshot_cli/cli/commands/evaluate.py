@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lowshot_cli.adaptation.supports import count_repeats
 from lowshot_cli.checkpoint import format as ckpt
-from lowshot_cli.checkpoint.workdir import chain_path, no_checkpoint_in, staleness
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
@@ -19,17 +18,18 @@ from lowshot_cli.cli.context import (
     reject_with,
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
+from lowshot_cli.cli.model_choice import choose_models
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import CHAIN, normal_name, user_path
+from lowshot_cli.config.values import normal_name, user_path
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.evaluate import evaluate as measure
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.report.findings import collect_for_model
 from lowshot_cli.report.write import report_evaluation
-from lowshot_cli.storage.files import ensure_writable
+from lowshot_cli.storage.files import ensure_free, ensure_writable
 
 
 def evaluate(
@@ -41,21 +41,11 @@ def evaluate(
 ) -> None:
     """Evaluate checkpoints side by side; with a false-alarm rate, also on unknown classes."""
     if report is not None:
-        ensure_writable(report.parent)
-    if not paths:
-        paths = [chain_path(config.workdir, stage) for stage in CHAIN]
-        paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise no_checkpoint_in(config.workdir)
+        _check_page(report)
     found: list[tuple[Path, Evaluation]] = []
     unknown: list[OpenSet] = []
-    for path in paths:
+    for path in choose_models(config, paths):
         checkpoint = ckpt.load(path)
-        if path.parent == config.workdir and path.stem in CHAIN:
-            stale = staleness(config.workdir, path.stem, checkpoint.meta)
-            if stale:
-                output.note(f"{path} is left out: {stale}")
-                continue
         dataset = load_dataset_of(checkpoint, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(checkpoint, config, on_progress)
@@ -63,8 +53,6 @@ def evaluate(
             last = (checkpoint, dataset, embedder)
             if false_alarm is not None:
                 unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
-    if not found:
-        raise CheckpointError("every checkpoint is stale", "make them again, base first")
     pairs = zip_longest(found, unknown)
     output.data([evaluation_record(path, one, measured) for (path, one), measured in pairs])
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
@@ -77,6 +65,19 @@ def evaluate(
         data = collect_for_model(checkpoint, dataset, embedder)
         report_evaluation(report, shown, data, checkpoint, config, command=output.command)
         output.finish([report])
+
+
+def _check_page(report: Path) -> None:
+    """Check the place of a page before any work, and that no model is named by mistake.
+
+    Raises:
+        UsageError: it is a folder, or has not the name of an HTML file.
+        LowshotError: its folder cannot be written to.
+    """
+    ensure_free(report, overwrite=True)
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"`report` {report}: a page is an HTML file", f"name it {report}.html")
+    ensure_writable(report.parent)
 
 
 def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str, list[Path]]:
@@ -92,7 +93,9 @@ def _photos_by_class(labelled: Sequence[str], known: Sequence[str]) -> dict[str,
         at = next(longest, min(places, default=0))
         name, path = normal_name(text[:at]), text[at + 1 :]
         if not (name and path):
-            raise UsageError(f"--images {text}: no class is named", 'write it as "my mug"=photos/')
+            missing = "path" if name else "class"
+            hint = 'write it as "my mug"=photos/'
+            raise UsageError(f"--images {text}: no {missing} is named", hint)
         sources.setdefault(name, []).append(user_path(path))
     return sources
 
@@ -112,7 +115,7 @@ def evaluate_photos(
     reject_with("--images", others, "these options need the dataset's images")
     answers, shown = [], []
     for named_path in paths or (None,):
-        path, checkpoint = model_in_use(config, named_path)
+        path, checkpoint = model_in_use(config, output, named_path)
         sources = _photos_by_class(labelled, checkpoint.meta.classes)
         network = fused(checkpoint.network(pick_device(config.device)))
         embedded, repeated = {}, 0

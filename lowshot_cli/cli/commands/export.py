@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import (
     load_dataset_of,
@@ -55,7 +54,7 @@ def export(
         raise UsageError(
             f"{folder} is not empty", "add --overwrite to replace it, or name another with --out"
         )
-    path, checkpoint = model_in_use(config, source)
+    path, checkpoint = model_in_use(config, output, source)
     writes = overwrite or not there
     if writes:
         formats.ensure_installed(form, making=True, checking=check)
@@ -89,8 +88,6 @@ def export(
     output.data(with_skipped(record, n_skipped))
     if writes:
         typed = ["--out", str(out)] if out else []
-        if source and path == chain_path(config.workdir, path.stem):
-            typed += ["--checkpoint", str(path)]  # it may not be the furthest one along the chain
         then = None if check else next_command(config, path, "export", "--check", *typed)
         output.finish([folder / name for name in files], then)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from lowshot_cli.cli.context import model_in_use, report_blank, report_skipped
 from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import user_path
+from lowshot_cli.data.image_files import Unused
 from lowshot_cli.data.image_store import cannot_read
 from lowshot_cli.data.photos import find_photos
 from lowshot_cli.environment import pick_device
@@ -36,9 +39,8 @@ def predict(
         raise UsageError("--csv and --json are two formats", "give one of them")
     if not sources:
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
-    files, unused = find_photos(_listed(sources), strict=config.strict)
-    report_skipped(output, (), unused)
-    _, checkpoint = model_in_use(config, source)
+    files = files_at(config, output, sources)
+    _, checkpoint = model_in_use(config, output, source)
     threshold = float("-inf")
     if false_alarm is not None:
         threshold = unknown_threshold(checkpoint, false_alarm)
@@ -66,9 +68,44 @@ def predict(
     report_skipped(output, lines)
 
 
-def _listed(sources: Sequence[str]) -> Iterator[Path]:
+def files_at(config: Config, output: Output, sources: Sequence[str]) -> list[Path]:
+    """The image files that were named, each once, and as often as a list on stdin names it."""
+    files: list[Path] = []
+    unused: list[Unused] = []
+    known: set[Path] = set()
+    for place, is_listed in _places(output, sources):
+        found = find_photos([place], strict=config.strict)
+        files += [file for file in found.files if is_listed or file not in known]
+        unused += found.unused
+        known.update(found.files)
+    report_skipped(output, (), unused)
+    return files
+
+
+def _places(output: Output, sources: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """Files, folders and globs, each with whether it comes from a list on stdin."""
     for source in sources:
-        if source == "-":
-            yield from (Path(line) for line in sys.stdin.read().splitlines() if line)
-        else:
-            yield user_path(source)
+        if source != "-":
+            if not source:  # it would be the current folder
+                raise UsageError("the name of an image is empty", "name files or folders")
+            yield user_path(source), False
+            continue
+        if sys.stdin.isatty():
+            output.note("type the names of images, one a line, then Ctrl-D")
+        listed = listed_paths(sys.stdin.buffer.read())
+        if not listed:
+            output.note("the list on stdin is empty")
+        yield from ((path, True) for path in listed)
+
+
+def listed_paths(content: bytes) -> list[Path]:
+    """Paths in a list: a line each, or separated by NUL characters as `find -print0` does.
+
+    Names of files are bytes, so they are decoded as Python decodes names of files, which never
+    fails and is undone when they are opened.
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
+    parts = (
+        content.split(b"\0") if b"\0" in content else content.replace(b"\r\n", b"\n").split(b"\n")
+    )
+    return [Path(os.fsdecode(part)) for part in parts if part]
