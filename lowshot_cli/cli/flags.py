@@ -140,7 +140,6 @@ def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
         default=None if switch else default_text(field),
         within=range_text(field),
         envvar=how.env,
-        parser=typed_path if kind is Path else None,
         autocompletion=_COMPLETIONS.get((section, name)),
     )
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -150,7 +149,7 @@ def _parameter(section: str, name: str, field: FieldInfo) -> inspect.Parameter:
 def _typed(field: FieldInfo) -> tuple[Any, str]:
     """The type that the command line reads for a setting, and the placeholder for its value.
 
-    A setting that is no switch, choice or path is read as text, which the schema then parses.
+    A setting that is no switch or choice is read as text, which the schema then parses.
     """
     if presentation(field).repeat:
         return list[str], "NAME"
@@ -161,7 +160,7 @@ def _typed(field: FieldInfo) -> tuple[Any, str]:
     kind = kinds[0] if len(kinds) == 1 else str
     if get_origin(kind) is Literal:
         return kind, "|".join(get_args(kind))
-    return (kind if kind in (bool, Path) else str), _METAVARS.get(kind, "TEXT")
+    return (bool if kind is bool else str), _METAVARS.get(kind, "TEXT")
 
 
 def reword(text: str, flags: Mapping[str, str]) -> str:

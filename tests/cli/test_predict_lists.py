@@ -16,6 +16,7 @@ from lowshot_cli.cli.app import open_standard_streams
 from lowshot_cli.cli.commands.predict import files_at, listed_paths
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.main import app
+from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from tests.conftest import RunCommand, save_images
 
@@ -99,5 +100,5 @@ def test_a_terminal_is_told_what_is_waited_for(
     stdin = io.TextIOWrapper(io.BytesIO())
     stdin.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert files_at(Output(), ["-"]) == []
+    assert files_at(Config(), Output(), ["-"]) == []
     assert "type the names of images, one a line, then Ctrl-D" in capsys.readouterr().err
