@@ -452,7 +452,7 @@ def test_a_file_the_user_named_is_not_replaced_unasked(
 # The --json contract
 
 
-def test_train_base_hands_programs_its_seven_keys(lowshot: RunCommand) -> None:
+def test_train_base_hands_programs_its_keys(lowshot: RunCommand) -> None:
     found = _json(lowshot("train-base", *MINI, "--json"))
     assert _types(found) == {
         "checkpoint": str,
@@ -462,6 +462,7 @@ def test_train_base_hands_programs_its_seven_keys(lowshot: RunCommand) -> None:
         "train_seconds": float,
         "images_per_second": float,
         "n_classes": int,
+        "n_skipped": int,
     }
     assert (found["epochs"], found["n_classes"]) == (1, 3)
     assert found["train_seconds"] > 0
