@@ -398,7 +398,7 @@ def _run(sequences: int, steps: int, *, derandomize: bool) -> None:
             derandomize=derandomize,
             database=None,
             deadline=None,
-            phases=[Phase.generate],
+            phases=[Phase.generate],  # a sequence is short enough to read; shrinking takes minutes
             suppress_health_check=list(HealthCheck),
         ),
     )
