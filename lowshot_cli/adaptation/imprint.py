@@ -172,10 +172,16 @@ def _with_bias(taught: Checkpoint, config: Config) -> tuple[Checkpoint, Config]:
 
 
 def _usable(config: Config, checkpoint: Checkpoint) -> Config:
-    """The config, with the plain mean and bias 0 for a model without hold-out images."""
+    """The config, with the plain mean for a model without hold-out images in one of the halves.
+
+    Where none are left to set a bias on, it is 0.
+    """
     if can_calibrate(checkpoint):
         return config
-    return _with_options(config, method="imprint", max_forgetting="none")
+    config = _with_options(config, method="imprint")
+    if len(checkpoint.holdout.calibration_embeddings):
+        return config
+    return _with_options(config, max_forgetting="none")
 
 
 def _with_options(config: Config, **options: object) -> Config:

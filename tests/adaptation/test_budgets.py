@@ -187,8 +187,20 @@ def test_a_model_left_without_hold_out_images_learns_by_the_plain_mean() -> None
     assert expected_forgetting(taught) is None
     with pytest.raises(UsageError, match="without hold-out images"):
         Model(taught, network).finetune()
-    only_calibrating = base.without_class("a").without_class("c").without_class("e")
-    assert not can_calibrate(only_calibrating)
+
+
+def test_a_bias_is_set_as_long_as_there_are_images_to_set_it_on() -> None:
+    _, base, network = tiny_world("sparse")
+    model = Model(base, network).imprint(_shots("h"), "h", max_forgetting=0)
+    for name in ("a", "c", "e"):  # those whose image may shape proxies
+        model = model.remove(name)
+    assert not can_calibrate(model.checkpoint)
+    assert model.checkpoint.meta.max_forgetting == 0
+    taught = model.imprint(_shots("g"), "g", max_forgetting=0).checkpoint
+    assert taught.meta.supports[-1].method == "imprint"
+    assert taught.meta.max_forgetting == 0
+    assert expected_forgetting(taught) == 0
+    assert without_class(taught, "g").head.bias == model.checkpoint.head.bias
 
 
 def test_a_base_class_without_hold_out_images_keeps_its_row() -> None:
