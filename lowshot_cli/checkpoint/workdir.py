@@ -122,7 +122,8 @@ def staleness(workdir: Path, stage: str, meta: Meta) -> CheckpointError | None:
     return CheckpointError(
         f"{chain_path(workdir, stage)} is stale: {previous} is not the model that {which} was "
         "made from",
-        f"make it again with {makers}, delete it, or name the model to use with `checkpoint`",
+        f"{makers} {'makes' if broken == stage else 'make'} it again; or delete it, or name a "
+        "`checkpoint`",
     )
 
 

@@ -40,7 +40,9 @@ def choose_models(config: Config, named: Sequence[Path]) -> Sequence[Path]:
         furthest(config.workdir)
     except CheckpointError as problem:
         # It is `evaluate` that asks for all, and takes their names without a flag.
-        problem.hint = problem.hint and problem.hint.replace("with `checkpoint`", "by its file")
+        problem.hint = problem.hint and problem.hint.replace(
+            "a `checkpoint`", "the files to evaluate"
+        )
         raise
     return present(config.workdir)
 

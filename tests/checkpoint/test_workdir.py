@@ -45,7 +45,7 @@ def test_the_furthest_is_the_last_and_never_an_earlier_one_in_place_of_a_stale_o
     with pytest.raises(CheckpointError, match=re.escape(refused)) as caught:
         workdir.furthest(runs)
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("make it again with `lowshot finetune`, delete it, or name")
+    assert caught.value.hint.startswith("`lowshot finetune` makes it again; or delete it, or name")
     finetuned.unlink()
     assert workdir.furthest(runs)[0] == imprinted
     _change(base)
@@ -67,7 +67,7 @@ def test_a_change_of_the_base_makes_every_later_stage_stale(runs: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"that {imprinted} was made from")) as told:
         workdir.furthest(runs)
     assert told.value.hint is not None
-    assert "`lowshot imprint` and `lowshot finetune`" in told.value.hint
+    assert "`lowshot imprint` and `lowshot finetune` make it again" in told.value.hint
     assert workdir.stale_since(runs / "other.safetensors") == []
 
 

@@ -308,7 +308,7 @@ def test_evaluate_refuses_to_leave_a_stale_model_out(lowshot: RunCommand, workdi
     result = lowshot("evaluate", "--json")
     assert result.exit_code == 3
     assert "finetuned.safetensors is stale" in result.stderr
-    assert "name the model to use by its file" in result.stderr
+    assert "or name the files to evaluate" in result.stderr
 
 
 def test_a_grandchild_of_a_changed_base_is_stale_too(lowshot: RunCommand, workdir: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_grandchild_of_a_changed_base_is_stale_too(lowshot: RunCommand, workdi
     result = lowshot("evaluate", "--json")
     assert result.exit_code == 3
     assert "runs/finetuned.safetensors is stale" in result.stderr
-    assert "make it again with `lowshot imprint` and `lowshot finetune`" in result.stderr
+    assert "`lowshot imprint` and `lowshot finetune` make it again" in result.stderr
 
 
 def test_a_model_that_is_named_is_taken_as_named(lowshot: RunCommand, workdir: Path) -> None:

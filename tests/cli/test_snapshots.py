@@ -11,9 +11,11 @@ from tests.snapshots import COMMANDS, HERE, WIDTH, compared, masked, take
 
 _WRITING = {
     *("train-base", "imprint", "finetune", "sweep", "sweep-sessions", "imprint-images"),
-    *("classes-rename", "classes-remove", "export"),
+    *("finetune-photos", "classes-rename", "classes-remove", "export"),
 }
-_NEXT = {"train-base", "imprint", "finetune", "sweep", "imprint-images", "export"}
+_NEXT = {"train-base", "imprint", "finetune", "sweep", "imprint-images", "export"} | {
+    "finetune-photos"
+}
 
 
 @pytest.fixture(scope="module")
