@@ -14,6 +14,7 @@ from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import normal_name, storable
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.backbones import build_backbone, load_state
@@ -269,10 +270,12 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
             f"the {name} data lack a class that the checkpoint was trained on: {', '.join(gone)}",
             "check `data_dir`",
         )
-    raise CheckpointError(
-        f"the {name} data differ from those the checkpoint was trained on",
-        "check `data_dir` and `image_size`",
-    )
+    hint = "check `data_dir` and `image_size`"
+    if name == "folder" and meta.listing < LISTING:
+        hint += (
+            "; images of more than 8 bits were read otherwise until 0.2: if it has any, train again"
+        )
+    raise CheckpointError(f"the {name} data differ from those the checkpoint was trained on", hint)
 
 
 def added_classes(meta: Meta, dataset: Dataset) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lowshot_cli.progress import Progress
+from lowshot_cli.storage.files import LOG
 
-LOG = "log.jsonl"
 # Seconds between two lines about the same stage, except milestones.
 _PAUSE = 10.0
 

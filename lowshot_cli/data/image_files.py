@@ -14,6 +14,8 @@ from zipfile import BadZipFile, ZipFile
 
 from lowshot_cli.data.decoding import FORMATS
 from lowshot_cli.errors import DataError, one_line
+from lowshot_cli.storage.files import LOG
+from lowshot_cli.storage.locks import LOCK
 
 # The rules by which files are listed, by number. A model goes on with the images that it was made
 # with, so a change of what is listed needs a new number; `class_folders.py` keeps the old rules.
@@ -172,7 +174,8 @@ def list_photos(root: Path) -> Listing:
 def folders_in(root: Path) -> Iterator[tuple[str, str, list[os.DirEntry[str]]]]:
     """Every folder in `root`, itself first, each with the files in it, except what is hidden.
 
-    Links are followed. One to a folder that it lies in would have no end, so it is left out.
+    Links are followed. One to a folder that it lies in would have no end, so it is left out, and so
+    is a work folder, whose images are plots.
 
     Returns:
         Triples: the folder's path; its path within `root`, which ends in a slash unless it is
@@ -186,6 +189,8 @@ def folders_in(root: Path) -> Iterator[tuple[str, str, list[os.DirEntry[str]]]]:
         folder, inside, above = waiting.pop()
         real = os.path.realpath(folder)
         if any(holds(real, each) for each in above):
+            continue
+        if above and any(os.path.exists(f"{folder}{os.sep}{name}") for name in (LOG, LOCK)):  # noqa: PTH110
             continue
         files = []
         for entry in entries_of(folder):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
+# The log that commands keep in a work folder, by which one is recognised.
+LOG = "log.jsonl"
 # Characters of a file's name that go into that of its temporary file, as names have a limit.
 _NAME_PART = 100
 

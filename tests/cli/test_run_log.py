@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lowshot_cli.cli.run_log import LOG, RunLog
+from lowshot_cli.cli.run_log import RunLog
 from lowshot_cli.progress import Progress
+from lowshot_cli.storage.files import LOG
 from tests.conftest import RunCommand
 
 

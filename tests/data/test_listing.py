@@ -20,6 +20,8 @@ from lowshot_cli.data.image_files import SUFFIXES, list_photos
 from lowshot_cli.data.in_memory import list_images
 from lowshot_cli.data.photos import find_photos, load_photos
 from lowshot_cli.errors import DataError, LowshotError
+from lowshot_cli.storage.files import LOG
+from lowshot_cli.storage.locks import LOCK
 
 Made = Callable[..., Path]
 
@@ -203,3 +205,13 @@ def test_names_of_classes_have_one_form_and_files_keep_theirs(tmp_path: Path) ->
     _png(tmp_path / composed / "2.png")
     with pytest.raises(DataError, match="2 folders named 'café'"):
         folder.load(tmp_path, 16)
+
+
+@pytest.mark.parametrize("mark", [LOG, LOCK])
+def test_a_work_folder_within_the_data_is_no_class(tmp_path: Path, mark: str) -> None:
+    _png(tmp_path / "red" / "a.png")
+    _png(tmp_path / "runs" / "sweep-1" / "accuracy.png")
+    (tmp_path / "runs" / mark).touch()
+    assert [photo.name for photo in list_photos(tmp_path).photos] == ["red/a.png"]
+    inside = tmp_path / "runs" / "sweep-1"
+    assert [photo.name for photo in list_photos(inside).photos] == ["accuracy.png"]

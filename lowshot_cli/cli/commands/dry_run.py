@@ -13,7 +13,6 @@ from lowshot_cli.cli.commands.sweep import load_base, trains_first
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import is_logged, load, load_dataset_of, make_embedder, with_dataset_of
 from lowshot_cli.cli.contract import DryRun
-from lowshot_cli.cli.run_log import LOG
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
@@ -27,7 +26,7 @@ from lowshot_cli.estimate import (
 )
 from lowshot_cli.models import weights
 from lowshot_cli.report.write import sweep_files
-from lowshot_cli.storage.files import ensure_free
+from lowshot_cli.storage.files import LOG, ensure_free
 from lowshot_cli.sweep.plan import make_plan
 from lowshot_cli.sweep.run_folder import MODELS, ensure_saveable
 from lowshot_cli.training.context import RunContext
