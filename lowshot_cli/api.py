@@ -50,7 +50,7 @@ from lowshot_cli.export import export as exporter
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
-from lowshot_cli.storage.files import ensure_writable
+from lowshot_cli.storage.files import ensure_writable, file_hash
 
 Budget = float | Literal["none"]
 _Many = list[Any] | tuple[Any, ...]
@@ -69,7 +69,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         UsageError: there is no such device.
     """
     checkpoint = ckpt.load(Path(path))
-    return Model(checkpoint, fused(checkpoint.network(pick_device(device))))
+    return Model(checkpoint, fused(checkpoint.network(pick_device(device))), file_hash(Path(path)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,10 +79,12 @@ class Model:
     Attributes:
         checkpoint: what `save` writes.
         network: its embedding network, ready for use and shared with models made from this one.
+        source: hash of the file that it was loaded from; empty for one that was made here.
     """
 
     checkpoint: Checkpoint
     network: EmbeddingNetwork
+    source: str = ""
 
     def __repr__(self) -> str:
         meta = self.checkpoint.meta
@@ -210,14 +212,10 @@ class Model:
         )
         config = make_section(Config, imprint=options, seed=seed)
         given, _ = list_images(images)
-        files = tuple(
-            Path(image) if isinstance(image, str | Path) else Path(f"image {number}")
-            for number, image in enumerate(given)
-        )
-        photos = Photos(self._pixels(given), files)
-        taught, _ = imprint_photos(
-            self.checkpoint, self.network, photos, config, replace_known=replace
-        )
+        names = (i if isinstance(i, str | Path) else f"image {n}" for n, i in enumerate(given))
+        photos = Photos(self._pixels(given), tuple(map(Path, names)))
+        known, network = self.checkpoint, self.network
+        taught, _ = imprint_photos(known, network, photos, config, replace_known=replace)
         return self._child(taught)
 
     def finetune(
@@ -337,10 +335,12 @@ class Model:
         """
         ckpt.save(self.checkpoint, Path(path))
 
-    def _child(self, checkpoint: Checkpoint) -> Model:
-        """Another model with the same network."""
-        # Saved into a work folder it counts as stale, as it was not made from a file there.
-        return Model(checkpoint.as_child_of(checkpoint.meta.parent or ""), self.network)
+    def _child(self, taught: Checkpoint) -> Model:
+        """Another model with the same network; a second step of a kind keeps the parent."""
+        meta, step = self.checkpoint.meta, taught.meta.history[-1]["command"]
+        again = step in [before["command"] for before in meta.history]
+        parent = meta.parent if again else self.source
+        return Model(taught.as_child_of(parent or ""), self.network)
 
     def _embed(self, images: Sequence[AnyImage]) -> Tensor:
         return embed(self.network, self._pixels(images))

@@ -20,8 +20,10 @@ import lowshot_cli.api
 from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
+from lowshot_cli.checkpoint.workdir import furthest
+from lowshot_cli.config.values import CHAIN
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.evaluation.predict import Prediction
 from lowshot_cli.models.embedder import fused
 from tests.conftest import RunCommand
@@ -303,3 +305,23 @@ def test_importing_the_package_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
         lowshot_cli.absent  # noqa: B018
+
+
+def test_a_model_that_was_taught_here_has_its_place_in_a_work_folder(
+    workdir: Path, glyphs: Dataset
+) -> None:
+    """It is a child of the file it was loaded from, as one that a command has made."""
+    base, imprinted, finetuned = (workdir / f"{stage}.safetensors" for stage in CHAIN)
+    pixels = list(glyphs.test.pixels[:3])
+    opened = lowshot_cli.load
+    taught = opened(base).imprint(pixels[:1], "mug")
+    taught.imprint(pixels[1:2], "cup").save(imprinted)
+    assert furthest(workdir)[0] == imprinted
+    opened(imprinted).imprint(pixels[2:], "jug").save(imprinted)
+    assert furthest(workdir)[0] == imprinted
+    for path in (imprinted, finetuned):
+        opened(path).finetune(steps=1).save(finetuned)
+        assert furthest(workdir)[0] == finetuned
+    opened(base).rename(taught.classes[0], "other").save(base)
+    with pytest.raises(CheckpointError, match="is stale"):
+        furthest(workdir)

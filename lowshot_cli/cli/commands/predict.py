@@ -71,14 +71,14 @@ def predict(
 def files_at(config: Config, output: Output, sources: Sequence[str]) -> list[Path]:
     """The image files that were named, each once, and as often as a list on stdin names it."""
     files: list[Path] = []
-    unused: list[Unused] = []
+    unused: dict[Unused, None] = {}
     known: set[Path] = set()
     for place, is_listed in _places(output, sources):
         found = find_photos([place], strict=config.strict)
         files += [file for file in found.files if is_listed or file not in known]
-        unused += found.unused
+        unused |= dict.fromkeys(found.unused)
         known.update(found.files)
-    report_skipped(output, (), unused)
+    report_skipped(output, (), list(unused))
     return files
 
 
