@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, base_path: Path) -> Path:
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
     folder = workdir / "export"
-    expected = {"folder": str(folder), "files": FILES, "opset": 18, "check": None}
+    expected = {"folder": str(folder), "files": FILES, "opset": 18, "check": None, "n_skipped": 0}
     assert json.loads(result.stdout) == expected
     assert result.stderr.splitlines() == [
         f"using {workdir / 'imprinted.safetensors'}",
