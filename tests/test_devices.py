@@ -47,8 +47,8 @@ def test_an_apple_gpu_computes_in_fp32_unless_bf16_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "matrix_rate", Mock(side_effect=AssertionError("measured")))
-    assert precision.pick_dtype("auto", APPLE) == torch.float32
-    assert precision.pick_dtype("bf16", APPLE) == torch.bfloat16
+    assert precision.pick_precision("auto", APPLE) == "fp32"
+    assert precision.pick_precision("bf16", APPLE) == "bf16"
 
 
 def test_trials_stay_on_the_processor_as_an_apple_gpu_has_no_float64() -> None:
