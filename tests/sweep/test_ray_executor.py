@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_rows_that_come_early_wait_for_their_turn_and_are_not_made_again(
     changes = {"methods": ("imprint", "whitened", "random"), "trials": 3}
     whole, early = tmp_path / "whole", tmp_path / "early"
     expected = bench.sweep(whole, changes, save_models=True).summary
-    asked = iter([False, False, True])
+    asked = chain([False, False], repeat(True))
     context = RunContext(should_stop=lambda: next(asked))
     settings = {"save_models": True, "executor": backwards, "context": context}
     with pytest.raises(Interrupted, match="36 of 72 trials"):
