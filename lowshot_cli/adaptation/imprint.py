@@ -190,13 +190,19 @@ def _with_options(config: Config, **options: object) -> Config:
 
 
 def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
-    """The checkpoint without a class that is to be imprinted again.
+    """The checkpoint without a class that is to be imprinted again, whatever it is called now.
 
     Raises:
         UsageError: the model knows the class, and it is not to be replaced.
     """
-    if name not in checkpoint.meta.classes:
+    classes = checkpoint.meta.classes
+    own = {checkpoint.dataset_name(known): known for known in classes}
+    called = name if name in classes else own.get(name)
+    if called is None:
         return checkpoint
     if not replace_known:
-        raise UsageError(f"the model already knows {name!r}", "`replace=True` imprints it again")
-    return without_class(checkpoint, name)
+        now = "" if called == name else f", as {called!r}"
+        raise UsageError(
+            f"the model already knows {name!r}{now}", "`replace=True` imprints it again"
+        )
+    return without_class(checkpoint, called)

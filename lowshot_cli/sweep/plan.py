@@ -11,7 +11,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config, SweepConfig
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.data.splits import class_order
+from lowshot_cli.data.splits import base_classes, class_order
 from lowshot_cli.data.supports import sample_classes
 from lowshot_cli.errors import UsageError
 from lowshot_cli.seeding import IntArray, Stream, hash_keys
@@ -107,6 +107,11 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
         )
     order = class_order(dataset, meta.split, meta.class_order_seed)
     known = {checkpoint.dataset_name(name) for name in meta.classes}
+    # The network has seen these, so they stay base classes even if they were removed.
+    trained = base_classes(
+        dataset, meta.config["train_base"].get("classes"), meta.split, meta.class_order_seed
+    )
+    known.update(trained)
     names = _novel_names([name for name in order if name not in known], options, config.seed)
     for name in names:
         if name in known:

@@ -398,6 +398,20 @@ def test_replace_makes_a_base_class_novel(lowshot: RunCommand, workdir: Path) ->
     assert (found["n_base"], found["n_novel"]) == (11, 1)
 
 
+def test_a_class_is_known_by_the_name_that_the_dataset_has_for_it(
+    lowshot: RunCommand, workdir: Path
+) -> None:
+    _done(lowshot("imprint", "--class", "omega"))
+    _done(lowshot("classes", "rename", "omega", "mug"))
+    again = lowshot("imprint", "--class", "omega", "--add")
+    assert again.exit_code == 2
+    assert "the model already knows 'omega', as 'mug'" in again.stderr
+    _done(lowshot("imprint", "--class", "omega", "--add", "--replace"))
+    names = [one["class"] for one in _json(lowshot("classes", "list", "--json"))]
+    assert "omega" in names
+    assert "mug" not in names
+
+
 def test_replace_draws_a_novel_class_anew(lowshot: RunCommand, workdir: Path) -> None:
     target = workdir / "imprinted.safetensors"
     _done(lowshot("imprint", "--class", "omega", "--class", "A"))

@@ -505,6 +505,17 @@ def test_a_base_class_is_no_novel_class(base: Checkpoint, glyphs: Dataset, confi
         make_plan(base, glyphs, _sweeping(config, novel=(base.base_classes[0],)))
 
 
+def test_a_class_that_the_network_was_trained_on_is_no_novel_class_once_it_is_removed(
+    base: Checkpoint, glyphs: Dataset, config: Config
+) -> None:
+    before = make_plan(base, glyphs, _sweeping(config, novel="all")).groups
+    removed = base.base_classes[0]
+    without = base.without_class(removed)
+    assert make_plan(without, glyphs, _sweeping(config, novel="all")).groups == before
+    with pytest.raises(UsageError, match="is a base class"):
+        make_plan(without, glyphs, _sweeping(config, novel=(removed,)))
+
+
 def test_run_folders_never_collide(tmp_path: Path) -> None:
     with ExitStack() as stack:
         folders = {stack.enter_context(run_folder(tmp_path, None)) for _ in range(5)}
