@@ -171,7 +171,7 @@ Threads = Annotated[
     option(
         "--threads",
         "Threads of each process that runs trials, such as 4. Only rows of finetune-full depend on "
-        "their number, in the last digits.",
+        "their number.",
         panel=_WORKERS,
         metavar="N",
         default="1 on Ray, otherwise PyTorch's default",
