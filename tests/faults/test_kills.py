@@ -108,7 +108,7 @@ def replaced_under_fire(
 ) -> int:
     """Write a file of the chain again and again, killed every time."""
     hits, before = 0, path.read_bytes()
-    for _ in range(4 * kills):
+    for _ in range(max(16, 4 * kills)):
         running = server.start(*arguments, cwd=path.parent.parent)
         hits += kill_at_write(running, path.parent, 1, nothing)
         load(path)
@@ -150,7 +150,7 @@ def embed_under_fire(server: Server, folder: Path, whole: Path, kills: int) -> i
     environment = {"XDG_CACHE_HOME": str(cache)}
     shutil.copytree(whole, folder / "runs")
     hits, lots = 0, random.Random(2)
-    for _ in range(4 * kills):
+    for _ in range(max(16, 4 * kills)):
         shutil.rmtree(cache, ignore_errors=True)
         running = server.start("evaluate", "--json", cwd=folder, env=environment)
         hits += kill_at_write(running, cache, lots.randint(1, 4), nothing)
