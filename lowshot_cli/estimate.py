@@ -166,12 +166,17 @@ def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:
             raise _EnoughSeen
         last = report
         reports.append((time.perf_counter(), report.done, report.milestone))
-        if len(reports) > 2 * _WARM_UP and reports[-1][0] - reports[_WARM_UP][0] > _REHEARSAL:
+        if (
+            len(reports) > 1 + 2 * _WARM_UP
+            and reports[-1][0] - reports[1 + _WARM_UP][0] > _REHEARSAL
+        ):
             raise _EnoughSeen
 
+    reports.append((time.perf_counter(), 0, False))
     with suppress(_EnoughSeen):
         work(watch)
-    steps = list(itertools.pairwise(reports))[_WARM_UP - 1 :] or [((0.0, 0, False), reports[-1])]
+    # Where all steps belong to the warm-up, they are timed from the beginning.
+    steps = list(itertools.pairwise(reports))[_WARM_UP:] or [(reports[0], reports[-1])]
     plain = [(a, b) for a, b in steps if not b[2]] or steps
     seconds = sum(b[0] - a[0] for a, b in plain) / sum(b[1] - a[1] for a, b in plain)
     return Stage(stage, last.total, last.unit, seconds * last.total)

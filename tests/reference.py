@@ -37,9 +37,7 @@ def reference() -> str:
         rows = {id(p): _row(p) for p in command.params}
         common |= {p.name: rows[id(p)] for p in command.params if find_panel(p) == COMMON}
         parts += _command(name, command, rows)
-    parts += _details(
-        "Methods", ["| method | its proxy | offered by |", "|---|---|---|", *_methods()]
-    )
+    parts += _details("Methods", _methods())
     parts += _details("Common options", _table("option", common.values()))
     return "\n".join(parts)
 

@@ -177,9 +177,10 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error that a file is not a checkpoint, or a damaged one."""
     if path.is_dir():
         return absent(path)
-    return CheckpointError(
-        f"{path} is not a readable checkpoint: {one_line(error)}", how_to_make(path)
-    )
+    # One that may not be read may be whole, so nothing is advised that would replace it.
+    is_denied = isinstance(error, PermissionError)
+    hint = "check your permissions there" if is_denied else how_to_make(path)
+    return CheckpointError(f"{path} is not a readable checkpoint: {one_line(error)}", hint)
 
 
 def how_to_make(path: Path) -> str:

@@ -29,6 +29,7 @@ from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.model_choice import choose_model, tell_stale
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
+from lowshot_cli.data import cifar100
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.image_files import LISTING, Unused, summaries
 from lowshot_cli.data.loading import load_dataset
@@ -127,6 +128,7 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
             f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
             "leave out `image_size`",
         )
+    _ensure_folder_named(checkpoint, config)
     rules = checkpoint.meta.listing
     dataset = load(with_dataset_of(config, checkpoint), output, side, rules=rules)
     try:
@@ -139,6 +141,23 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
             error.hint = f"teach it with `{shlex.join(typed)}`, and move it out of the dataset"
         raise
     return dataset
+
+
+def _ensure_folder_named(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuse to look for a folder of images where none is named, or where CIFAR-100 is.
+
+    Raises:
+        CheckpointError: the model was trained on a folder of images, which is not named.
+    """
+    named = config.data_dir
+    if checkpoint.meta.dataset == "folder" and (
+        named is None or (named / cifar100.FOLDER).is_dir()
+    ):
+        place = f"{named} is not it" if named else "no folder is named"
+        raise CheckpointError(
+            f"the model was trained on a folder of images, and {place}",
+            "name that folder with `data_dir`",
+        )
 
 
 def photos_at(config: Config, output: Output, sources: Sequence[Path], image_size: int) -> Photos:
@@ -246,7 +265,7 @@ def output_file(
     with exclusive_folder(config, output, path, overwrite=overwrite or out is None, ranks=ranks):
         before = _novel_classes(path)
         yield path
-        gone = [name for name in before if name not in _novel_classes(path)]
+        gone = [name for name in before if name not in _classes(path)]
         if gone:
             add = "; --add keeps what it knows" if stage == "imprinted" else ""
             output.note(f"{path} no longer knows {', '.join(gone)}{add}")
@@ -254,8 +273,14 @@ def output_file(
 
 def _novel_classes(path: Path) -> tuple[str, ...]:
     """Novel classes of a checkpoint; none if there is no readable one."""
+    known = _classes(path)
+    return known[read_metadata(path).n_base :] if known else ()
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    """Classes of a checkpoint; none if there is no readable one."""
     try:
-        return read_metadata(path).novel_classes
+        return read_metadata(path).classes
     except CheckpointError:
         return ()
 

@@ -168,7 +168,8 @@ def _explain(
         if problem["type"] == "value_error":
             own.append(problem["msg"].removeprefix("Value error, "))
         wanted = " or ".join(dict.fromkeys(own)) or f"should be {_allowed_at(model, path)}"
-        bullets[name] = f"{wanted}, got {_shown(_value_at(given, path, problem['input']))}"
+        got = f", got {_shown(_value_at(given, path, problem['input']))}"
+        bullets[name] = wanted if "contradicts" in wanted else wanted + got
     # Without a file, settings go by their own names, without their section.
     names = {name: name if source else f"`{name.split('.')[-1]}`" for name in bullets}
     lines = [f"{names[name]}: {text}" for name, text in bullets.items()]

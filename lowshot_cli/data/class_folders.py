@@ -14,7 +14,6 @@ from lowshot_cli.config.values import normal_name
 from lowshot_cli.data.image_files import (
     FIRST_LISTING,
     LISTING,
-    SUFFIXES,
     Listing,
     Photo,
     Unused,
@@ -88,7 +87,8 @@ def sort_into_classes(root: Path, listing: Listing, rules: int = LISTING) -> Cla
         train, tested = (_class_files(known, (str(split),)) for split in splits)
         if strangers := sorted(set(tested) - set(train)):
             raise DataError(
-                f"{root / str(test)} has classes that train lacks: {', '.join(strangers)}"
+                f"{root / str(test)} has classes that train lacks: {', '.join(strangers)}",
+                "add training images of them, or move these folders away",
             )
     else:
         if not first:
@@ -165,7 +165,7 @@ def _class_files(tree: _Tree, above: _Parts) -> _Classes:
             lines = summaries(one for one in tree.unused if f"/{inside}" in f"/{one.name}")
             raise DataError(
                 f"{place / name} has no images" + "".join(f"; {line}" for line in lines),
-                f"known: {', '.join(sorted(SUFFIXES))}",
+                "put images in it, or move it away",
             )
     return classes
 
@@ -214,7 +214,10 @@ def _hold_out(classes: _Classes, *, first: bool) -> tuple[_Classes, _Classes]:
     train, test = {}, {}
     for name, files in classes.items():
         if len(files) < 2:
-            raise DataError(f"class {name!r} has one image, training and testing need two")
+            raise DataError(
+                f"class {name!r} has one image, training and testing need two",
+                "add images of it, or move its folder away",
+            )
         # By a hash of the name, so that a new class or image does not reshuffle the others.
         paths = ["/".join(parts) for parts, _ in files]
         keys = [blake2b((path if first else normal_name(path)).encode()).digest() for path in paths]

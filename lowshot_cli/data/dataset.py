@@ -20,6 +20,7 @@ from lowshot_cli.errors import UsageError, did_you_mean
 # Images that are read, decoded or embedded at a time.
 BATCH = 256
 _HASHED_AT_ONCE = 1024
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,14 @@ class Dataset:
         """Label of each class by name."""
         return {name: label for label, name in enumerate(self.class_names)}
 
+    def _listing_hint(self) -> str:
+        """Where to look for the names of classes."""
+        if self.name != "folder":
+            return f"`lowshot data classes --dataset {self.name}` lists them"
+        more = f" and {len(self.class_names) - _MOST_NAMED} more"
+        named = ", ".join(self.class_names[:_MOST_NAMED])
+        return f"it has {named}{more if len(self.class_names) > _MOST_NAMED else ''}"
+
     def label(self, class_name: str) -> int:
         """Label of a class.
 
@@ -176,7 +185,7 @@ class Dataset:
         if class_name not in self.labels:
             raise UsageError(
                 f"the {self.name} dataset has no class {class_name!r}",
-                did_you_mean(class_name, self.class_names, "`lowshot data classes` lists them"),
+                did_you_mean(class_name, self.class_names, self._listing_hint()),
             )
         return self.labels[class_name]
 

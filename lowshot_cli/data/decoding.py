@@ -24,6 +24,7 @@ from lowshot_cli.errors import DataError, one_line
 ByteArray = npt.NDArray[np.uint8]
 # Number of the rules that make pixels of a file. Another number keeps caches of theirs apart.
 RULES = 2
+NOT_REGULAR = "not a regular file"
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 if find_spec("PIL._avif"):
@@ -121,6 +122,8 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
     try:
         if not isinstance(source, Path):
             return _decode(source, image_size)
+        if source.exists() and not source.is_file():  # opening a named pipe would wait for ever
+            raise DataError(NOT_REGULAR)
         with source.open("rb") as file:
             return _decode(file, image_size)
     except MemoryError:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
-from lowshot_cli.data.decoding import FORMATS
+from lowshot_cli.data.decoding import FORMATS, NOT_REGULAR
 from lowshot_cli.errors import DataError, one_line
 from lowshot_cli.storage.files import LOG
 from lowshot_cli.storage.locks import LOCK
@@ -41,7 +41,6 @@ _OTHER_PICTURES = (
 _OTHER_SUFFIXES = frozenset(f".{name}" for name in _OTHER_PICTURES.split())
 # Folders that systems put beside photos: of archives made on a Mac, and thumbnails on a Synology.
 _CLUTTER = ("__MACOSX", "@eaDir")
-NOT_REGULAR = "not a regular file"
 # Images hardly compress, so an archive that grows by more than this was made to fill memory.
 _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
 _MOST_IMAGE_BYTES = 256 * 1024**2

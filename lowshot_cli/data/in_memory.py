@@ -61,7 +61,10 @@ def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]
         DataError: it is not a readable image.
     """
     if isinstance(image, str | Path):
-        return decode(Path(image), size)
+        try:
+            return decode(Path(image), size)
+        except DataError as error:
+            raise DataError(f"{image}: {error.message}", error.hint) from None
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise DataError(f"a tensor {list(image.shape)} is not an image", "give (3, H, W)")

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
-from lowshot_cli.data.decoding import ByteArray, decode, is_blank
+from lowshot_cli.data.decoding import NOT_REGULAR, ByteArray, decode, is_blank
 from lowshot_cli.data.image_files import (
-    NOT_REGULAR,
     Unused,
     entries_of,
     folders_in,
@@ -105,10 +104,8 @@ def _find(source: Path) -> Found:
     if source.is_dir():
         found = _in_folder(source)
         what, hint = f"{source} has no images", "name a folder with image files in it"
-    elif source.is_file() or source.is_symlink():  # a link that leads nowhere is unreadable
+    elif source.exists() or source.is_symlink():  # a pipe, or a link to nothing, is unreadable
         found = Found([source], [])
-    elif source.exists():
-        raise DataError(f"{source} is {NOT_REGULAR}", "name an image, or a folder of them")
     else:
         found = Found([], [])
         for path in sorted(

@@ -75,7 +75,7 @@ def split_holdout(images: Images, labels: Sequence[int], per_class: int) -> tupl
         if len(indices) <= per_class:
             raise UsageError(
                 f"a base class has {len(indices)} training images, the hold-out takes {per_class}",
-                "give a smaller `holdout`",
+                f"give a `holdout` below {len(indices)}, or leave that class out of `classes`",
             )
         drawn = torch.from_numpy(smallest_keys(len(indices), len(indices), Stream.HOLDOUT, label))
         holdout.append(indices[drawn[:per_class].sort().values])

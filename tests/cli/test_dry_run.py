@@ -159,7 +159,7 @@ def test_a_sweep_from_a_model_with_novel_classes_is_not_planned(
 
 
 def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
-    clock = iter([0, 9, 18, 20, 22, 60, 62, 64, *range(66, 1000, 2)])
+    clock = iter([-9, 0, 9, 18, 20, 22, 60, 62, 64, *range(66, 1000, 2)])
 
     def work(watch: Any) -> None:
         for done in range(1, 100):
@@ -169,6 +169,14 @@ def test_milestones_and_the_first_steps_are_not_counted_in() -> None:
         patch.setattr(estimate.time, "perf_counter", lambda: next(clock))
         found = estimate._rehearsed("steps", work)
     assert (found.n, found.seconds) == (1000, pytest.approx(2000))
+
+
+def test_a_work_of_a_single_step_is_timed_from_its_beginning() -> None:
+    clock = iter([5000, 5002])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate.time, "perf_counter", lambda: next(clock))
+        found = estimate._rehearsed("steps", lambda watch: watch(Progress("steps", 10, 30)))
+    assert found.seconds == pytest.approx(6)
 
 
 def test_the_plan_is_a_table_for_people(lowshot: RunCommand, workdir: Path) -> None:

@@ -134,8 +134,10 @@ def test_a_folder_without_images_says_what_it_holds_instead(tmp_path: Path) -> N
 
 def test_a_pipe_that_is_named_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match=r"x\.jpg is not a regular file"):
-        find_photos([tmp_path / "x.jpg"])
+    files = [tmp_path / "x.jpg", _png(tmp_path / "y.png")]
+    with pytest.raises(DataError, match=r"1 of 2 images cannot .*x\.jpg \(not a regular file\)"):
+        load_photos(find_photos(files).files, 16)
+    assert load_photos(files, 16, skip_bad=True).files == (files[1],)
 
 
 def test_a_link_that_leads_nowhere_is_an_unreadable_file(tmp_path: Path) -> None:

@@ -176,9 +176,12 @@ def test_a_check_compares_on_photos(lowshot: RunCommand, exported: Path, glyphs:
     assert "add --check" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["folder", "cifar100"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("folder", "the test images cannot be used"), ("cifar100", "there are no test images")],
+)
 def test_without_test_images_noise_is_checked_and_named(
-    lowshot: RunCommand, exported: Path, taught: Checkpoint, name: str
+    lowshot: RunCommand, exported: Path, taught: Checkpoint, name: str, why: str
 ) -> None:
     path = exported.parent / "elsewhere.safetensors"
     save(replace(taught, meta=taught.meta.model_copy(update={"dataset": name})), path)
@@ -186,7 +189,7 @@ def test_without_test_images_noise_is_checked_and_named(
     empty.mkdir()
     result = lowshot("export", "--check", "--checkpoint", path, "--data-dir", empty)
     assert result.exit_code == 0, result.stderr
-    assert "64 images (noise, as there are no test images)" in " ".join(result.stdout.split())
+    assert f"64 images (noise, as {why})" in " ".join(result.stdout.split())
     assert not any(empty.iterdir())
 
 

@@ -105,29 +105,30 @@ def _check_images(
         photos = photos_at(config, output, images, size)
         return "photos", photos.pixels, photos.n_skipped
     generator = torch.Generator().manual_seed(config.seed)
-    dataset = _dataset(config, output, checkpoint)
+    dataset, why_not = _dataset(config, output, checkpoint)
     if dataset is None or not len(dataset.test.pixels):
         noise = torch.randint(
             256, (_NOISE_IMAGES, 3, size, size), generator=generator, dtype=torch.uint8
         )
-        return "noise, as there are no test images", noise, 0
+        return f"noise, as {why_not}", noise, 0
     pixels = dataset.test.pixels
     some = torch.randperm(len(pixels), generator=generator)[:_MOST_IMAGES]
     return f"test images of {checkpoint.meta.dataset}", pixels[some], dataset.n_skipped
 
 
-def _dataset(config: Config, output: Output, checkpoint: Checkpoint) -> Dataset | None:
-    """The checkpoint's dataset, or None if it is not on this machine."""
+def _dataset(config: Config, output: Output, checkpoint: Checkpoint) -> tuple[Dataset | None, str]:
+    """The checkpoint's dataset if it is on this machine, and why there may be no test images."""
+    absent = "there are no test images"
     name = with_dataset_of(config, checkpoint).dataset
     cifar_folder = config.data_folder / cifar100.FOLDER
     if name == "cifar100" and not cifar_folder.is_dir():
-        return None
+        return None, absent
     if name == "folder" and not (config.data_dir and config.data_dir.exists()):
-        return None
+        return None, absent
     try:
-        return load_dataset_of(checkpoint, config, output)
+        return load_dataset_of(checkpoint, config, output), absent
     except (DataError, CheckpointError) as error:
         if config.strict:
             raise
         output.note(f"no test images: {error.message}")
-        return None
+        return None, "the test images cannot be used"
