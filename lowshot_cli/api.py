@@ -37,7 +37,7 @@ from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig
-from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss, normal_name
+from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss, given_path, normal_name
 from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.data.in_memory import AnyImage, AnyImages, decode_any, list_images
 from lowshot_cli.data.photos import Photos
@@ -68,8 +68,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model:
         CheckpointError: the file is missing, damaged, or not a lowshot checkpoint.
         UsageError: there is no such device.
     """
-    checkpoint = ckpt.load(Path(path))
-    return Model(checkpoint, fused(checkpoint.network(pick_device(device))), file_hash(Path(path)))
+    checkpoint, digest = ckpt.load(given_path(path)), file_hash(given_path(path))
+    return Model(checkpoint, fused(checkpoint.network(pick_device(device))), digest)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -323,9 +323,9 @@ class Model:
         Raises:
             LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
         """
-        files = exporter.export(self.checkpoint, format)
-        ensure_writable(Path(folder))
-        exporter.write(Path(folder), files)
+        folder, files = given_path(folder), exporter.export(self.checkpoint, format)
+        ensure_writable(folder)
+        exporter.write(folder, files)
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically.
@@ -333,7 +333,7 @@ class Model:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        ckpt.save(self.checkpoint, Path(path))
+        ckpt.save(self.checkpoint, given_path(path))
 
     def _child(self, taught: Checkpoint) -> Model:
         """Another model with the same network; a second step of a kind keeps the parent."""

@@ -169,6 +169,27 @@ def test_a_model_is_one_line_and_itself_alone(model: Model, taught: Model) -> No
     assert len({model, taught, model}) == 2
 
 
+def test_a_path_may_begin_with_a_home_and_is_never_empty(
+    taught: Model, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    taught.save("~/mine.safetensors")
+    assert lowshot_cli.load("~/mine.safetensors").classes == taught.classes
+    assert not (tmp_path / "~").exists()
+    shutil.copy(photos[0], tmp_path / "one.png")
+    assert taught("~/one.png").top == taught(photos[0]).top
+    for use in (taught, taught.save, taught.export, lowshot_cli.load):
+        with pytest.raises(UsageError, match="a path is empty"):
+            use("")
+
+
+def test_the_image_that_cannot_be_read_is_named(taught: Model, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png: unknown image format"):
+        taught([tmp_path / "bad.png"])
+
+
 def test_a_class_is_learnt_again_where_that_is_asked_for(taught: Model, photos: list[Path]) -> None:
     with pytest.raises(UsageError, match="already knows") as caught:
         taught.imprint(photos[:2], "mug")

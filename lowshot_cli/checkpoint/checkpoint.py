@@ -280,10 +280,14 @@ def check_dataset(checkpoint: Checkpoint, dataset: Dataset) -> None:
 
 def added_classes(meta: Meta, dataset: Dataset) -> tuple[str, ...]:
     """The classes without which a dataset would be the one that a model was trained on."""
-    known = {meta.renamed.get(name, name) for name in meta.classes}
+    known, base = (
+        {meta.renamed.get(name, name) for name in names}
+        for names in (meta.classes, meta.base_classes)
+    )
     unknown = [name for name in dataset.class_names if name not in known]
-    # Some of them may have been there, not used as base classes.
-    for added in (unknown, *([name] for name in unknown)):
+    no_base = [name for name in dataset.class_names if name not in base]
+    # Some may have been there, not used as base classes, and others been taught from photos since.
+    for added in (unknown, no_base, *([name] for name in no_base)):
         rest = [label for name, label in dataset.labels.items() if name not in added]
         if rest and dataset.hash_of(rest) == meta.dataset_hash:
             return tuple(added)

@@ -137,8 +137,9 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
         if added := added_classes(checkpoint.meta, dataset):
             folders = (config.data_folder / split / added[0] for split in ("train", "."))
             photos = next((str(folder) for folder in folders if folder.is_dir()), "FOLDER")
-            typed = ["lowshot", "imprint", "--class", added[0], "--images", photos]
-            error.hint = f"teach it with `{shlex.join(typed)}`, and move it out of the dataset"
+            teach = ("imprint", "--class", added[0], "--images", photos)
+            typed = next_command(config, chain_path(config.workdir, "base"), *teach)
+            error.hint = f"teach it with `{typed}`, and move it out of the dataset"
         raise
     return dataset
 

@@ -23,7 +23,8 @@ def choose_model(config: Config, output: Output, named: Path | None) -> Path:
     if named:
         return named
     path, _ = furthest(config.workdir)
-    if len(present(config.workdir)) > 1:
+    models = [each for each in path.parent.glob("*.safetensors") if ".state." not in each.name]
+    if len(models) > 1:
         output.note(f"using {path}")
     return path
 

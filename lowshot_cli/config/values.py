@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from lowshot_cli.config.backbone_names import meant_backbone
 from lowshot_cli.config.methods import imprint_method, sweep_method
+from lowshot_cli.errors import UsageError
 
 DatasetName = Literal["cifar100", "folder", "glyphs", "none"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -137,6 +138,17 @@ def _not_empty(value: object) -> object:
     if value == "":  # it would be the current folder
         raise ValueError("should not be empty")
     return value
+
+
+def given_path(value: str | Path) -> Path:
+    """A path that was given from Python, with `~` for a home folder.
+
+    Raises:
+        UsageError: it is empty, which is not the current folder.
+    """
+    if not str(value):
+        raise UsageError("a path is empty", "name a file or folder")
+    return user_path(value)
 
 
 def _path(value: Path) -> Path:

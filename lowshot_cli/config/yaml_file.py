@@ -95,11 +95,12 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"the key in line {line} is no text: put quotes around it")
             if key.value in lines:
                 first = lines[key.value]
                 raise ValueError(f"{key.value!r} is given twice, in lines {first} and {line}")
-            if isinstance(key, yaml.ScalarNode):
-                lines[key.value] = line
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 

@@ -24,7 +24,7 @@ from lowshot_cli.errors import DataError, one_line
 ByteArray = npt.NDArray[np.uint8]
 # Number of the rules that make pixels of a file. Another number keeps caches of theirs apart.
 RULES = 2
-NOT_REGULAR = "not a regular file"
+NOT_REGULAR, UNKNOWN = "not a regular file", "unknown image format"
 # No others are tried, whatever a file is called: some of Pillow's readers start other programs.
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
 if find_spec("PIL._avif"):
@@ -175,7 +175,7 @@ def _reason(error: Exception, content: bytes) -> str:
     for place, start, name in _READ:
         if content.startswith(start, place):
             return f"damaged, or a kind of {name} that is not read"
-    return "unknown image format"
+    return UNKNOWN
 
 
 def _decode_as_it_is(file: IO[bytes], image_size: int) -> ByteArray:

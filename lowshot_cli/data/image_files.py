@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -46,6 +46,8 @@ _MOST_GROWTH, _HARMLESS_BYTES = 100, 1024**3
 _MOST_IMAGE_BYTES = 256 * 1024**2
 _MAKE_AGAIN = "make it again from the folder of images"
 _MOST_NAMED = 3
+# Beginnings of the names of folders that commands write to a work folder.
+_WRITTEN = ("sweep-", "order-", "export")
 
 
 class Photo(NamedTuple):
@@ -189,16 +191,24 @@ def folders_in(root: Path) -> Iterator[tuple[str, str, list[os.DirEntry[str]]]]:
         real = os.path.realpath(folder)
         if any(holds(real, each) for each in above):
             continue
-        if above and any(os.path.exists(f"{folder}{os.sep}{name}") for name in (LOG, LOCK)):  # noqa: PTH110
+        entries, files = entries_of(folder), []
+        if above and _is_work_folder(folder, entries):
             continue
-        files = []
-        for entry in entries_of(folder):
+        for entry in entries:
             if is_folder(entry):
                 path = f"{folder}{os.sep}{entry.name}"
                 waiting.append((path, f"{inside}{entry.name}/", (*above, real)))
             else:
                 files.append(entry)
         yield folder, inside, files
+
+
+def _is_work_folder(folder: str, entries: Sequence[os.DirEntry[str]]) -> bool:
+    """Whether a folder holds what commands write and nothing else that may be images."""
+    if not any(os.path.exists(f"{folder}{os.sep}{name}") for name in (LOG, LOCK)):  # noqa: PTH110
+        return False
+    others = [entry for entry in entries if not entry.name.startswith(_WRITTEN)]
+    return not any(is_image(entry.name) or is_folder(entry) for entry in others)
 
 
 def holds(folder: str, other: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, bfloat16
 
+from lowshot_cli.config.values import given_path
 from lowshot_cli.data.colours import to_bytes
 from lowshot_cli.data.decoding import as_pixels, decode
 from lowshot_cli.data.image_files import summaries
@@ -29,24 +30,24 @@ def list_images(images: AnyImages) -> tuple[list[AnyImage], bool]:
         DataError: there are no images, or nothing is at a path.
     """
     if isinstance(images, str | Path):
-        return _at(images), Path(images).is_file()
+        path = given_path(images)
+        found = _at(path)
+        return found, found == [path]
     if isinstance(images, np.ndarray | Tensor) and images.ndim != 4:
         return [images], True
     if isinstance(images, Image.Image) or not isinstance(images, Iterable):
         return [images], True
     listed: list[AnyImage] = []
     for image in images:
-        listed += _at(image) if isinstance(image, str | Path) else [image]
+        listed += _at(given_path(image)) if isinstance(image, str | Path) else [image]
     if not listed:
         raise DataError("no images", "give at least one")
     return listed, False
 
 
-def _at(path: str | Path) -> list[AnyImage]:
+def _at(path: Path) -> list[AnyImage]:
     """The image at a path, or those in a folder; warns of files that look like images too."""
-    if Path(path).is_file():
-        return [path]
-    found = find_photos([Path(path)])
+    found = find_photos([path])
     if lines := summaries(found.unused):
         warnings.warn(f"left out {'; '.join(lines)}", stacklevel=2)
     return list(found.files)
@@ -62,7 +63,7 @@ def decode_any(image: AnyImage, size: int) -> np.ndarray[Any, np.dtype[np.uint8]
     """
     if isinstance(image, str | Path):
         try:
-            return decode(Path(image), size)
+            return decode(given_path(image), size)
         except DataError as error:
             raise DataError(f"{image}: {error.message}", error.hint) from None
     if isinstance(image, Tensor):

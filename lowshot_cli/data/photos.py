@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
-from lowshot_cli.data.decoding import NOT_REGULAR, ByteArray, decode, is_blank
+from lowshot_cli.data.decoding import NOT_REGULAR, UNKNOWN, ByteArray, decode, is_blank
 from lowshot_cli.data.image_files import (
     Unused,
     entries_of,
@@ -31,7 +31,7 @@ from lowshot_cli.data.image_files import (
     why_not_read,
 )
 from lowshot_cli.data.image_store import cannot_read
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ def find_photos(sources: Iterable[Path], *, strict: bool = False) -> Found:
     files: dict[Path, None] = {}
     unused: dict[Unused, None] = {}
     for source in sources:
-        found = _find(source)
+        try:
+            found = _find(source)
+        except OSError as error:
+            raise DataError(
+                f"{source}: {one_line(error)}", "check the path and your permissions there"
+            ) from None
         files |= dict.fromkeys(found.files)
         unused |= dict.fromkeys(found.unused)
     if strict:
@@ -181,7 +186,8 @@ def read_photos(files: Sequence[Path], image_size: int, batch: int = BATCH) -> I
         try:
             return decode(path, image_size)
         except DataError as error:
-            return error.message
+            # A picture of another format may be known by its name alone.
+            return (why_not_read(path.name) if error.message == UNKNOWN else None) or error.message
 
     waiting: deque[list[tuple[Path, Future[ByteArray | str]]]] = deque()
     pool = ThreadPoolExecutor()

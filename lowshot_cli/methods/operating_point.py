@@ -127,10 +127,14 @@ def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float)
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
-        `(T,)`; 0 where no bias, however large, costs more than that, and where changed base weights
-        alone do, whatever the bias.
+        `(T,)`; 0 where no bias, however large, costs more than that. Where changed base weights
+        alone do, the largest bias that costs nothing more.
     """
-    shifts = holdout.critical_shifts(holdout.margins(proxies), (max_forgetting,))[:, 0]
+    margins = holdout.margins(proxies)  # (T, n)
+    shifts = holdout.critical_shifts(margins, (max_forgetting,))[:, 0]  # (T,)
+    if bool(holdout.right_now.any()) and bool((shifts == -torch.inf).any()):
+        least = margins[:, holdout.right_now].amin(1)  # (T,)
+        shifts = torch.where(shifts == -torch.inf, least, shifts)
     return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
 
 

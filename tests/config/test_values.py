@@ -17,6 +17,14 @@ def _yaml(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_key_that_is_no_text_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for text in ("seed: 1\n{{ name }}: 3\n", "seed: 1\n[a]: 1\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="the key in line 2 is no text"):
+            load_config(path)
+
+
 @pytest.mark.parametrize(
     ("text", "key", "lines"),
     [

@@ -215,5 +215,9 @@ def test_a_work_folder_within_the_data_is_no_class(tmp_path: Path, mark: str) ->
     _png(tmp_path / "runs" / "sweep-1" / "accuracy.png")
     (tmp_path / "runs" / mark).touch()
     assert [photo.name for photo in list_photos(tmp_path).photos] == ["red/a.png"]
+    _png(tmp_path / "red" / "2023" / "b.png")
+    (tmp_path / "red" / mark).touch()
+    listed = [photo.name for photo in list_photos(tmp_path).photos]
+    assert sorted(listed) == ["red/2023/b.png", "red/a.png"], "a class in which a command ran"
     inside = tmp_path / "runs" / "sweep-1"
     assert [photo.name for photo in list_photos(inside).photos] == ["accuracy.png"]

@@ -149,6 +149,20 @@ def test_a_budget_below_the_loss_leaves_no_bias_that_keeps_it() -> None:
     assert operating_bias(torch.tensor([[[1.0, 0.0]]]), queries, 0).item() == 0
 
 
+def test_a_budget_that_changed_base_rows_have_used_up_lets_a_class_cost_nothing_more() -> None:
+    embeddings = F.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    labels = (embeddings @ torch.eye(8).T).argmax(1)
+    noise = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+    changed = F.normalize(torch.eye(8) + 0.2 * noise, dim=1)
+    queries = BaseQueries.of(changed, embeddings, labels, torch.ones(200, dtype=torch.bool))
+    row = F.normalize(torch.ones(1, 1, 8), dim=-1)
+    bias = operating_bias(row, queries, 0)
+    assert bias.item() != 0
+    margins = queries.margins(row)[0, queries.right_now]
+    assert bool((margins > bias).all())
+    assert not bool((margins > bias + 1e-4).all()), "a larger bias costs more"
+
+
 def test_several_novel_rows_share_the_bias_of_the_nearest() -> None:
     queries = _four_queries()
     near, far = torch.tensor([0.6, 0.0, 0.8]), torch.tensor([0.0, 0.0, 1.0])
