@@ -114,7 +114,7 @@ def test_one_image_a_class_and_one_class_say_what_is_needed(
     _black(tmp_path / "few", "ab", 3)
     status, told = _train(lowshot, tmp_path / "few")
     assert status == USAGE
-    assert "give a smaller --holdout" in told
+    assert "give a --holdout below 2" in told
     _black(tmp_path / "one", "a", 30)
     status, told = _train(lowshot, tmp_path / "one", "--holdout", "4")
     assert status == USAGE
