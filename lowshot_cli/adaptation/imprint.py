@@ -20,7 +20,7 @@ from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.data.image_files import as_text
 from lowshot_cli.data.photos import Photos
 from lowshot_cli.data.supports import draw_supports
-from lowshot_cli.errors import UsageError
+from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.models.embedding import EmbeddingNetwork
 
 
@@ -133,11 +133,16 @@ def imprint_photos(
     Raises:
         UsageError: not exactly one class is named, the model knows it already, or there are fewer
             photos than shots.
-        DataError: the photos have no direction of their own.
+        DataError: the photos have no direction of their own, or some repeat others with `strict`.
     """
     given = len(photos.files)
     photos = distinct(photos)
     count = len(photos.files)
+    if config.strict and count < given:
+        raise DataError(
+            f"{given - count} of {given} images repeat another one",
+            "move them away, or omit `strict=True`",
+        )
     if config.imprint.classes is None or len(config.imprint.classes) != 1:
         raise UsageError("`images` must be of one class", "name just one in `classes`")
     (name,) = config.imprint.classes

@@ -23,7 +23,7 @@ FIRST_LISTING: Final = 1
 LISTING: Final = 2
 # By the names of formats in Pillow, whose reader of JPEG also reads MPO.
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".pjpeg", ".pjp", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),

@@ -54,6 +54,18 @@ class LoadedWeights:
         found = {"missing": self.missing, "not used": self.unexpected}
         return [f"weights: {len(n)} {what}: {_few(n)}" for what, n in found.items() if n]
 
+    def refuse_unused(self) -> None:
+        """Refuse weights of which some are not used.
+
+        Raises:
+            UsageError: there are some.
+        """
+        if self.unexpected:
+            raise UsageError(
+                f"weights: {len(self.unexpected)} not used: {_few(self.unexpected)}",
+                "take them out of the file, or omit `strict=True`",
+            )
+
 
 @dataclass(frozen=True)
 class Preprocessing:

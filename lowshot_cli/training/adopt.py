@@ -144,7 +144,7 @@ def adopt_without_data(config: Config) -> TrainResult:
         flip=flip,
         input_size=input_side(options, side),
     )
-    network, size, loaded = build_network(options, task, with_weights=True)
+    network, size, loaded = build_network(options, task, with_weights=True, strict=config.strict)
     weights = classifier_proxies(network.backbone, read_weights(options))  # (C, E)
     if len(weights) != len(names):
         raise UsageError(

@@ -73,7 +73,7 @@ def input_side(options: TrainBaseConfig, side: int) -> int | None:
 
 
 def build_network(
-    options: TrainBaseConfig, task: BaseTask, *, with_weights: bool
+    options: TrainBaseConfig, task: BaseTask, *, with_weights: bool, strict: bool = False
 ) -> tuple[EmbeddingNetwork, int, LoadedWeights | None]:
     """The network to train, the size E of its features, and how given weights fitted it.
 
@@ -81,6 +81,11 @@ def build_network(
         options: settings of the base model.
         task: the images of the base classes.
         with_weights: load the weights that the options name; a resumed run has its own.
+        strict: refuse weights of which some are not used.
+
+    Raises:
+        UsageError: there are some.
+        CheckpointError: the weights cannot be read, or do not fit.
     """
     backbone = build_backbone(
         options.backbone,
@@ -92,6 +97,8 @@ def build_network(
     loaded = None
     if options.weights and with_weights:
         loaded = load_weights(backbone, read_weights(options), options.weights)
+        if strict:
+            loaded.refuse_unused()
     if options.freeze_backbone:
         backbone.requires_grad_(False)
         backbone.project.requires_grad_(True)

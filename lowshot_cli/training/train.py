@@ -62,7 +62,9 @@ def train_base(
     task = make_task(options, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network, size, loaded = build_network(options, task, with_weights=not resume)
+        network, size, loaded = build_network(
+            options, task, with_weights=not resume, strict=config.strict
+        )
         if options.epochs == 0:
             result = adopt(config, dataset, task, network.to(context.device), context=context)
             return replace(result, weights=loaded)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.models.backbones import build_backbone
 from tests.conftest import RunCommand, save_colours, save_images
 
 
@@ -70,6 +73,26 @@ def test_strict_makes_an_error_of_them(
     both = lowshot(*command, "--strict", "--skip-bad")
     assert both.exit_code == 2
     assert "--strict: contradicts --skip-bad" in both.stderr
+
+
+def test_strict_refuses_repeated_photos_and_unused_weights(
+    lowshot: RunCommand, workdir: Path, tmp_path: Path
+) -> None:
+    save_colours(tmp_path / "photos", ".", count=2)
+    shutil.copy(tmp_path / "photos" / "0.png", tmp_path / "photos" / "again.png")
+    taught = ("imprint", "--class", "mug", "--images", "photos")
+    refused = lowshot(*taught, "--strict")
+    assert refused.exit_code == 3
+    assert "1 of 3 images repeat another one" in refused.stderr
+    assert lowshot(*taught).exit_code == 0
+    state = build_backbone("resnet9", 4, 8, 32, None).state_dict()
+    torch.save(state | {"extra.weight": torch.ones(1)}, tmp_path / "weights.pth")
+    small = ("--dataset", "glyphs", "--classes", 2, "--width", 4, "--embedding-size", 8)
+    given = ("--epochs", 0, "--weights", "weights.pth", "--out", "own.safetensors")
+    refused = lowshot("train-base", *small, *given, "--strict")
+    assert refused.exit_code == 2
+    assert "1 not used: extra.weight" in refused.stderr
+    assert lowshot("train-base", *small, *given).exit_code == 0
 
 
 def test_training_counts_the_files_of_its_dataset(lowshot: RunCommand, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_every_suffix_of_a_format_that_is_read_is_listed() -> None:
     Image.init()
     known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     assert known <= SUFFIXES
+    assert {".jif", ".pjpeg", ".pjp"} <= SUFFIXES, "as old browsers and cameras name JPEGs"
 
 
 def test_strict_refuses_what_is_otherwise_counted(cluttered: Path) -> None:
