@@ -17,7 +17,7 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import relabel, split_holdout
 from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.methods.finetuning import finetune_all_proxies, finetune_proxies
-from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.methods.operating_point import budget_setting, resolve_budget
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
@@ -63,21 +63,17 @@ def finetune(
             )
         check_dataset(checkpoint, dataset)
         precision = pick_precision(options.precision, context.device, context.ranks)
-        config = _with_options(config, precision=precision)
+        config = config.with_settings("finetune", precision=precision)
         tuned = _finetune_network(checkpoint, dataset, config, context)
     else:
         tuned = _finetune_head(checkpoint, options)
     tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
     budget = resolve_budget(options.max_forgetting)
-    spent = "none" if budget is None else budget
-    used = _with_options(config, freeze_base=options.freezing, max_forgetting=spent)
+    used = config.with_settings(
+        "finetune", freeze_base=options.freezing, max_forgetting=budget_setting(budget)
+    )
     # First the history, which tells whether the base model is still unchanged.
     return set_bias(tuned.with_settings("finetune", used), budget)
-
-
-def _with_options(config: Config, **options: object) -> Config:
-    """The config with other settings for fine-tuning."""
-    return config.model_copy(update={"finetune": config.finetune.model_copy(update=options)})
 
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:

@@ -21,6 +21,7 @@ from lowshot_cli.data.image_files import as_text
 from lowshot_cli.data.photos import Photos
 from lowshot_cli.data.supports import draw_supports
 from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.methods.operating_point import budget_setting
 from lowshot_cli.models.embedding import EmbeddingNetwork
 
 
@@ -94,7 +95,7 @@ def imprint_classes(
         described = tuple(dataset.train.describe(i) for i in record.indices)
         n_replaced = int(np.isin(first, avoided).sum())
         drawn.append(SupportDraw(name, record.indices, described, n_replaced))
-    taught, used = _with_bias(checkpoint, _with_options(config, shots=shots))
+    taught, used = _with_bias(checkpoint, config.with_settings("imprint", shots=shots))
     return taught.with_settings("imprint", used), drawn
 
 
@@ -164,7 +165,7 @@ def imprint_photos(
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
     taught = checkpoint.with_class(name, proxy, support, record)
-    taught, used = _with_bias(taught, _with_options(config, shots=shots))
+    taught, used = _with_bias(taught, config.with_settings("imprint", shots=shots))
     drawn = SupportDraw(name, (), tuple(str(file) for file in files), n_duplicates=given - count)
     return taught.with_settings("imprint", used), drawn
 
@@ -172,7 +173,7 @@ def imprint_photos(
 def _with_bias(taught: Checkpoint, config: Config) -> tuple[Checkpoint, Config]:
     """Set the bias of a model that was taught a class; the config then names the budget."""
     budget = shared_budget(taught, config.imprint)
-    used = _with_options(config, max_forgetting="none" if budget is None else budget)
+    used = config.with_settings("imprint", max_forgetting=budget_setting(budget))
     return set_bias(taught, budget), used
 
 
@@ -183,15 +184,10 @@ def _usable(config: Config, checkpoint: Checkpoint) -> Config:
     """
     if can_calibrate(checkpoint):
         return config
-    config = _with_options(config, method="imprint")
+    config = config.with_settings("imprint", method="imprint")
     if len(checkpoint.holdout.calibration_embeddings):
         return config
-    return _with_options(config, max_forgetting="none")
-
-
-def _with_options(config: Config, **options: object) -> Config:
-    """The config with other settings for imprinting."""
-    return config.model_copy(update={"imprint": config.imprint.model_copy(update=options)})
+    return config.with_settings("imprint", max_forgetting="none")
 
 
 def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:

@@ -238,9 +238,6 @@ def command(
                 path = config_file(mine)
             # A repeatable option that was not typed is an empty list.
             given = {n: v for n, v in values.items() if n in names and v not in ((), [])}
-            if any(text == "" or text.endswith("=") for text in ctx.meta[_TYPED]):
-                # An empty path, as from a variable that is not set, is not the current folder.
-                given = {n: "" if v == Path() else v for n, v in given.items()}
             function(_begin(ctx, section, path, given), **mine)
 
         context = inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context)

@@ -17,7 +17,7 @@ from lowshot_cli.checkpoint.checkpoint import (
     check_dataset,
     check_dataset_name,
 )
-from lowshot_cli.checkpoint.metadata import read_metadata
+from lowshot_cli.checkpoint.metadata import Meta, read_metadata
 from lowshot_cli.checkpoint.workdir import (
     chain_path,
     load_fresh,
@@ -264,26 +264,21 @@ def output_file(
     """
     path = out or chain_path(config.workdir, stage)
     with exclusive_folder(config, output, path, overwrite=overwrite or out is None, ranks=ranks):
-        before = _novel_classes(path)
+        before = _metadata(path)
         yield path
-        gone = [name for name in before if name not in _classes(path)]
+        now = _metadata(path)
+        gone = [n for n in before.novel_classes if now and n not in now.classes] if before else []
         if gone:
             add = "; --add keeps what it knows" if stage == "imprinted" else ""
             output.note(f"{path} no longer knows {', '.join(gone)}{add}")
 
 
-def _novel_classes(path: Path) -> tuple[str, ...]:
-    """Novel classes of a checkpoint; none if there is no readable one."""
-    known = _classes(path)
-    return known[read_metadata(path).n_base :] if known else ()
-
-
-def _classes(path: Path) -> tuple[str, ...]:
-    """Classes of a checkpoint; none if there is no readable one."""
+def _metadata(path: Path) -> Meta | None:
+    """A checkpoint's metadata, or None if there is no readable one."""
     try:
-        return read_metadata(path).classes
+        return read_metadata(path)
     except CheckpointError:
-        return ()
+        return None
 
 
 @contextmanager

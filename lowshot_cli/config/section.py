@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -14,6 +14,11 @@ class Section(BaseModel):
     """A frozen part of the config in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def with_settings(self, section: str, **settings: object) -> Self:
+        """The same with other settings in one of its sections."""
+        changed = getattr(self, section).model_copy(update=settings)
+        return self.model_copy(update={section: changed})
 
     @field_validator("*", mode="before")
     @classmethod

@@ -150,6 +150,11 @@ def resolve_budget(max_forgetting: float | str | None, *, biased: bool = True) -
     return DEFAULT_MAX_FORGETTING if max_forgetting is None else float(max_forgetting)
 
 
+def budget_setting(budget: float | None) -> float | str:
+    """The setting `max_forgetting` that stands for a budget in points, whatever the method."""
+    return "none" if budget is None else budget
+
+
 def allowed_losses(points: float, n_queries: int) -> int:
     """How many of `n_queries` may turn wrong within a budget of `points`: floor(points·n/100)."""
     # The small term keeps 2.3 points of 1000 queries at 23 in binary floating point.

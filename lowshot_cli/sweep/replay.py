@@ -16,7 +16,7 @@ from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test, without_lookalikes
 from lowshot_cli.errors import DataError
-from lowshot_cli.methods.operating_point import resolve_budget
+from lowshot_cli.methods.operating_point import budget_setting, resolve_budget
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.sweep.plan import Plan, TrialBatch, make_plan
 from lowshot_cli.sweep.run_folder import CONFIG, ROWS, open_models, read_run
@@ -87,11 +87,10 @@ def as_imprinting(run_dir: Path, rebuilt: Checkpoint) -> Config:
         rebuilt: the trial's model.
     """
     run, record = load_config(run_dir / CONFIG), rebuilt.meta.supports[-1]
-    budget = rebuilt.meta.max_forgetting
     options: dict[str, object] = {
         "classes": rebuilt.novel_classes,
         "shots": len(record.indices or ()),
         "method": record.method,  # also one that `imprint` does not offer
-        "max_forgetting": "none" if budget is None else budget,
+        "max_forgetting": budget_setting(rebuilt.meta.max_forgetting),
     }
-    return run.model_copy(update={"imprint": run.imprint.model_copy(update=options)})
+    return run.with_settings("imprint", **options)
