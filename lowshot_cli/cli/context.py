@@ -35,7 +35,7 @@ from lowshot_cli.data.image_files import LISTING, Unused, summaries
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import CheckpointError, UsageError, first_few
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.progress import OnProgress
 from lowshot_cli.storage.cache import embedding_cache
@@ -109,8 +109,7 @@ def report_blank(output: Output, files: Sequence[str]) -> None:
     if not files:
         return
     count = "1 image is" if len(files) == 1 else f"{len(files)} images are"
-    more = f" and {len(files) - 10} more" if len(files) > 10 else ""
-    output.note(f"{count} blank, every pixel white or transparent: {', '.join(files[:10])}{more}")
+    output.note(f"{count} blank, every pixel white or transparent: {first_few(files, 10)}")
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowshot_cli.config.values import normal_name
 from lowshot_cli.data.image_files import Unused
-from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.errors import UsageError, did_you_mean, first_few
 
 # Images that are read, decoded or embedded at a time.
 BATCH = 256
@@ -171,9 +171,7 @@ class Dataset:
         """Where to look for the names of classes."""
         if self.name != "folder":
             return f"`lowshot data classes --dataset {self.name}` lists them"
-        more = f" and {len(self.class_names) - _MOST_NAMED} more"
-        named = ", ".join(self.class_names[:_MOST_NAMED])
-        return f"it has {named}{more if len(self.class_names) > _MOST_NAMED else ''}"
+        return f"it has {first_few(self.class_names, _MOST_NAMED)}"
 
     def label(self, class_name: str) -> int:
         """Label of a class.

@@ -19,7 +19,7 @@ import torch
 from lowshot_cli.data.dataset import Images, compute_digest
 from lowshot_cli.data.decoding import RULES, ByteArray, UnreadError, is_blank
 from lowshot_cli.data.image_files import Photo
-from lowshot_cli.errors import DataError, one_line
+from lowshot_cli.errors import DataError, first_few, one_line
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.storage.files import new_array
@@ -108,9 +108,8 @@ def cannot_read(lines: Sequence[str], among: str) -> DataError:
         lines: a line about each of them.
         among: all files that were to be read, such as `20 images in photos/`.
     """
-    more = f" and {len(lines) - _MOST_NAMED} more" if len(lines) > _MOST_NAMED else ""
     return DataError(
-        f"{len(lines)} of {among} cannot be read: {'; '.join(lines[:_MOST_NAMED])}{more}",
+        f"{len(lines)} of {among} cannot be read: {first_few(lines, _MOST_NAMED, '; ')}",
         "convert, repair or delete them, or leave them out with `skip_bad=True`",
     )
 

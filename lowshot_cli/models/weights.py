@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowshot_cli.config.schema import Config, TrainBaseConfig
 from lowshot_cli.config.values import DEFAULT_WEIGHTS, user_path
-from lowshot_cli.errors import CheckpointError, UsageError, one_line
+from lowshot_cli.errors import CheckpointError, UsageError, first_few, one_line
 from lowshot_cli.models.backbones import Resized
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
@@ -52,7 +52,9 @@ class LoadedWeights:
     def notes(self) -> list[str]:
         """A line for the user about each of the two that is not empty."""
         found = {"missing": self.missing, "not used": self.unexpected}
-        return [f"weights: {len(n)} {what}: {_few(n)}" for what, n in found.items() if n]
+        return [
+            f"weights: {len(n)} {what}: {first_few(n, _SHOWN)}" for what, n in found.items() if n
+        ]
 
     def refuse_unused(self) -> None:
         """Refuse weights of which some are not used.
@@ -62,7 +64,7 @@ class LoadedWeights:
         """
         if self.unexpected:
             raise UsageError(
-                f"weights: {len(self.unexpected)} not used: {_few(self.unexpected)}",
+                f"weights: {len(self.unexpected)} not used: {first_few(self.unexpected, _SHOWN)}",
                 "take them out of the file, or omit `strict=True`",
             )
 
@@ -188,14 +190,14 @@ def load_weights(
     if 2 * len(shared) < len(own):
         count = f"only {len(shared)} of the {len(own)} weights" if shared else "no weight"
         raise CheckpointError(
-            f"{source} holds {count} of this backbone: it has {_few(list(tensors))}, "
-            f"not {_few(list(own))}",
+            f"{source} holds {count} of this backbone: it has {first_few(list(tensors), _SHOWN)}, "
+            f"not {first_few(list(own), _SHOWN)}",
             "name the `backbone` that they belong to",
         )
     misfits = [f"{name} is {text}" for name in shared if (text := _misfit(given[name], own[name]))]
     if misfits:
         raise CheckpointError(
-            f"{source} does not fit the backbone: {_few(misfits)}",
+            f"{source} does not fit the backbone: {first_few(misfits, _SHOWN)}",
             "name the `backbone` that they belong to",
         )
     for name, tensor in shared.items():
@@ -279,8 +281,3 @@ def _mapping(name: str) -> str:
 
 def _belongs(name: str, layers: tuple[str, ...]) -> bool:
     return any(name.startswith(f"{layer}.") for layer in layers)
-
-
-def _few(names: tuple[str, ...] | list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
