@@ -11,8 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lowshot_cli.config.methods import IMPRINT_METHODS, SWEEP_ONLY, UNBIASED
 from lowshot_cli.config.presentation import (
-    BACKBONE,
-    BASE_CLASSES,
     COMMON,
     NEW_CLASSES,
     OPERATING_POINT,
@@ -21,14 +19,12 @@ from lowshot_cli.config.presentation import (
     setting,
 )
 from lowshot_cli.config.section import Section
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.values import (
-    BACKBONES,
     DEFAULT_DATASET,
     DEFAULT_SHOTS,
-    EMBEDDING_SIZE,
+    PHOTO_BACKBONE,
     Amount,
-    BackboneName,
-    BaseClasses,
     Count,
     DatasetName,
     Device,
@@ -46,102 +42,7 @@ from lowshot_cli.config.values import (
     Seed,
     Shots,
     Side,
-    Split,
-    StorableText,
 )
-
-
-class TrainBaseConfig(Section):
-    """How the base model is trained."""
-
-    classes: BaseClasses = setting(
-        None,
-        "Base classes: how many, or names separated by commas, such as apple,bus.",
-        BASE_CLASSES,
-        metavar="N|NAMES",
-        unset="40; all classes of a folder",
-    )
-    split: Split = setting(
-        "seeded", "Order of classes from which `--classes N` takes the first.", BASE_CLASSES
-    )
-    class_order_seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(
-        1993, "Whole number that decides the seeded order.", BASE_CLASSES
-    )
-    holdout: Count = setting(50, "Training images of each base class to hold out.", BASE_CLASSES)
-    backbone: BackboneName = setting(
-        "resnet9",
-        "Network: resnet9, resnet18, torchvision:NAME or timm:NAME, such as torchvision:resnet50.",
-        BACKBONE,
-        metavar="NAME",
-    )
-    width: Count = setting(32, "Channels of the first stage of resnet9.", BACKBONE)
-    embedding_size: Count | None = setting(
-        None,
-        "Dimensions of the trained part of the embedding.",
-        BACKBONE,
-        unset="64, or the library model's own",
-    )
-    weights: StorableText | None = setting(
-        None,
-        "Weights to start from: DEFAULT for the library's, or a file of safetensors or torch.save, "
-        "such as model.pth. Images for a torchvision or timm model are then normalised as it "
-        "expects.",
-        BACKBONE,
-        metavar="DEFAULT|FILE",
-        unset="random",
-    )
-    input_size: Side | None = setting(
-        None,
-        "Side in pixels to which the network resizes images.",
-        BACKBONE,
-        unset="not resized; with weights, what they expect",
-    )
-    epochs: Annotated[int, Field(ge=0)] = setting(
-        54,
-        "Epochs (passes over the training images); 0 imprints the base classes instead.",
-        TRAINING,
-    )
-    batch_size: Annotated[int, Field(ge=2)] = setting(128, "Images in a step.", TRAINING)
-    lr: Rate = setting(0.2, "Peak learning rate.", TRAINING)
-    backbone_lr: Rate | None = setting(
-        None, "Peak learning rate of the backbone.", TRAINING, unset="that of --lr"
-    )
-    freeze_backbone: bool = setting(
-        False, "Train only the proxies and the projection before them.", BACKBONE
-    )
-    weight_decay: Amount = setting(5e-4, "Weight decay.")
-    warmup: Annotated[float, Field(gt=0, lt=1)] = setting(
-        0.2, "Share of the steps in which the learning rate rises to its peak."
-    )
-    mixup: Amount = setting(
-        0.2, "Parameter of the beta distribution by which pairs of images are mixed; 0 mixes none."
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = setting(
-        0.0, "Probability that is taken from the true class and spread over all classes."
-    )
-    crop: Annotated[int, Field(ge=0)] = setting(3, "Largest random shift of an image, in pixels.")
-    flip: bool | None = setting(
-        None, "Whether images are mirrored at random.", unset="depends on the dataset"
-    )
-    cutout: Annotated[int, Field(ge=0)] = setting(
-        8, "Side of the square that is erased at a random place, in pixels; 0 erases nothing."
-    )
-    rotation: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "Share of a batch that is rotated by 90, 180 or 270 degrees."
-    )
-    precision: Precision = setting(
-        "auto", "Arithmetic of training; auto is bf16 where that is faster.", TRAINING
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_size(cls, values: Any) -> Any:
-        """Fill in the default size of the package's own backbones, so that a dump shows it."""
-        if not isinstance(values, dict) or values.get("embedding_size") is not None:
-            return values
-        if values.get("backbone", "resnet9") not in BACKBONES:
-            return values
-        return {**values, "embedding_size": EMBEDDING_SIZE}
 
 
 def _budget(unset: str) -> Any:
@@ -204,7 +105,9 @@ class FinetuneConfig(Section):
         unset="always for head, alternate for full",
     )
     steps: Count = setting(100, "Optimiser steps of `--scope head`.", TRAINING)
-    head_lr: Rate = setting(0.01, "Learning rate of `scope: head`.")
+    head_lr: Rate | None = setting(
+        None, "Learning rate of `scope: head`.", unset="0.01; 0.0001 beside linear discriminants"
+    )
     prior_shots: Amount = setting(
         40.0, "Weight of the starting proxy against the support images, in numbers of images."
     )
@@ -311,6 +214,17 @@ class Config(Section):
     imprint: ImprintConfig = ImprintConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     sweep: SweepConfig = SweepConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _backbone_of_photos(cls, values: Any) -> Any:
+        """Name the default backbone of a folder, so that a dump shows it."""
+        if not isinstance(values, dict) or values.get("dataset") != "folder":
+            return values
+        options = values.get("train_base", {})
+        if not isinstance(options, dict) or "backbone" in options:
+            return values
+        return {**values, "train_base": {**options, "backbone": PHOTO_BACKBONE}}
 
     @field_validator("strict")
     @classmethod

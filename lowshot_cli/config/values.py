@@ -28,10 +28,14 @@ ImprintMethod = Annotated[str, AfterValidator(imprint_method)]
 SweepMethod = Annotated[str, AfterValidator(sweep_method)]
 
 DEFAULT_DATASET = "cifar100"
+# The default backbone, and that of people's own photos.
+DEFAULT_BACKBONE, PHOTO_BACKBONE = "resnet9", "efficientnet-lite0"
 # Support images of a class of a dataset.
 DEFAULT_SHOTS = 5
-# The package's own backbones, and the libraries whose models are named `library:model`.
+# The package's own backbones, those that come with weights, and libraries whose models are named
+# `library:model`.
 BACKBONES = ("resnet9", "resnet18")
+PRETRAINED = ("efficientnet-lite0", "efficientnet-lite2")
 LIBRARIES = ("torchvision", "timm")
 # Dimensions of the embedding of the package's own backbones.
 EMBEDDING_SIZE = 64
@@ -173,10 +177,11 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 def _backbone(value: str) -> str:
     """Check the form of the name; a library's model is looked up when it is built."""
     library, colon, model = value.partition(":")
-    if value in BACKBONES or (colon and library in LIBRARIES and model):
+    own = (*BACKBONES, *PRETRAINED)
+    if value in own or (colon and library in LIBRARIES and model):
         return value
-    meant = meant_backbone(value, BACKBONES, LIBRARIES)
-    choices = ", ".join([*BACKBONES, *(f"{name}:NAME" for name in LIBRARIES)])
+    meant = meant_backbone(value, own, LIBRARIES)
+    choices = ", ".join([*own, *(f"{name}:NAME" for name in LIBRARIES)])
     hint = f" (did you mean {meant!r}?)" if meant else ""
     raise ValueError(f"should be one of {choices}{hint}")
 

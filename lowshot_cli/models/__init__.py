@@ -1,1 +1,1 @@
-"""Backbones, embeddings and the cosine head."""
+"""Backbones, embeddings and the head."""

@@ -1,8 +1,9 @@
 """Backbones by name.
 
-Each maps images `(B, 3, H, W)` to features `(B, E)`, not yet normalised. lowshot's own backbones
-also return the activations of their last two stages, averaged over pixels: `(B, M1)` and `(B, M2)`,
-never negative. `embedding_size` is E, `stage_sizes` are M1 and M2.
+Each maps images `(B, 3, H, W)` to features `(B, E)`, on which training classifies, and to the
+stages `(B, M1)`, `(B, M2)`... that stand beside them in an embedding; none of them is normalised.
+`embedding_size` is E, `stage_sizes` are M1, M2... `part_weights` are the weights of the features
+and of each stage in an embedding.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE, PRETRAINED
 from lowshot_cli.errors import UsageError, did_you_mean
+from lowshot_cli.models.efficientnet_lite import LITES, EfficientNetLite
+from lowshot_cli.models.pooling import root
 from lowshot_cli.models.pretrained import PretrainedBackbone
 
 # Up to this side in pixels the stem of `resnet18` keeps the size of an image, unlike ImageNet's.
 SMALL_IMAGE = 64
+# Weights of the trained features, of the last stage and of the one before it.
+_PART_WEIGHTS = (1.0, 2.0, 1.0)
 
 
 def build_backbone(
@@ -31,9 +36,10 @@ def build_backbone(
     """Build an untrained backbone.
 
     Args:
-        name: `resnet9`, `resnet18`, `torchvision:NAME` or `timm:NAME`.
+        name: `resnet9`, `resnet18`, `efficientnet-lite0` or the like, `torchvision:NAME` or
+            `timm:NAME`.
         width: channels of the first stage of `resnet9`; other backbones ignore it.
-        embedding_size: E; None takes 64, or what a library's model returns.
+        embedding_size: E; None takes 64, or what a pretrained model returns.
         image_size: side of the images in pixels.
         input_size: side in pixels that images are resized to; None leaves them as they are.
 
@@ -45,11 +51,18 @@ def build_backbone(
     backbone: Backbone
     if ":" in name:
         backbone = PretrainedBackbone(name, embedding_size, side)
+    elif name in LITES:
+        backbone = EfficientNetLite(name, embedding_size, side)
     elif name in _OWN:
         backbone = _OWN[name](width, size, side)
     else:
-        raise UsageError(f"unknown backbone {name!r}", did_you_mean(name, BACKBONES))
-    return Resized(backbone, side, shrinks=side < image_size) if input_size else backbone
+        raise UsageError(
+            f"unknown backbone {name!r}", did_you_mean(name, [*BACKBONES, *PRETRAINED])
+        )
+    if not input_size:
+        return backbone
+    mode = "bicubic" if name in LITES else "bilinear"
+    return Resized(backbone, side, mode=mode, shrinks=side < image_size)
 
 
 def load_state(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -70,13 +83,16 @@ def detached_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Resized(nn.Module):
-    """A backbone that resizes images `(B, 3, H, W)` bilinearly before it uses them."""
+    """A backbone that resizes images `(B, 3, H, W)` before it uses them."""
 
-    def __init__(self, backbone: Backbone, side: int, shrinks: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, side: int, mode: str = "bilinear", shrinks: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone, self.side, self.shrinks = backbone, side, shrinks
+        self.backbone, self.side, self.mode, self.shrinks = backbone, side, mode, shrinks
         self.embedding_size: int = backbone.embedding_size
         self.stage_sizes: tuple[int, ...] = backbone.stage_sizes
+        self.part_weights: tuple[float, ...] = backbone.part_weights
 
     @property
     def project(self) -> nn.Module:
@@ -86,14 +102,14 @@ class Resized(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What the backbone returns for the resized images."""
         resized = F.interpolate(
-            images, (self.side, self.side), mode="bilinear", antialias=self.shrinks
+            images, (self.side, self.side), mode=self.mode, antialias=self.shrinks
         )
         result: tuple[Tensor, ...] = self.backbone(resized)
         return result
 
     def extra_repr(self) -> str:
-        """The side, so that a fingerprint of the network covers it as it covers the weights."""
-        return f"side={self.side}"
+        """The side and how, so that a fingerprint of the network covers them like the weights."""
+        return f"side={self.side}, mode={self.mode}"
 
 
 def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -124,6 +140,7 @@ class ResNet9(nn.Module):
         super().__init__()
         self.embedding_size = embedding_size
         self.stage_sizes = (8 * width, 4 * width)
+        self.part_weights = _PART_WEIGHTS
         self.early = nn.Sequential(
             _conv(3, width),
             _conv(width, 2 * width),
@@ -136,10 +153,11 @@ class ResNet9(nn.Module):
         self.project = nn.Linear(8 * width, embedding_size, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        """Features `(B, E)`; roots of mean activations of the last stage and the one before."""
         early = self.early(images)
         late = self.late(early)
-        return self.project(late.amax((2, 3))), late.mean((2, 3)), early.mean((2, 3))
+        stages = root(late.mean((2, 3))), root(early.mean((2, 3)))
+        return self.project(late.amax((2, 3))), *stages
 
 
 class ResNet18(nn.Module):
@@ -151,6 +169,7 @@ class ResNet18(nn.Module):
         super().__init__()
         self.embedding_size = embedding_size
         self.stage_sizes = (512, 256)
+        self.part_weights = _PART_WEIGHTS
         network = resnet18(weights=None)
         stem = [network.conv1, network.bn1, network.relu, network.maxpool]
         if image_size <= SMALL_IMAGE:
@@ -161,13 +180,13 @@ class ResNet18(nn.Module):
         self.project = nn.Linear(512, embedding_size, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features `(B, E)`; means over pixels of the last stage and of the one before."""
+        """Features `(B, E)`; roots of mean activations of the last stage and the one before."""
         early = self.early(images)
         late = self.late(early).mean((2, 3))
-        return self.project(late), late, early.mean((2, 3))
+        return self.project(late), root(late), root(early.mean((2, 3)))
 
 
-Backbone = ResNet9 | ResNet18 | PretrainedBackbone | Resized
+Backbone = ResNet9 | ResNet18 | EfficientNetLite | PretrainedBackbone | Resized
 # Each is built from the width, the embedding size and the side of the images in pixels.
 _OWN: dict[str, Callable[[int, int, int], Backbone]] = {
     "resnet9": lambda width, size, _: ResNet9(width, size),

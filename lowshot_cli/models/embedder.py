@@ -18,13 +18,15 @@ from torch.fx.proxy import TraceError
 
 from lowshot_cli.data.augment import shift_and_mirror
 from lowshot_cli.data.dataset import BATCH, Images, Pixels
-from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.efficientnet_lite import PaddedConv2d
+from lowshot_cli.models.embedding import EmbeddingNetwork, channels_last
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.threads import map_in_order
 
-# Images that one thread embeds at a time; the last bits of an embedding may depend on it.
-_PIECE = 64
+# Images that one thread embeds at a time: of those up to a side in pixels, and of larger ones. The
+# last bits of an embedding may depend on it, so it depends on nothing but network and image size.
+_PIECE, _SMALL, _LARGE_PIECE = 64, 64, 16
 # What tracing raises if a model's control flow depends on its input, as in some of timm's models.
 _UNTRACEABLE = (TraceError, TypeError, RuntimeError)
 
@@ -72,9 +74,9 @@ def _embed_fused(
     if not len(pixels):  # one blank image shows what D is
         blank = torch.zeros((1, *pixels[:0].shape[1:]), dtype=torch.uint8)
         return _forward(network, blank, dtype)[:0]
-    chunks = []
-    for start in range(0, len(pixels), BATCH):
-        batch = pixels[start : start + BATCH]
+    chunks, step = [], _batch_size(network, pixels[:0].shape[-1])
+    for start in range(0, len(pixels), step):
+        batch = pixels[start : start + step]
         if views is None:
             chunks.append(_forward(network, batch, dtype))
             continue
@@ -93,17 +95,38 @@ def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """
     if isinstance(network.backbone, GraphModule):
         return network
-    backbone = copy.deepcopy(network.backbone).eval()
+    network = copy.deepcopy(network).eval()
+    backbone = _with_plain_layers(network.backbone).eval()
     with suppress(*_UNTRACEABLE):
-        backbone = fuse(backbone)
-    return EmbeddingNetwork(backbone, network.normalisation, network.centre, network.mirror).eval()
+        network.backbone = fuse(backbone)._apply(channels_last)
+    return network
+
+
+def _with_plain_layers(module: nn.Module) -> nn.Module:
+    """Split layers that also pad, or apply an activation, into PyTorch's own, which fuse; in place.
+
+    BatchNorms of timm apply an activation.
+    """
+    for name, child in module.named_children():
+        act, drop = getattr(child, "act", None), getattr(child, "drop", None)
+        drops = not isinstance(drop, nn.Identity)
+        if isinstance(child, nn.BatchNorm2d) and isinstance(act, nn.Module) and not drops:
+            plain = nn.BatchNorm2d(child.num_features, child.eps)
+            plain.load_state_dict(child.state_dict())
+            setattr(module, name, nn.Sequential(plain, act).to(child.weight.device))
+        elif isinstance(child, PaddedConv2d):
+            setattr(module, name, child.parts())
+        else:
+            _with_plain_layers(child)
+    return module
 
 
 @torch.inference_mode()
 def centre_of_stages(network: EmbeddingNetwork, pixels: Pixels) -> Tensor:
     """Mean `(M,)` of the network's stages over images `(N, 3, H, W)` uint8."""
     network = fused(network)
-    images = (network.normalisation.apply(p, network.device) for p in pixels.split(BATCH))
+    parts = pixels.split(_batch_size(network, pixels[:0].shape[-1]))
+    images = (network.normalisation.apply(part, network.device) for part in parts)
     total = torch.stack([network.stages(batch).cpu().double().sum(0) for batch in images]).sum(0)
     return (total / len(pixels)).float()
 
@@ -129,9 +152,19 @@ def _forward(network: EmbeddingNetwork, pixels: Tensor, dtype: torch.dtype) -> T
     return embeddings.float().cpu()
 
 
-def _piece_size(network: EmbeddingNetwork) -> int:
+def _is_small(network: EmbeddingNetwork, side: int) -> bool:
+    """Whether activations are small enough for many images at once; on a GPU they always are."""
+    return network.device.type != "cpu" or (network.input_size or side) <= _SMALL
+
+
+def _batch_size(network: EmbeddingNetwork, side: int) -> int:
+    """How many images of `side` pixels to embed at once where all threads share the work."""
+    return BATCH if _is_small(network, side) else _LARGE_PIECE
+
+
+def _piece_size(network: EmbeddingNetwork, side: int) -> int:
     """How many images to embed in one piece of work: on a GPU, which has one thread, a batch."""
-    return _PIECE if network.device.type == "cpu" else BATCH
+    return min(_batch_size(network, side), _PIECE if network.device.type == "cpu" else BATCH)
 
 
 def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | None = None) -> str:
@@ -140,11 +173,12 @@ def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | No
     about = (
         network.normalisation,
         network.mirror,
+        network.weights,
         str(dtype),
         network.device.type,
         torch.__version__,
         views,
-        _piece_size(network),
+        (_PIECE, _SMALL, _LARGE_PIECE),
     )
     digest.update(repr(about).encode())
     digest.update(str(network.backbone).encode())
@@ -226,7 +260,7 @@ class Embedder:
                 yield _Piece((place, True), partial(kept.__getitem__, "embeddings"))
                 continue
             members = images.picked(images.of_class(label))
-            size = _piece_size(self.network)
+            size = _piece_size(self.network, members.side)
             for start in range(0, max(1, len(members)), size):
                 part = members.part(slice(start, start + size))
                 make = partial(_embed_fused, self._fused, part, self.dtype, views)

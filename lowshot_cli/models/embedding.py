@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Weights of the last stage and the one before it in an embedding, whose trained part has weight 1.
-STAGE_WEIGHTS = (2.0, 1.0)
-# Length of an embedding with stages, before it is scaled to length 1.
-JOINT_LENGTH = math.hypot(1.0, *STAGE_WEIGHTS)
-# Keeps the gradient of a square root finite where an activation is 0.
-_FLOOR = 1e-6
+# Embeddings whose stages are centred at once.
+_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,18 @@ class EmbeddingNetwork(nn.Module):
     The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
     section 3.1), and base classes are classified by it alone. The longer a backbone is trained, the
     more its output drops what base classes do not need, but earlier stages keep it (hypercolumns,
-    Hariharan et al., CVPR 2015). So after the trained part an embedding also holds the square roots
-    of their mean activations, centred, normalised and weighted, for the proxies of novel classes.
+    Hariharan et al., CVPR 2015). So after the trained part an embedding also holds the stages that
+    the backbone returns, centred, normalised and weighted.
 
     Attributes:
-        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`, or
+        backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`..., or
             to features alone.
+        weights: of the features and of each stage in an embedding.
+        input_size: side in pixels to which the backbone resizes images; None if it takes them as
+            they are.
         normalisation: applied to uint8 pixels before the backbone.
-        centre: `(M,)` mean over images of what `stages` returns; None, as in training, leaves the
-            stages out.
+        centre: `(M,)` mean over images of what `stages` returns; None, as in training, makes an
+            embedding of the trained part alone.
         mirror: whether an image and its mirror image are embedded together.
     """
 
@@ -77,7 +77,12 @@ class EmbeddingNetwork(nn.Module):
         mirror: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone._apply(_channels_last)
+        self.backbone = backbone._apply(channels_last)
+        described: Any = backbone
+        self.weights: tuple[float, ...] = described.part_weights
+        self.trained_size: int = described.embedding_size
+        self.stage_sizes: tuple[int, ...] = described.stage_sizes
+        self.input_size: int | None = getattr(backbone, "side", None)
         self.normalisation, self.mirror = normalisation, mirror
         # An empty tensor cannot be exported.
         self.register_buffer("centre", centre if centre is not None and len(centre) else None)
@@ -87,6 +92,13 @@ class EmbeddingNetwork(nn.Module):
     def device(self) -> torch.device:
         """The device that holds the weights."""
         return next(self.parameters()).device
+
+    @property
+    def size(self) -> int:
+        """D, the size of an embedding."""
+        if self.centre is None:
+            return self.trained_size
+        return self.trained_size + len(self.centre)
 
     def trained(self, images: Tensor) -> Tensor:
         """The trained part alone, unit `(B, E)`, of normalised images `(B, 3, H, W)`."""
@@ -99,24 +111,50 @@ class EmbeddingNetwork(nn.Module):
         return torch.cat([trained[:, :0], *stages], 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D = E + M."""
+        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D is `size`."""
         return self._join(self._parts(images))
 
     def one_view(self, images: Tensor) -> Tensor:
         """Unit embeddings `(B, D)` of images alone, without their mirror images."""
         return self._join(self._view(images))
 
+    @property
+    def joint_length(self) -> float:
+        """Length of the parts of an embedding together, before it is scaled to length 1."""
+        return math.hypot(*self.weights)
+
     def _join(self, parts: list[Tensor]) -> Tensor:
-        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)` to unit embeddings `(B, E + M)`."""
+        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)`... to unit embeddings `(B, D)`."""
         trained, *stages = parts
         if self.centre is None:
             return trained
-        centres = self.centre.split([stage.shape[1] for stage in stages])
-        parts = [trained] + [
+        weight, *weights = self.weights
+        centres = self.centre.split(self.stage_sizes)
+        joined = [weight * trained] + [
             weight * F.normalize(stage - centre, dim=1)
-            for weight, stage, centre in zip(STAGE_WEIGHTS, stages, centres, strict=True)
+            for weight, stage, centre in zip(weights, stages, centres, strict=True)
         ]
-        return torch.cat(parts, 1) / JOINT_LENGTH
+        return torch.cat(joined, 1) / self.joint_length
+
+    def recentre(self, embeddings: Tensor, among: Tensor) -> Tensor:
+        """Centre the stages in embeddings `(N, D)` of a network whose centre is zero, in place.
+
+        Args:
+            embeddings: of this network.
+            among: `(n,)` int64, positions of those whose mean is the centre.
+
+        Returns:
+            The centre `(M,)`.
+        """
+        _, *stages = embeddings.split([self.trained_size, *self.stage_sizes], 1)
+        centres = [torch.empty(0)]
+        for weight, stage in zip(self.weights[1:], stages, strict=True):
+            share = weight / self.joint_length
+            centre = stage[among].mean(0) / share  # (M1,)
+            for some in stage.split(_AT_ONCE):
+                some.copy_(share * F.normalize(some / share - centre, dim=1))
+            centres.append(centre)
+        return torch.cat(centres)
 
     def _parts(self, images: Tensor) -> list[Tensor]:
         """Trained part and stages, unit, of an image and its mirror image together."""
@@ -127,14 +165,12 @@ class EmbeddingNetwork(nn.Module):
         return parts
 
     def _view(self, images: Tensor) -> list[Tensor]:
-        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)` of images alone, unit."""
-        trained, *stages = self.backbone(images)
-        # Without the square roots a few large activations would outweigh all others.
-        roots = [(stage.float() + _FLOOR).sqrt() for stage in stages]
-        return [F.normalize(part, dim=1) for part in (trained.float(), *roots)]
+        """Trained part `(B, E)` and stages `(B, M1)`, `(B, M2)`... of images alone, unit."""
+        return [F.normalize(part.float(), dim=1) for part in self.backbone(images)]
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
+def channels_last(tensor: Tensor) -> Tensor:
+    """The tensor in channels_last, if it has four dimensions."""
     # `Module.to` refuses tensors of five dimensions, such as constants of traced networks.
     return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 

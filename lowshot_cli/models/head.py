@@ -1,4 +1,4 @@
-"""The cosine classifier: proxies, scale and bias (Qi et al. 2018, section 3.1)."""
+"""The classifier of embeddings: proxies, scale and bias (Qi et al. 2018, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowshot_cli.models.embedding import JOINT_LENGTH, EmbeddingNetwork
+from lowshot_cli.models.embedding import EmbeddingNetwork
 
 # Cosines lie between -1 and 1, so without a scale a softmax over many classes is nearly flat.
 INITIAL_SCALE = 10.0
-# Cosines computed at once: 128 MiB of fp32.
-_MOST_COSINES = 2**25
+# Scores computed at once: 128 MiB of fp32.
+_MOST_SCORES = 2**25
 
 
 class CosineClassifier(nn.Module):
@@ -38,36 +38,45 @@ class CosineClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Head:
-    """The cosine classifier (Qi et al. 2018, eq. 2 and 3) with an offset for novel classes.
+    """A linear classifier of unit embeddings, with an offset that novel classes share.
+
+    The cosine classifier (Qi et al. 2018, eq. 2 and 3), whose proxies have length 1, is one case.
+    In the other, which `is_linear` marks, a proxy has any length and an offset of its own.
 
     Attributes:
-        proxies: `(C, D)` fp32, one of length 1 for each class, base classes first. Those of base
-            classes are zero beyond the trained part of embeddings.
-        scale: the learned factor on the cosines.
+        proxies: `(C, R)` fp32, one for each class, base classes first. R is D, the size of
+            embeddings, or D + 1 with the offset as last number. Those of a cosine classifier have
+            length 1, and those of its base classes are zero beyond the trained part of embeddings.
+        scale: factor on the scores in a softmax.
         n_base: how many of the classes are base classes.
-        bias: added to the cosine of every novel class.
+        bias: added to the score of every novel class.
+        is_linear: whether proxies end with an offset.
     """
 
     proxies: Tensor
     scale: float
     n_base: int
     bias: float = 0.0
+    is_linear: bool = False
 
-    def cosines(self, embeddings: Tensor) -> Tensor:
-        """Cosines plus bias `(B, C)` of unit embeddings `(B, D)`; the largest one decides."""
-        cosines = embeddings @ self.proxies.T  # (B, C)
-        cosines[:, self.n_base :] += self.bias
-        return cosines
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """Cosines or linear scores `(B, C)` of unit embeddings `(B, D)`, with the bias added.
+
+        The largest one decides.
+        """
+        scores = as_read(embeddings, self.proxies) @ self.proxies.T  # (B, C)
+        scores[:, self.n_base :] += self.bias
+        return scores
 
     def probabilities(self, embeddings: Tensor) -> Tensor:
-        """Softmax `(B, C)` of the scaled cosines of unit embeddings `(B, D)`."""
-        return (self.scale * self.cosines(embeddings)).softmax(1)
+        """Softmax `(B, C)` of the scaled scores of unit embeddings `(B, D)`."""
+        return (self.scale * self.scores(embeddings)).softmax(1)
 
     def best(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest cosine plus bias `(B,)` of each embedding, and the class `(B,)` that has it."""
-        # In chunks, as all cosines (B, C) may not fit into memory.
+        """Largest score `(B,)` of each embedding, and the class `(B,)` that has it."""
+        # In chunks, as all scores (B, C) may not fit into memory.
         parts = embeddings.split(chunk_size(len(self.proxies)))
-        values, classes = zip(*(self.cosines(part).max(1) for part in parts), strict=True)
+        values, classes = zip(*(self.scores(part).max(1) for part in parts), strict=True)
         return torch.cat(values), torch.cat(classes)
 
     def predict(self, embeddings: Tensor) -> Tensor:
@@ -75,40 +84,56 @@ class Head:
         return self.best(embeddings)[1]
 
     def with_novel(self, proxies: Tensor) -> Head:
-        """The same head with the proxies `(k, D)` of more novel classes."""
+        """The same head with the proxies `(k, R)` of more novel classes."""
         return replace(self, proxies=torch.cat([self.proxies, proxies]))
 
     @classmethod
-    def of_base(cls, proxies: Tensor, scale: float, size: int) -> Head:
-        """The head of a base model for embeddings `(B, D)`, with the logits of training.
+    def of_base(cls, proxies: Tensor, scale: float, size: int, length: float = 1.0) -> Head:
+        """The cosine classifier of a base model, with the logits of training.
 
         Args:
             proxies: `(C, E)` unit proxies, as trained.
             scale: the learned factor on the cosines of trained parts.
             size: D, which is E where the backbone returns no stages.
+            length: of an embedding before it is scaled to length 1, if its trained part has 1.
         """
-        # With stages, the trained part of a unit embedding has length 1 / JOINT_LENGTH.
-        length = JOINT_LENGTH if size > proxies.shape[1] else 1.0
         return cls(pad_to(proxies, size), scale * length, len(proxies))
 
     @property
     def size(self) -> int:
         """D, the size of the embeddings that the head reads."""
-        return self.proxies.shape[1]
+        return self.proxies.shape[1] - self.is_linear
 
     @property
     def base(self) -> Head:
         """The base classes alone."""
         return replace(self, proxies=self.proxies[: self.n_base], bias=0.0)
 
+    @property
+    def novel_proxies(self) -> Tensor:
+        """`(W, R)` of the novel classes."""
+        return self.proxies[self.n_base :]
+
+
+def as_read(embeddings: Tensor, proxies: Tensor) -> Tensor:
+    """Embeddings `(..., D)` as proxies `(..., R)` read them: with a 1 for their offsets, if any.
+
+    So a score is one dot product, whether proxies have offsets or not.
+    """
+    return (
+        F.pad(embeddings, (0, 1), value=1.0)
+        if proxies.shape[-1] > embeddings.shape[-1]
+        else (embeddings)
+    )
+
 
 def chunk_size(n_proxies: int) -> int:
-    """How many queries to compare with `n_proxies` proxies at once, in 128 MiB of cosines."""
-    return max(1, _MOST_COSINES // max(1, n_proxies))
+    """How many queries to compare with `n_proxies` proxies at once, in 128 MiB of scores."""
+    return max(1, _MOST_SCORES // max(1, n_proxies))
 
 
 def nearest_proxies(embeddings: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest cosine `(B,)` of embeddings `(B, D)` with proxies `(C, D)`, and its index `(B,)`."""
+    """Largest score `(B,)` of embeddings `(B, D)` with proxies `(C, R)`, and its index `(B,)`."""
     return Head(proxies, 1.0, len(proxies)).best(embeddings)
 
 

@@ -24,6 +24,7 @@ class PretrainedBackbone(nn.Module):
         project: maps the features to another number of them, if one is asked for.
         embedding_size: E.
         stage_sizes: empty, as it returns no earlier stages.
+        part_weights: 1, the weight of the features in an embedding.
     """
 
     def __init__(self, name: str, embedding_size: int | None, side: int) -> None:
@@ -58,6 +59,7 @@ class PretrainedBackbone(nn.Module):
         self.project = nn.Identity() if wanted == size else nn.Linear(size, wanted, bias=False)
         self.embedding_size = wanted
         self.stage_sizes: tuple[int, ...] = ()
+        self.part_weights: tuple[float, ...] = (1.0,)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Features `(B, E)` of images `(B, 3, H, W)`; no stages."""
@@ -102,9 +104,7 @@ def import_timm() -> ModuleType:
         with warnings.catch_warnings(action="ignore"):
             import timm
     except ImportError:
-        raise UsageError(
-            "timm is not installed", "install it with pip install 'lowshot-cli[timm]'"
-        ) from None
+        raise UsageError("timm is not installed", "install it with pip install timm") from None
     module: ModuleType = timm
     return module
 

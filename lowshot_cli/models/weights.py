@@ -7,16 +7,23 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.values import DEFAULT_WEIGHTS, user_path
 from lowshot_cli.errors import CheckpointError, UsageError, first_few, one_line
 from lowshot_cli.models.backbones import Resized
+from lowshot_cli.models.efficientnet_lite import (
+    LITES,
+    NORMALISATION,
+    EfficientNetLite,
+    read_published,
+)
 from lowshot_cli.models.embedding import Normalisation
 from lowshot_cli.models.pretrained import PretrainedBackbone, ensure_known, import_timm
 from lowshot_cli.models.weights_file import SEPARATOR, read_weights_file
@@ -44,10 +51,12 @@ class LoadedWeights:
         missing: names of the model that the state dict lacks; their weights stay random.
         unexpected: what the model does not use: names of the state dict, except the classifier's,
             and keys of further copies, such as averaged weights.
+        names: of the weights that were loaded, in the state dict of the backbone.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    names: frozenset[str] = field(default=frozenset(), compare=False)
 
     def notes(self) -> list[str]:
         """A line for the user about each of the two that is not empty."""
@@ -78,9 +87,11 @@ class Preprocessing:
 
 
 def preprocessing(options: TrainBaseConfig) -> Preprocessing | None:
-    """What a library's model with weights expects; None for any other backbone."""
+    """What a pretrained model expects, of this package or a library; None for any other."""
     library, _, name = options.backbone.partition(":")
-    if not options.weights or not name:
+    if options.backbone in LITES:
+        return Preprocessing(NORMALISATION, LITES[options.backbone].side)
+    if not options.start or not name:
         return None
     ensure_known(options.backbone)
     mean, std, side = _MEAN, _STD, _SIDE
@@ -118,22 +129,22 @@ def _published_weights(name: str) -> Any:
 
 
 def read_weights(options: TrainBaseConfig, *, show_progress: bool = False) -> dict[str, Tensor]:
-    """The state dict that `weights` names, downloaded if necessary.
+    """The state dict that training starts from, downloaded if necessary.
 
     Args:
-        options: `backbone` and `weights`, which must be given.
+        options: `backbone` and `weights`; one of them must name some.
         show_progress: show the progress of a download on stderr.
 
     Raises:
-        UsageError: a backbone without published weights.
+        UsageError: a backbone without published weights, or weights that are not installed.
         CheckpointError: a failed download, or a file that is absent, unsafe or damaged.
     """
-    source = options.weights or DEFAULT_WEIGHTS
-    return (
-        _download(options.backbone, show_progress=show_progress)
-        if source == DEFAULT_WEIGHTS
-        else read_weights_file(user_path(source))
-    )
+    source = options.start or DEFAULT_WEIGHTS
+    if source != DEFAULT_WEIGHTS:
+        return read_weights_file(user_path(source))
+    if options.backbone in LITES:
+        return read_published(options.backbone)
+    return _download(options.backbone, show_progress=show_progress)
 
 
 def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
@@ -181,9 +192,10 @@ def load_weights(
             not finite.
     """
     inner = backbone.backbone if isinstance(backbone, Resized) else backbone
-    model = inner.model if isinstance(inner, PretrainedBackbone) else inner
+    model, left_out = inner, tuple[str, ...]()
+    if isinstance(inner, PretrainedBackbone | EfficientNetLite):
+        model, left_out = inner.model, inner.classifier
     assert isinstance(model, nn.Module)
-    left_out = inner.classifier if isinstance(inner, PretrainedBackbone) else ()
     own = model.state_dict()
     given, others = _fitting(tensors, own)
     shared = {name: given[name] for name in own if name in given}
@@ -206,9 +218,11 @@ def load_weights(
             raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
         own[name].copy_(numbers)
     unused = (n for n in given if n not in own and not _belongs(n, left_out))
+    within = next(name for name, module in backbone.named_modules() if module is model)
     return LoadedWeights(
         missing=tuple(n for n in own if n not in given and not n.endswith("num_batches_tracked")),
         unexpected=(*unused, *others),
+        names=frozenset(f"{within}.{name}".removeprefix(".") for name in shared),
     )
 
 
@@ -230,10 +244,15 @@ def classifier_proxies(backbone: Resized | nn.Module, tensors: Mapping[str, Tens
     It may be a layer within the library's classifier, such as `fc.1` after dropout.
 
     Raises:
+        UsageError: embeddings of the backbone are not the features that its classifier reads.
         CheckpointError: the state dict has no such layer, or one for other features.
     """
     inner = backbone.backbone if isinstance(backbone, Resized) else backbone
-    assert isinstance(inner, PretrainedBackbone)
+    if not isinstance(inner, PretrainedBackbone):
+        raise UsageError(
+            "the classifier of this `backbone` cannot be adopted without images",
+            "give the images of its classes, or `backbone=timm:NAME`",
+        )
     given, _ = _fitting(tensors, inner.model.state_dict())
     layers = [
         tensor.flatten(1)  # some are 1x1 convolutions, (C, E, 1, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.models import embedder as embedder_module
 from lowshot_cli.models.embedder import Embedder, Views, centre_of_stages, embed, fingerprint, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -158,6 +158,8 @@ class Untraceable(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+        self.embedding_size, self.stage_sizes, self.part_weights = 4, (), (1.0,)
+        self.stage_sizes: tuple[int, ...] = ()
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         features = self.body(images).mean((2, 3))
@@ -188,3 +190,43 @@ def test_a_bug_in_fusing_is_not_hidden(base: Checkpoint, monkeypatch: pytest.Mon
     monkeypatch.setattr(embedder_module, "fuse", broken)
     with pytest.raises(KeyError):
         fused(base.network())
+
+
+class Counting(nn.Module):
+    """Notes how many images it gets at once."""
+
+    embedding_size, stage_sizes, part_weights = 3, (), (1.0,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.sizes: set[int] = set()
+
+    def __deepcopy__(self, _: object) -> Counting:
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        self.sizes.add(len(images))
+        return (self.layer(images.mean((2, 3))),)
+
+
+@pytest.mark.parametrize(
+    ("side", "alone", "in_threads"), [(64, {200}, {64, 8}), (65, {16, 8}, {16, 8})]
+)
+def test_large_images_are_embedded_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+    base: Checkpoint,
+    side: int,
+    alone: set[int],
+    in_threads: set[int],
+) -> None:
+    monkeypatch.setattr(embedder_module, "fuse", lambda module: module)
+    images = Images(torch.zeros(200, 3, side, side, dtype=torch.uint8), torch.zeros(200).long())
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        network = EmbeddingNetwork(Counting(), base.network().normalisation)
+        embed(network, images.pixels)
+        assert network.backbone.sizes == alone
+        network = EmbeddingNetwork(Counting(), base.network().normalisation)
+        Embedder(network).classes(images, [0])
+        assert network.backbone.sizes == in_threads

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowshot_cli.models.backbones import build_backbone
 from lowshot_cli.models.embedder import centre_of_stages, embed
-from lowshot_cli.models.embedding import STAGE_WEIGHTS, EmbeddingNetwork, Normalisation
+from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.head import Head
 
 WIDTH, SIZE = 4, 16
@@ -36,8 +36,8 @@ def test_an_embedding_is_its_trained_part_beside_two_stages(pixels: Tensor) -> N
     trained, late, early = (
         p.norm(dim=1) for p in embeddings.split([SIZE, 8 * WIDTH, 4 * WIDTH], 1)
     )
-    assert (late / trained).numpy() == pytest.approx(STAGE_WEIGHTS[0], abs=1e-4)
-    assert (early / trained).numpy() == pytest.approx(STAGE_WEIGHTS[1], abs=1e-4)
+    assert (late / trained).numpy() == pytest.approx(2.0, abs=1e-4)
+    assert (early / trained).numpy() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_stages_are_centred_on_the_images_that_gave_the_centre(pixels: Tensor) -> None:
@@ -57,7 +57,7 @@ def test_an_image_and_its_mirror_image_are_one_where_mirrors_mean_nothing(pixels
 def test_base_classes_are_told_apart_as_in_training(pixels: Tensor) -> None:
     network = _network(pixels, mirror=False)
     rows = torch.nn.functional.normalize(torch.randn(5, SIZE), dim=1)
-    head = Head.of_base(rows, 12.0, SIZE + STAGES)
+    head = Head.of_base(rows, 12.0, SIZE + STAGES, network.joint_length)
     with torch.inference_mode():
         trained = network.trained(network.normalisation.apply(pixels, torch.device("cpu")))
     logits = head.scale * embed(network, pixels) @ head.proxies.T

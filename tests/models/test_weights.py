@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowshot_cli.config.schema import TrainBaseConfig
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.models.backbones import Backbone, build_backbone
 from lowshot_cli.models.weights import (
