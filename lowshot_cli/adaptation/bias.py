@@ -7,7 +7,7 @@ import torch
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import ImprintConfig
-from lowshot_cli.methods.operating_point import operating_bias, resolve_budget
+from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
 
 
 def shared_budget(checkpoint: Checkpoint, options: ImprintConfig) -> float | None:
@@ -29,8 +29,8 @@ def set_bias(checkpoint: Checkpoint, max_forgetting: float | None) -> Checkpoint
     """Solve the bias that all novel classes share for a budget in points; None means bias 0."""
     if max_forgetting is None or not checkpoint.novel_classes:
         return checkpoint.with_bias(0.0, None)
-    novel = checkpoint.head.proxies[checkpoint.meta.n_base :]
-    bias = operating_bias(novel[None], checkpoint.calibration, max_forgetting).item()
+    queries = BaseQueries.pooled(checkpoint.calibration)
+    bias = operating_bias(checkpoint.novel_margins(), queries, max_forgetting).item()
     return checkpoint.with_bias(bias, max_forgetting)
 
 
@@ -44,12 +44,12 @@ def without_class(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
 
 def expected_accuracy(checkpoint: Checkpoint) -> tuple[float, float] | None:
-    """Base accuracy on the calibration half of the hold-out, in percent; None if it is empty.
+    """Base accuracy on the images that set the bias, in percent; None if there are none.
 
     Returns:
         That of the pristine base model, and that of the model.
     """
-    head, queries = checkpoint.head, checkpoint.calibration
+    queries = BaseQueries.pooled(checkpoint.calibration)
     if not queries.total:
         return None
     before, after = (
@@ -57,8 +57,8 @@ def expected_accuracy(checkpoint: Checkpoint) -> tuple[float, float] | None:
         for right in (queries.right_before, queries.right_now)
     )
     if checkpoint.novel_classes:
-        margins = queries.margins(head.proxies[head.n_base :][None])  # (1, n)
-        after = queries.accuracy(margins, torch.tensor([head.bias])).item()
+        bias = torch.tensor([checkpoint.head.bias])
+        after = queries.accuracy(checkpoint.novel_margins(), bias).item()
     return before, after
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lowshot_cli.adaptation.bias import can_calibrate, set_bias
 from lowshot_cli.adaptation.methods import check_proxy, make_start
@@ -16,7 +17,11 @@ from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.splits import relabel, split_holdout
 from lowshot_cli.errors import DataError, UsageError
-from lowshot_cli.methods.finetuning import finetune_all_proxies, finetune_proxies
+from lowshot_cli.methods.finetuning import (
+    finetune_all_proxies,
+    finetune_proxies,
+    learning_rate,
+)
 from lowshot_cli.methods.operating_point import budget_setting, resolve_budget
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
@@ -44,7 +49,8 @@ def finetune(
 
     Raises:
         NotLeader: the network is fine-tuned, and another rank makes the checkpoint.
-        UsageError: there is no novel class, no hold-out, or no dataset for `scope: full`.
+        UsageError: there is no novel class, no hold-out, no dataset for `scope: full`, or base
+            classes of a linear head would change.
         CheckpointError: it is another dataset.
         DataError: a support image is gone or has changed, or a class has no direction of its own.
     """
@@ -56,6 +62,7 @@ def finetune(
             "nothing keeps novel proxies off the base classes of a model without hold-out images",
             "train or adopt one with images of its base classes, as `dataset` folder",
         )
+    _refuse_unheld(checkpoint, options)
     if options.scope == "full":
         if dataset is None:
             raise UsageError(
@@ -70,7 +77,10 @@ def finetune(
     tuned = replace(tuned, holdout=tuned.holdout.with_nearest_cached(tuned.head))
     budget = resolve_budget(options.max_forgetting)
     used = config.with_settings(
-        "finetune", freeze_base=options.freezing, max_forgetting=budget_setting(budget)
+        "finetune",
+        freeze_base=options.freezing,
+        head_lr=learning_rate(options, is_linear=checkpoint.head.is_linear),
+        max_forgetting=budget_setting(budget),
     )
     # First the history, which tells whether the base model is still unchanged.
     return set_bias(tuned.with_settings("finetune", used), budget)
@@ -78,22 +88,47 @@ def finetune(
 
 def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoint:
     """Fine-tune from the whitened proxies of the shots, however these were imprinted."""
-    head, holdout = checkpoint.head, checkpoint.holdout
     support = torch.cat(checkpoint.supports)  # (n, D)
     shots = torch.tensor([len(embeddings) for embeddings in checkpoint.supports])  # (W,)
     targets = torch.arange(len(shots)).repeat_interleave(shots)  # (n,)
-    start = [make_start(part, checkpoint) for part in checkpoint.supports]
-    for name, proxy in zip(checkpoint.novel_classes, start, strict=True):
-        check_proxy(name, proxy)
-    base, novel = head.base.proxies, torch.stack(start)  # (C, D), (W, D)
-    samples = holdout.fit_half(head)
-    if options.freezing == "always":
-        novel = finetune_proxies(novel[None], support[None], targets, samples, options)[0]
-    else:
-        base, novel = finetune_all_proxies(novel, support, targets, samples, options)
-        holdout = replace(holdout, nearest=None)
-    tuned = replace(head, proxies=torch.cat([base, novel]))
-    return replace(checkpoint, head=tuned, holdout=holdout)
+    head, holdout, trained = checkpoint.head, checkpoint.holdout, list[Tensor]()
+    for background in checkpoint.backgrounds:
+        start = [make_start(part, background) for part in checkpoint.supports]
+        for name, proxy in zip(checkpoint.novel_classes, start, strict=True):
+            check_proxy(name, proxy)
+        base, novel, samples = head.base.proxies, torch.stack(start), background.samples  # (W, R)
+        if options.freezing == "always":
+            novel = finetune_proxies(novel[None], support[None], targets, samples, options)[0]
+        else:
+            base, novel = finetune_all_proxies(novel, support, targets, samples, options)
+            holdout = replace(holdout, nearest=None)
+        trained.append(novel)
+    return replace(
+        checkpoint,
+        head=replace(head, proxies=torch.cat([base, trained[0]])),
+        holdout=holdout,
+        fold_proxies=torch.stack(trained[1:]) if trained[1:] else None,
+    )
+
+
+def _refuse_unheld(checkpoint: Checkpoint, options: FinetuneConfig) -> None:
+    """Refuse to change what a linear head was made of, which nothing would set the bias on.
+
+    Raises:
+        UsageError: the whole network or base proxies would change.
+    """
+    if not checkpoint.head.is_linear:
+        return
+    if options.scope == "full":
+        raise UsageError(
+            "`scope` full needs a network that was trained with its head, not a pretrained one",
+            "`scope` head fine-tunes the novel classes",
+        )
+    if options.freezing != "always":
+        raise UsageError(
+            f"`freeze_base` {options.freezing} needs proxies that were trained, not a linear head",
+            "omit it",
+        )
 
 
 def full_data(

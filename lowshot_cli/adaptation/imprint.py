@@ -88,10 +88,10 @@ def imprint_classes(
         )
         indices = members[torch.from_numpy(chosen)]
         pixels = dataset.train.pixels[indices]
-        proxy, support = imprint_one(checkpoint, network, pixels, label, config)
-        check_proxy(name, proxy)
+        proxies, support = imprint_one(checkpoint, network, pixels, label, config)
+        check_proxy(name, proxies[0])
         record = support_record(dataset.train, indices, options.method)
-        checkpoint = checkpoint.with_class(name, proxy, support, record)
+        checkpoint = checkpoint.with_class(name, proxies, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         n_replaced = int(np.isin(first, avoided).sum())
         drawn.append(SupportDraw(name, record.indices, described, n_replaced))
@@ -156,15 +156,15 @@ def imprint_photos(
         raise UsageError(f"`shots` is {shots}, there are {count} images", f"give up to {count}")
     chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
     pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
-    proxy, support = imprint_one(checkpoint, network, pixels, label, config)
-    check_proxy(name, proxy)
+    proxies, support = imprint_one(checkpoint, network, pixels, label, config)
+    check_proxy(name, proxies[0])
     record = SupportRecord(
         method=options.method,
         indices=(),
         files=tuple(as_text(file.name) for file in files),
         pixel_hashes=tuple(pixel_hash(image) for image in pixels),
     )
-    taught = checkpoint.with_class(name, proxy, support, record)
+    taught = checkpoint.with_class(name, proxies, support, record)
     taught, used = _with_bias(taught, config.with_settings("imprint", shots=shots))
     drawn = SupportDraw(name, (), tuple(str(file) for file in files), n_duplicates=given - count)
     return taught.with_settings("imprint", used), drawn
@@ -185,7 +185,7 @@ def _usable(config: Config, checkpoint: Checkpoint) -> Config:
     if can_calibrate(checkpoint):
         return config
     config = config.with_settings("imprint", method="imprint")
-    if len(checkpoint.holdout.calibration_embeddings):
+    if len(checkpoint.holdout.calibrating(checkpoint.holdout.labels)):
         return config
     return config.with_settings("imprint", max_forgetting="none")
 

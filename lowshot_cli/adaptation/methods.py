@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, ImprintConfig
 from lowshot_cli.data.supports import draw_directions
 from lowshot_cli.errors import DataError
+from lowshot_cli.methods.background import Background
+from lowshot_cli.methods.discriminant import Statistics, linear_proxies, shrunk_mean
 from lowshot_cli.methods.finetuning import finetune_proxies
 from lowshot_cli.methods.imprinting import cluster_means, imprint, teen, whitened
 from lowshot_cli.models.embedder import Views, embed
@@ -37,79 +40,107 @@ class Supports:
     directions: Callable[[int], Tensor]
 
 
-MakeProxies = Callable[[Supports, Checkpoint, Config], Tensor]
+MakeProxies = Callable[[Supports, Background, Config], Tensor]
 
 
-def make_proxies(method: str, supports: Supports, model: Checkpoint, config: Config) -> Tensor:
+def make_proxies(method: str, supports: Supports, background: Background, config: Config) -> Tensor:
     """The proxies of novel classes on an unchanged base model.
 
     Args:
         method: a name in `BOUND`.
         supports: of the classes, with leading dimensions `...`.
-        model: the base model.
+        background: the base classes, of the model or of a fold.
         config: `finetune` is read by `finetune-head`.
 
     Returns:
-        Unit proxies `(..., D)`. Methods with several proxies a class need leading dimensions
-        `(T, W)` and return `(T, R, D)`, those of a class side by side.
+        Proxies `(..., R)`, unit or linear as those of the base classes are. Methods with several
+        proxies a class need leading dimensions `(T, W)` and return `(T, R', D)`, those of a class
+        side by side.
     """
-    return BOUND[method](supports, model, config)
+    return BOUND[method](supports, background, config)
 
 
-def make_start(support: Tensor, model: Checkpoint) -> Tensor:
-    """The proxies `(..., D)` that fine-tuning starts from, of supports `(..., k, D)`."""
-    return _whitened(support, model)
+def make_start(support: Tensor, background: Background) -> Tensor:
+    """The proxies `(..., R)` that fine-tuning starts from, of supports `(..., k, D)`."""
+    return _whitened(support, background)
 
 
-def _imprint(support: Tensor, model: Checkpoint) -> Tensor:
-    """The paper's method, on the trained part of embeddings."""
-    return pad_to(imprint(support[..., : model.meta.embedding_size]), model.head.size)
+def _imprint(support: Tensor, background: Background) -> Tensor:
+    """The paper's method; for a cosine head on the trained part of embeddings."""
+    if background.is_linear:
+        return _by_distance(support.mean(-2), background.statistics)
+    size = support.shape[-1]
+    return pad_to(imprint(support[..., : background.trained]), size)
 
 
-def _whitened(support: Tensor, model: Checkpoint) -> Tensor:
-    return whitened(support, *model.holdout.statistics)
+def _by_distance(means: Tensor, statistics: Statistics) -> Tensor:
+    """Linear proxies `(..., D + 1)` of classes with means `(..., D)` that vary in all directions.
+
+    A class is then as likely as its mean is near, as in the paper, but in the units of base
+    classes.
+    """
+    return linear_proxies(means, statistics.centre, statistics.round_precision)
 
 
-def _teen(support: Tensor, model: Checkpoint) -> Tensor:
-    """TEEN's method, on the trained part of embeddings."""
-    size = model.meta.embedding_size
-    return pad_to(teen(support[..., :size], model.head.base.proxies[:, :size]), model.head.size)
+def _whitened(support: Tensor, background: Background) -> Tensor:
+    statistics = background.statistics
+    if background.is_linear:
+        mean = shrunk_mean(support, statistics.centre)
+        return linear_proxies(mean, statistics.centre, statistics.precision)
+    return whitened(support, statistics.centre, statistics.precision)
 
 
-def _random(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
-    """A random direction in the trained part of embeddings: `(..., D)`."""
-    directions = supports.directions(model.meta.embedding_size)
-    return pad_to(directions, model.head.size).to(model.device)
+def _teen(support: Tensor, background: Background) -> Tensor:
+    """TEEN's method; for a cosine head on the trained part of embeddings."""
+    if background.is_linear:
+        means, centre = background.statistics.means, background.statistics.centre
+        calibrated = teen(support - centre, F.normalize(means - centre, dim=1))  # (..., D)
+        length = (support.mean(-2) - centre).norm(dim=-1, keepdim=True)  # (..., 1)
+        return _by_distance(centre + length * calibrated, background.statistics)
+    size, trained = support.shape[-1], background.trained
+    return pad_to(teen(support[..., :trained], background.proxies[:, :trained]), size)
 
 
-def _nearest(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
-    """Every support image as a proxy, `(T, W·k, D)`, which is a nearest-neighbour classifier."""
+def _random(supports: Supports, background: Background, config: Config) -> Tensor:
+    """A random direction `(..., R)`, in the trained part of embeddings for a cosine head."""
+    size = supports.embeddings.shape[-1]
+    if not background.is_linear:
+        return pad_to(supports.directions(background.trained), size).to(background.device)
+    directions = supports.directions(size).to(background.device)
+    # At the centre of the base classes it scores what these do on average.
+    known, centre = background.proxies, background.statistics.centre
+    usual = (known[:, :size] @ centre + known[:, size]).mean()
+    offsets = usual - directions @ centre  # (...)
+    return torch.cat([directions, offsets[..., None]], -1)
+
+
+def _nearest(supports: Supports, background: Background, config: Config) -> Tensor:
+    """Every support image as a proxy, `(T, W·k, R)`, which is a nearest-neighbour classifier."""
     single = supports.embeddings.flatten(1, 2).unsqueeze(2)  # (T, W·k, 1, D)
-    return _imprint(single, model)
+    return _imprint(single, background)
 
 
-def _proxies(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
-    """The mean of each of a class's clusters as a proxy, whitened: `(T, W·c, D)`."""
+def _proxies(supports: Supports, background: Background, config: Config) -> Tensor:
+    """The mean of each of a class's clusters as a proxy, whitened: `(T, W·c, R)`."""
     clusters = cluster_means(supports.embeddings, _CLUSTERS)  # (T, W, c, D)
-    return _whitened(clusters.flatten(1, 2).unsqueeze(2), model)
+    return _whitened(clusters.flatten(1, 2).unsqueeze(2), background)
 
 
-def _finetune_head(supports: Supports, model: Checkpoint, config: Config) -> Tensor:
+def _finetune_head(supports: Supports, background: Background, config: Config) -> Tensor:
     support = supports.embeddings
-    start = _whitened(support, model)  # (T, W, D)
+    start = _whitened(support, background)  # (T, W, R)
     trials, ways, shots, size = support.shape
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
     samples = support.view(trials, ways * shots, size)  # (T, W·k, D)
-    base = model.holdout.fit_half(model.head)
-    return finetune_proxies(start, samples, targets, base, config.finetune)
+    return finetune_proxies(start, samples, targets, background.samples, config.finetune)
 
 
 BOUND: Mapping[str, MakeProxies] = {
-    "imprint": lambda supports, model, config: _imprint(supports.embeddings, model),
+    "imprint": lambda supports, background, config: _imprint(supports.embeddings, background),
     "random": _random,
-    "augmented": lambda supports, model, config: _imprint(supports.views(), model),
-    "whitened": lambda supports, model, config: _whitened(supports.embeddings, model),
-    "teen": lambda supports, model, config: _teen(supports.embeddings, model),
+    "augmented": lambda supports, background, config: _imprint(supports.views(), background),
+    "whitened": lambda supports, background, config: _whitened(supports.embeddings, background),
+    "teen": lambda supports, background, config: _teen(supports.embeddings, background),
     "nearest": _nearest,
     "proxies": _proxies,
     "finetune-head": _finetune_head,
@@ -119,7 +150,7 @@ BOUND: Mapping[str, MakeProxies] = {
 def imprint_one(
     checkpoint: Checkpoint, network: EmbeddingNetwork, pixels: Tensor, label: int, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """The proxy `(D,)` of a class and the embeddings `(k, D)` of its support images.
+    """The proxies of a class and the embeddings `(k, D)` of its support images.
 
     Args:
         checkpoint: the model that is taught.
@@ -127,6 +158,9 @@ def imprint_one(
         pixels: `(k, 3, S, S)` uint8 support images.
         label: number of the class, on which a random direction depends.
         config: `seed` and `imprint`.
+
+    Returns:
+        Proxies `(1 + F, R)`, of the model and with cross-fitting of each fold, and the embeddings.
     """
     options = config.imprint
     support = embed(network, pixels)
@@ -136,7 +170,8 @@ def imprint_one(
         lambda: embed(network, pixels, views=views),
         lambda size: draw_directions(config.seed, label, [0], size)[0],
     )
-    return make_proxies(options.method, supports, checkpoint, config), support
+    made = (make_proxies(options.method, supports, b, config) for b in checkpoint.backgrounds)
+    return torch.stack(list(made)), support
 
 
 def check_proxy(name: str, proxy: Tensor) -> None:

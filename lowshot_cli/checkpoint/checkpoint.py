@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,8 @@ from lowshot_cli.config.values import normal_name, storable
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
-from lowshot_cli.methods.operating_point import BaseQueries
+from lowshot_cli.methods.background import Background
+from lowshot_cli.methods.operating_point import BaseQueries, pooled_margins
 from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.head import Head
@@ -31,11 +33,13 @@ class Checkpoint:
 
     Attributes:
         meta: everything that is not a tensor.
-        head: the cosine classifier.
+        head: the classifier.
         backbone: state dict of the backbone.
-        holdout: embeddings of the base hold-out images.
+        holdout: embeddings of base images that set the bias and shape novel classes.
         centre: `(M,)` fp32 centre of the stages beside the trained part of embeddings.
         supports: for each novel class the embeddings `(k, D)` fp32 of its support images.
+        fold_proxies: `(F, W, R)` fp32 proxies of the novel classes as made without the images of
+            each fold of the hold-out; None without cross-fitting.
     """
 
     meta: Meta
@@ -44,6 +48,7 @@ class Checkpoint:
     holdout: Holdout
     centre: Tensor
     supports: tuple[Tensor, ...] = ()
+    fold_proxies: Tensor | None = None
 
     @property
     def novel_classes(self) -> tuple[str, ...]:
@@ -65,10 +70,31 @@ class Checkpoint:
         total = sum(count for _, count in counts)
         return 100 * sum(right for right, _ in counts) / total if total else None
 
+    @cached_property
+    def backgrounds(self) -> tuple[Background, ...]:
+        """What novel classes are made from: that of the model, then that of each fold, if any."""
+        return self.holdout.backgrounds(self.head, self.meta.embedding_size)
+
+    @cached_property
+    def calibration(self) -> tuple[BaseQueries, ...]:
+        """Base queries that set the bias of novel classes, fold by fold."""
+        return self.holdout.queries(self.backgrounds, changed=self.meta.base_changed)
+
     @property
-    def calibration(self) -> BaseQueries:
-        """Base queries that set the bias of novel classes."""
-        return self.holdout.calibration_half(self.head, changed=self.meta.base_changed)
+    def calibration_heads(self) -> tuple[Head, ...]:
+        """For each fold the head that its images are scored by, which none of them shaped."""
+        if self.fold_proxies is None:
+            return (self.head,)
+        parts = zip(self.backgrounds[1:], self.fold_proxies, strict=True)
+        return tuple(
+            replace(self.head, proxies=torch.cat([background.proxies, novel]))
+            for background, novel in parts
+        )
+
+    def novel_margins(self) -> Tensor:
+        """Margins `(1, n)` of the queries of `calibration` against the novel proxies."""
+        novel = [head.novel_proxies[None] for head in self.calibration_heads]
+        return pooled_margins(self.calibration, novel)
 
     @property
     def digest(self) -> str:
@@ -78,11 +104,6 @@ class Checkpoint:
         for tensor in (*self.backbone.values(), *others):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds head and hold-out."""
-        return self.head.proxies.device
 
     def network(self, device: torch.device | None = None) -> EmbeddingNetwork:
         """Rebuild the embedding network in evaluation mode.
@@ -96,14 +117,6 @@ class Checkpoint:
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint is inconsistent: {one_line(error)}") from None
         return network.eval().to(device or torch.device("cpu"))
-
-    def to(self, device: torch.device) -> Checkpoint:
-        """The same with head and hold-out on a device, so that proxies are made there."""
-        return replace(
-            self,
-            head=replace(self.head, proxies=self.head.proxies.to(device)),
-            holdout=self.holdout.to(device),
-        )
 
     def blank_network(self) -> EmbeddingNetwork:
         """The embedding network before its weights are loaded.
@@ -127,17 +140,32 @@ class Checkpoint:
         )
 
     def with_class(
-        self, name: str, proxy: Tensor, support: Tensor, record: SupportRecord
+        self, name: str, proxies: Tensor, support: Tensor, record: SupportRecord
     ) -> Checkpoint:
-        """Append a novel class: its proxy `(D,)` and support embeddings `(k, D)`."""
+        """Append a novel class.
+
+        Args:
+            name: the class.
+            proxies: `(1 + F, R)`: its proxy, and with cross-fitting that of each fold.
+            support: `(k, D)` embeddings of its support images.
+            record: where they came from.
+        """
         meta = self.meta.model_copy(
             update={
                 "classes": (*self.meta.classes, name),
                 "supports": (*self.meta.supports, record),
             }
         )
-        head = self.head.with_novel(proxy[None])
-        return replace(self, meta=meta, head=head, supports=(*self.supports, support))
+        of_folds = self.fold_proxies
+        if of_folds is not None:
+            of_folds = torch.cat([of_folds, proxies[1:, None]], 1)
+        return replace(
+            self,
+            meta=meta,
+            head=self.head.with_novel(proxies[:1]),
+            supports=(*self.supports, support),
+            fold_proxies=of_folds,
+        )
 
     def without_class(self, name: str) -> Checkpoint:
         """Remove a class, base or novel, and everything that is kept of it.
@@ -156,7 +184,7 @@ class Checkpoint:
             "classes": tuple(meta.classes[i] for i in keep),
             "renamed": {new: own for new, own in meta.renamed.items() if new != name},
         }
-        supports, holdout = self.supports, self.holdout
+        supports, holdout, of_folds = self.supports, self.holdout, self.fold_proxies
         if is_base:
             update["n_base"] = meta.n_base - 1
             update["base_counts"] = None
@@ -164,6 +192,8 @@ class Checkpoint:
         else:
             update["supports"] = _without(meta.supports, novel)
             supports = _without(supports, novel)
+            if of_folds is not None:
+                of_folds = torch.cat([of_folds[:, :novel], of_folds[:, novel + 1 :]], 1)
         head = replace(
             self.head, proxies=self.head.proxies[keep], n_base=meta.n_base - int(is_base)
         )
@@ -173,6 +203,7 @@ class Checkpoint:
             head=head,
             holdout=holdout,
             supports=supports,
+            fold_proxies=of_folds,
         )
 
     def dataset_name(self, name: str) -> str:

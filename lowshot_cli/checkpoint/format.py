@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout
+from lowshot_cli.checkpoint.holdout import N_FOLDS, Holdout
 from lowshot_cli.checkpoint.metadata import (
     METADATA_KEY,
     Meta,
@@ -23,6 +24,7 @@ from lowshot_cli.checkpoint.metadata import (
     unreadable,
 )
 from lowshot_cli.errors import CheckpointError, LowshotError, one_line
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.operating_point import DEFAULT_MAX_FORGETTING
 from lowshot_cli.models.backbones import Backbone
 from lowshot_cli.models.head import Head
@@ -30,6 +32,8 @@ from lowshot_cli.storage.files import ensure_free, file_hash
 from lowshot_cli.storage.tensors import checked_tensor, read_tensors, write_tensors
 
 _UNIT_TOLERANCE = 1e-3
+# What `statistics.scoring` holds, in this order.
+_SCORING = ("shrinkage", "novel_shrinkage", "unit", "novel_unit", "round_unit")
 
 
 def save(checkpoint: Checkpoint, path: Path) -> str:
@@ -57,6 +61,12 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         tensors["holdout.calibrates"] = holdout.calibrates
     if holdout.nearest:
         tensors["holdout.best"], tensors["holdout.nearest"] = holdout.nearest
+    if holdout.statistics is not None:
+        tensors |= _stored(holdout.statistics)
+    if holdout.folds is not None:
+        tensors["holdout.folds"] = holdout.folds
+    if checkpoint.fold_proxies is not None:
+        tensors["head.fold_proxies"] = checkpoint.fold_proxies
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -101,9 +111,10 @@ def load(path: Path) -> Checkpoint:
 def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
     take = partial(checked_tensor, tensors)
     centre = take("stages.centre", (None,))
-    size = meta.embedding_size + len(centre)
-    proxies = take("head.proxies", (len(meta.classes), size))
-    if bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
+    is_linear = meta.head == "linear"
+    size = take("holdout.embeddings", (None, None), torch.float16).shape[1]
+    proxies = take("head.proxies", (len(meta.classes), size + is_linear))
+    if not is_linear and bool(((proxies.norm(dim=1) - 1).abs() > _UNIT_TOLERANCE).any()):
         raise ValueError("head.proxies has one that is not of length 1")
     scale = take("head.scale", ()).item()
     if scale <= 0:
@@ -126,7 +137,17 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
             take("holdout.nearest", (n,), torch.int64),
         )
         holdout = replace(holdout, nearest=(best, position))
-    head = Head(proxies, scale, meta.n_base, take("head.bias", ()).item())
+    fold_proxies = None
+    if is_linear:
+        holdout = replace(holdout, statistics=_read_statistics(take, meta.n_base, size))
+    if "holdout.folds" in tensors:
+        folds = take("holdout.folds", (len(labels),), torch.int64)
+        if bool(((folds < -1) | (folds >= N_FOLDS)).any()):
+            raise ValueError("holdout.folds has a number that is not one of a fold")
+        holdout = replace(holdout, folds=folds)
+        shape = (holdout.n_folds, len(meta.novel_classes), size + is_linear)
+        fold_proxies = take("head.fold_proxies", shape)
+    head = Head(proxies, scale, meta.n_base, take("head.bias", ()).item(), is_linear)
     prefix = "backbone."
     checkpoint = Checkpoint(
         meta=_in_this_format(meta, head.bias),
@@ -138,18 +159,68 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
             take(f"support.{number}", (len(record.pixel_hashes), size))
             for number, record in enumerate(meta.supports)
         ),
+        fold_proxies=fold_proxies,
     )
     _check_network(checkpoint)
     return checkpoint
 
 
+def _stored(statistics: Statistics) -> dict[str, Tensor]:
+    """The tensors of statistics, without the half of `scatter` that mirrors the other."""
+    above = torch.triu_indices(*statistics.scatter.shape)
+    return {
+        "statistics.centre": statistics.centre,
+        "statistics.n_centre": torch.tensor(statistics.n_centre),
+        "statistics.means": statistics.means,
+        "statistics.counts": statistics.counts,
+        "statistics.scatter": statistics.scatter[above[0], above[1]],
+        "statistics.total": torch.tensor(statistics.total),
+        "statistics.scoring": torch.tensor(
+            [getattr(statistics, name) for name in _SCORING], dtype=torch.float64
+        ),
+    }
+
+
+def _read_statistics(take: Callable[..., Tensor], n_base: int, size: int) -> Statistics:
+    """The opposite of `_stored`.
+
+    Raises:
+        KeyError, ValueError: a tensor is missing or impossible.
+    """
+    above = torch.triu_indices(size, size)
+    half = take("statistics.scatter", (above.shape[1],))
+    scatter = torch.zeros(size, size)
+    scatter[above[0], above[1]] = half
+    scatter.T[above[0], above[1]] = half
+    scoring = take("statistics.scoring", (len(_SCORING),), torch.float64).tolist()
+    total, n_centre = (
+        int(take(f"statistics.{name}", (), torch.int64)) for name in ("total", "n_centre")
+    )
+    if (
+        min(total, n_centre) < 1
+        or min(scoring) < 0
+        or min(scoring[2:]) == 0
+        or bool((scatter.diagonal() < 0).any())
+    ):
+        raise ValueError("statistics are impossible")
+    return Statistics(
+        centre=take("statistics.centre", (size,)),
+        n_centre=n_centre,
+        means=take("statistics.means", (n_base, size)),
+        counts=take("statistics.counts", (n_base,), torch.int64),
+        scatter=scatter,
+        total=total,
+        **dict(zip(_SCORING, scoring, strict=True)),
+    )
+
+
 def _in_this_format(meta: Meta, bias: float) -> Meta:
-    """Metadata in format 2; format 1 kept the budget of the bias only in the history.
+    """Metadata in format 2 or 3; format 1 kept the budget of the bias only in the history.
 
     Raises:
         ValueError: what is recorded there is not a budget.
     """
-    if meta.format == 2:
+    if meta.format > 1:
         return meta
     budget = None
     if bias != 0:
@@ -186,6 +257,8 @@ def _check_network(checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"stages.centre has {len(checkpoint.centre)} numbers, unlike the stages of the network"
         )
+    if backbone.embedding_size + len(checkpoint.centre) != checkpoint.head.size:
+        raise ValueError(f"embeddings have {checkpoint.head.size} numbers, unlike the network's")
     wanted = backbone.state_dict()
     if unknown := next((name for name in given if name not in wanted), None):
         raise ValueError(f"backbone.{unknown} is not a tensor of {meta.backbone}")

@@ -1,4 +1,4 @@
-"""The base hold-out: images that no weight was fitted to, kept as embeddings in two halves."""
+"""The base images that set the bias and shape novel classes, kept as embeddings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lowshot_cli.methods.background import Background
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.finetuning import BaseSamples
-from lowshot_cli.methods.imprinting import class_statistics, shrunk_precision
+from lowshot_cli.methods.imprinting import SHRINKAGE
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.head import Head, nearest_proxies
+from lowshot_cli.threads import map_in_order
 
-# Computing this many cosines takes longer than all other work of adding a class.
-_MANY_COSINES = 2**26
+# Folds of cross-fitting.
+N_FOLDS = 5
+# Computing this many scores takes longer than all other work of adding a class.
+_MANY_SCORES = 2**26
+# Samples of each base class that fine-tuning reads, at most; the others would slow it down.
+SAMPLES = 25
 
 
 def fit_half(images: Tensor) -> Tensor:
@@ -31,20 +38,41 @@ def calibration_half(images: Tensor) -> Tensor:
     return images[1::2]
 
 
+def first_of_classes(labels: Tensor, count: int) -> Tensor:
+    """Positions `(n,)` int64 of the first images of each class, at most `count`, class by class."""
+    order = labels.sort(stable=True).indices  # (N,)
+    sizes = torch.bincount(labels)  # (C,)
+    starts = (sizes.cumsum(0) - sizes)[labels[order]]  # (N,)
+    return order[torch.arange(len(order)) - starts < count]
+
+
 @dataclass(frozen=True)
 class Holdout:
-    """Embeddings of the base hold-out images, halved image by image.
+    """Embeddings of base images, of which no image sets the bias by a proxy that it shaped.
+
+    In one of three ways:
+
+    - A cosine head was trained on other images. Of these, one half shapes novel proxies, and the
+      other sets the bias.
+    - The network was trained on other images, and a linear head made of their `statistics`. Of
+      these, some are samples for fine-tuning, and the others set the bias.
+    - The network was trained on none of the images, so all of them shape the linear head. In
+      cross-fitting, the images of each of the `folds` set the bias by what all others say.
 
     Attributes:
         embeddings: `(N, D)` fp16.
         labels: `(N,)` int64 positions of the base classes in the head.
         right: `(N,)` bool, whether the pristine base model gets the image right. Once fine-tuning
             has changed base proxies or network, this can no longer be found anew.
-        nearest: largest cosine `(n,)` fp32 of each image of the calibration half with the base
-            proxies, and the proxy `(n,)` int64 that has it; kept if many classes make them slow
-            to find. A change of base proxies or embeddings must drop them.
-        calibrates: `(N,)` bool, which images set the bias; None if it is every second one. An image
-            that has shaped a proxy must never set the bias, whatever classes are removed.
+        nearest: largest score `(n,)` fp32 of each image that sets the bias with the base proxies,
+            and the proxy `(n,)` int64 that has it; kept if many classes make them slow to find, but
+            never with folds. A change of base proxies or embeddings must drop them.
+        calibrates: `(N,)` bool, which images set the bias; None if it is every second one, or all
+            that have a fold. An image that has shaped a proxy must never set the bias, whatever
+            classes are removed.
+        statistics: those of a linear head; None for a cosine head.
+        folds: `(N,)` int64 number of each image's fold, -1 for one that never sets the bias; None
+            without cross-fitting.
     """
 
     embeddings: Tensor
@@ -52,77 +80,136 @@ class Holdout:
     right: Tensor
     nearest: tuple[Tensor, Tensor] | None = None
     calibrates: Tensor | None = None
+    statistics: Statistics | None = None
+    folds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def accuracy(self) -> float | None:
+        """Percent of unseen images that the base model gets right; None without any."""
+        # Under a cosine head the half that shapes novel proxies is as unseen as the other.
+        unseen = self.right if self.statistics is None else self.calibrating(self.right)
+        return 100 * unseen.double().mean().item() if len(unseen) else None
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds, some of them perhaps without images; 1 without cross-fitting."""
+        return 1 if self.folds is None else N_FOLDS
+
     def fitting(self, images: Tensor) -> Tensor:
         """The rows of a tensor `(N, ...)` whose images may shape proxies."""
+        if self.folds is not None:
+            return images
         return fit_half(images) if self.calibrates is None else images[~self.calibrates]
 
     def calibrating(self, images: Tensor) -> Tensor:
         """The rows of a tensor `(N, ...)` whose images set the bias."""
+        if self.folds is not None:
+            return images[self.folds >= 0]
         return calibration_half(images) if self.calibrates is None else images[self.calibrates]
+
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """The rows of a tensor `(N, ...)` whose images set the bias, fold by fold."""
+        if self.folds is None:
+            return [self.calibrating(images)]
+        return [images[self.folds == number] for number in range(self.n_folds)]
 
     @property
     def suffices(self) -> bool:
         """Whether there are images to shape proxies and others to set the bias."""
-        return 0 < len(self.calibrating(self.labels)) < len(self)
+        n_set, n_shape = len(self.calibrating(self.labels)), len(self.fitting(self.labels))
+        return n_set > 0 and (n_shape > 0 or self.statistics is not None)
 
-    def fit_half(self, head: Head) -> BaseSamples:
-        """Samples `(n, D)` fp32 for methods whose proxies depend on base embeddings."""
-        embeddings, labels = self.fitting(self.embeddings).float(), self.fitting(self.labels)
-        return BaseSamples(embeddings, labels, head.base.proxies, head.scale)
-
-    def calibration_half(self, head: Head, *, changed: bool = False) -> BaseQueries:
-        """Queries that set the bias, under the base proxies of a head.
+    def backgrounds(self, head: Head, trained: int) -> tuple[Background, ...]:
+        """What novel classes are made from, beside their supports.
 
         Args:
             head: the present one.
+            trained: size of the trained part of embeddings.
+
+        Returns:
+            That of the model. With cross-fitting also that of each fold, as the base classes are
+            known without its images.
+        """
+        base, every = head.base, torch.arange(len(self))
+        own, *apart = self._shaping
+        found = [Background(self._samples(self.fitting(every), base), own, trained, base.is_linear)]
+        for number, statistics in enumerate(apart):
+            assert self.folds is not None
+            without = replace(base, proxies=statistics.base_proxies)
+            samples = self._samples(every[self.folds != number], without)
+            found.append(Background(samples, statistics, trained, base.is_linear))
+        return tuple(found)
+
+    def queries(
+        self, backgrounds: tuple[Background, ...], *, changed: bool = False
+    ) -> tuple[BaseQueries, ...]:
+        """The images that set the bias, fold by fold, under the base proxies of their background.
+
+        Args:
+            backgrounds: of the model and its folds.
             changed: whether fine-tuning changed base proxies or network. If not, what was right
                 before is found together with what is right now, so that rounding cannot part them.
         """
-        return BaseQueries.of(
-            head.base.proxies,
-            self.calibration_embeddings,
-            self.calibrating(self.labels),
-            self.calibrating(self.right) if changed else None,
-            self.nearest,
+        right = self.parts(self.right) if changed else [None] * self.n_folds
+        each = zip(
+            backgrounds[-self.n_folds :],
+            self.parts(self.embeddings),
+            self.parts(self.labels),
+            right,
+            strict=True,
+        )
+        return tuple(
+            BaseQueries.of(background.proxies, embeddings.float(), labels, before, self.nearest)
+            for background, embeddings, labels, before in each
         )
 
-    def calibration_half_under(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
-        """The same queries under changed weights.
+    def queries_under(self, proxies: Tensor, embeddings: Tensor) -> BaseQueries:
+        """The images that set the bias under changed weights.
 
         Args:
-            proxies: `(C, D)` base proxies.
-            embeddings: `(n, D)` of the calibration half, by the changed backbone.
+            proxies: `(C, R)` base proxies.
+            embeddings: `(n, D)` of these images, by the changed backbone.
         """
-        return BaseQueries.of(
-            proxies, embeddings, self.calibrating(self.labels), self.calibrating(self.right)
-        )
+        labels, right = self.calibrating(self.labels), self.calibrating(self.right)
+        return BaseQueries.of(proxies, embeddings, labels, right)
 
-    @property
-    def calibration_embeddings(self) -> Tensor:
-        """`(n, D)` fp32 embeddings of the calibration half."""
-        return self.calibrating(self.embeddings).float()
+    def _samples(self, chosen: Tensor, base: Head) -> BaseSamples:
+        """Samples for fine-tuning: all of the images `(n,)` int64, or a few of each class."""
+        if self.statistics is not None:
+            chosen = chosen[first_of_classes(self.labels[chosen], SAMPLES)]
+        embeddings, labels = self.embeddings[chosen].float(), self.labels[chosen]
+        return BaseSamples(embeddings, labels, base.proxies, base.scale)
 
     @cached_property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean `(D,)` over base classes and inverse `(D, D)` of the shrunk covariance within them.
+    def _shaping(self) -> list[Statistics]:
+        """Those of the model, then for each fold those without its images.
 
-        They are taken from the fit half: images that the backbone was not fitted to, whose
-        embeddings spread as those of new classes do.
+        For a cosine head they are taken from the half that may shape proxies: images that the
+        backbone was not fitted to, whose embeddings spread as those of new classes do.
         """
-        embeddings, labels = self.fitting(self.embeddings).float(), self.fitting(self.labels)
-        # On the CPU, as a GPU may add up in another order each time.
-        mean, within = class_statistics(embeddings.cpu(), labels.cpu())
-        device = self.labels.device
-        return mean.to(device), shrunk_precision(within).to(device)
+        if self.statistics is None:
+            embeddings, labels = self.fitting(self.embeddings).float(), self.fitting(self.labels)
+            return [Statistics.of(embeddings, labels, SHRINKAGE)]
+        whole = self.statistics
+        folds = self.folds
+        insides = [] if folds is None else [folds == number for number in range(N_FOLDS)]
+
+        def prepare(inside: Tensor | None) -> Statistics:
+            found = whole
+            if inside is not None:
+                found = whole.without(self.embeddings[inside].float(), self.labels[inside])
+            found.precision  # noqa: B018 - it takes long, so several at once
+            return found
+
+        return list(map_in_order(prepare, [None, *insides], torch.get_num_threads()))
 
     def with_nearest_cached(self, head: Head) -> Holdout:
         """The same, with `nearest` kept if it would be slow to find again for every class."""
         held = self.calibrating(self.embeddings)
-        if self.nearest or len(held) * head.n_base < _MANY_COSINES:
+        if self.nearest or self.folds is not None or len(held) * head.n_base < _MANY_SCORES:
             return self
         return replace(self, nearest=nearest_proxies(held.float(), head.base.proxies))
 
@@ -146,20 +233,17 @@ class Holdout:
         right = self.right[kept]
         again = nearest_proxies(embeddings[taken_for_it].float(), others)[1]
         right[taken_for_it] |= again == labels[taken_for_it]
-        return Holdout(embeddings, labels, right, calibrates=self._halves_of(kept))
+        return Holdout(
+            embeddings,
+            labels,
+            right,
+            calibrates=None if self.folds is not None else self._halves_of(kept),
+            statistics=self.statistics and self.statistics.without_class(position),
+            folds=None if self.folds is None else self.folds[kept],
+        )
 
     def _halves_of(self, kept: Tensor) -> Tensor | None:
         """`calibrates` of the images `(N,)` bool that are kept, each in the half that it was in."""
         every_second = torch.arange(len(kept), device=kept.device) % 2 == 1
         halves = (every_second if self.calibrates is None else self.calibrates)[kept]
         return None if torch.equal(halves, every_second[: len(halves)]) else halves
-
-    def to(self, device: torch.device) -> Holdout:
-        """The same on a device."""
-        return Holdout(
-            self.embeddings.to(device),
-            self.labels.to(device),
-            self.right.to(device),
-            self.nearest and (self.nearest[0].to(device), self.nearest[1].to(device)),
-            None if self.calibrates is None else self.calibrates.to(device),
-        )

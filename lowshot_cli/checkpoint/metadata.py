@@ -44,10 +44,13 @@ class Meta(_Record):
     `renamed` maps the name of a class to the one it has in the dataset, if the two differ.
     `max_forgetting` is the budget in points of base accuracy for which the bias of the novel
     classes was solved, None if there is none; in format 1 only the history records it.
+    A `linear` head, which format 3 introduced, was made from embeddings of base images; one that is
+    `cosine` was trained with the network, or adopted with it.
     `listing` numbers the rules by which the dataset's image files were listed.
     """
 
-    format: Literal[1, 2] = 2
+    format: Literal[1, 2, 3] = 2
+    head: Literal["cosine", "linear"] = "cosine"
     classes: tuple[str, ...]
     n_base: int = Field(ge=1)
     backbone: str

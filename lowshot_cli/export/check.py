@@ -88,14 +88,14 @@ def compare_with_checkpoint(
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH].contiguous()
         embeddings = embed(network, batch)
-        cosines, probabilities = head.cosines(embeddings), head.probabilities(embeddings)
+        scores, probabilities = head.scores(embeddings), head.probabilities(embeddings)
         for name, run in runs.items():
             with _readable(folder / name):
                 found, found_embeddings = run(batch)  # (B, C), (B, D)
             if found.shape != probabilities.shape or found_embeddings.shape != embeddings.shape:
                 raise _disagreement(folder / name, "its outputs have other shapes")
             apart = _distance(found, probabilities)
-            same = found.argmax(1) == cosines.argmax(1)
+            same = found.argmax(1) == scores.argmax(1)
             # Written so that NaN does not pass.
             if not max(apart, _distance(found_embeddings, embeddings)) <= TOLERANCE:
                 raise _disagreement(
@@ -103,7 +103,7 @@ def compare_with_checkpoint(
                     f"probabilities differ by up to {apart:.1e}, "
                     f"embeddings by up to {_distance(found_embeddings, embeddings):.1e}",
                 )
-            if bool((~same & (_lead(cosines) > TOLERANCE)).any()):
+            if bool((~same & (_lead(scores) > TOLERANCE)).any()):
                 raise _disagreement(folder / name, "some decisions differ")
             largest, equal = max(largest, apart), equal and bool(same.all())
         done = start + len(batch)

@@ -47,11 +47,13 @@ class Classifier(nn.Module):
         head, meta = checkpoint.head, checkpoint.meta
         self.network = fused(checkpoint.network())
         offsets = torch.zeros(len(head.proxies))
-        offsets[head.n_base :] = head.bias
+        if head.is_linear:
+            offsets += head.proxies[:, head.size]
+        offsets[head.n_base :] += head.bias
         for name, tensor in (
             ("mean", torch.tensor(meta.mean).view(1, 3, 1, 1)),
             ("std", torch.tensor(meta.std).view(1, 3, 1, 1)),
-            ("proxies", head.proxies.clone()),
+            ("proxies", head.proxies[:, : head.size].clone()),
             ("offsets", offsets),
             ("scale", torch.tensor(head.scale)),
         ):
@@ -62,8 +64,8 @@ class Classifier(nn.Module):
         """Probabilities `(B, C)` and unit embeddings `(B, D)` of images `(B, 3, S, S)` uint8."""
         embeddings = self.network((images.float() - self.mean) / self.std)  # (B, D)
         # As `Head.probabilities`, but without its additions in place, which cannot be exported.
-        cosines = embeddings @ self.proxies.T + self.offsets  # (B, C)
-        return (self.scale * cosines).softmax(1), embeddings
+        scores = embeddings @ self.proxies.T + self.offsets  # (B, C)
+        return (self.scale * scores).softmax(1), embeddings
 
 
 def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 The backbone is frozen, so embeddings are computed once and a step is a matrix product. Sizes in
 shapes: T trials, W novel classes and n supports per trial, N base samples, C base classes, D the
-size of an embedding.
+size of an embedding, R that of a proxy, which is D or, with an offset, D + 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from lowshot_cli.config.schema import FinetuneConfig
-from lowshot_cli.models.head import chunk_size
+from lowshot_cli.models.head import as_read, chunk_size
+
+# Learning rates of unit and of linear proxies.
+_UNIT_RATE, _LINEAR_RATE = 0.01, 1e-4
 
 
 def class_weights(counts: Tensor, loss: str, n_base: int, novel_weight: float | None) -> Tensor:
@@ -59,8 +62,8 @@ class BaseSamples:
     Attributes:
         embeddings: `(N, D)` unit embeddings; the bias must be set on others afterwards.
         labels: `(N,)` int64 base classes.
-        proxies: `(C, D)` unit base proxies.
-        scale: factor on the cosines.
+        proxies: `(C, R)` base proxies, unit or linear.
+        scale: factor on the scores.
     """
 
     embeddings: Tensor
@@ -71,8 +74,15 @@ class BaseSamples:
     def log_sum_exp(self, embeddings: Tensor) -> Tensor:
         """Log-sum-exp of the base logits `(...)` of embeddings `(..., D)`."""
         parts = embeddings.reshape(-1, embeddings.shape[-1]).split(chunk_size(len(self.proxies)))
-        sums = [(self.scale * part @ self.proxies.T).logsumexp(-1) for part in parts]
+        read = (as_read(part, self.proxies) for part in parts)
+        sums = [(self.scale * part @ self.proxies.T).logsumexp(-1) for part in read]
         return torch.cat(sums).view(embeddings.shape[:-1])
+
+    def to(self, device: torch.device) -> BaseSamples:
+        """The same on a device."""
+        return BaseSamples(
+            self.embeddings.to(device), self.labels.to(device), self.proxies.to(device), self.scale
+        )
 
 
 def finetune_proxies(
@@ -90,49 +100,60 @@ def finetune_proxies(
 
     The bias is trained with the proxies and dropped at the end. Without it, proxies could lower all
     novel logits together only by turning away from the base classes; how far to lower them is for
-    the operating point to decide. Adam (Kingma and Ba, ICLR 2015) updates proxies and bias;
+    the operating point to decide. Adam (Kingma and Ba, ICLR 2015) updates proxies and bias; unit
     proxies are normalised after every step.
 
     Args:
-        proxies: `(T, W, D)` unit proxies to start from.
+        proxies: `(T, W, R)` proxies to start from.
         support: `(T, n, D)` unit support embeddings of all novel classes of a trial.
         targets: `(n,)` int64 novel class 0..W-1 of each support, the same for every trial.
         base: samples and proxies of the base classes, the same for every trial.
         config: `steps`, `head_lr`, `prior_shots`, `loss` and `novel_weight` are read.
 
     Returns:
-        `(T, W, D)` unit proxies, shrunk towards where they started.
+        `(T, W, R)` proxies, shrunk towards where they started.
     """
     trials, ways, size = proxies.shape
-    start, shots = proxies, torch.bincount(targets, minlength=ways)  # (T, W, D), (W,)
+    is_unit, start = size == support.shape[-1], proxies  # (T, W, R)
     # One pass holds N base samples and n supports; the loss is the weighted mean over both.
     labels = torch.cat([base.labels, targets + len(base.proxies)])  # (N + n,)
     weights = sample_weights(labels, len(base.proxies), ways, config) / len(labels)
     base_weight, support_weight = weights.split([len(base.labels), len(targets)])  # (N,), (n,)
     onehot = F.one_hot(targets, ways).float().T  # (W, n), [y = w]
-    base_lse = base.log_sum_exp(base.embeddings)  # (N,), L(x) of base samples
-    support_lse = base.log_sum_exp(support)  # (T, n), L(x) of supports
-
-    proxies, bias = proxies.clone(), proxies.new_zeros(trials, 1)  # (T, W, D), (T, 1)
-    take_step = adam_steps([proxies, bias], config.head_lr)
+    base_lse, support_lse = base.log_sum_exp(base.embeddings), base.log_sum_exp(support)
+    samples, support = as_read(base.embeddings, proxies), as_read(support, proxies)
+    proxies, bias = proxies.clone(), proxies.new_zeros(trials, 1)  # (T, W, R), (T, 1)
+    take_step = adam_steps([proxies, bias], learning_rate(config, is_linear=not is_unit))
     for _ in range(config.steps):
-        # Base samples, the same for all trials: one product for all T x W proxies.
-        cosines = (proxies.view(-1, size) @ base.embeddings.T).view(trials, ways, -1)  # (T, W, N)
-        logits = base.scale * (cosines + bias[:, :, None])  # (T, W, N)
+        # Base samples are the same for all trials, so one product serves all T x W proxies.
+        scores = (proxies.view(-1, size) @ samples.T).view(trials, ways, -1)  # (T, W, N)
+        logits = base.scale * (scores + bias[:, :, None])  # (T, W, N)
         on_base = _novel_softmax(logits, base_lse) * base_weight  # (T, W, N); [y = w] is 0
         # Supports, each trial's own.
         logits = base.scale * (proxies @ support.mT + bias[:, :, None])  # (T, W, n)
         error = _novel_softmax(logits, support_lse[:, None]) - onehot  # (T, W, n)
         on_support = error * support_weight  # (T, W, n)
-
-        gradient = (on_base.view(trials * ways, -1) @ base.embeddings).view_as(proxies)
-        gradient = base.scale * (gradient + on_support @ support)  # (T, W, D)
+        gradient = (on_base.view(trials * ways, -1) @ samples).view_as(proxies)
+        gradient = base.scale * (gradient + on_support @ support)  # (T, W, R)
         push = base.scale * (on_base.sum((1, 2)) + on_support.sum((1, 2)))  # (T,), bias gradient
+        if not is_unit:
+            take_step([gradient, push[:, None]])
+            continue
         # The part of a gradient along its proxy only changes the proxy's length, so remove it.
         radial = (gradient * proxies).sum(-1, keepdim=True)  # (T, W, 1)
         take_step([gradient - radial * proxies, push[:, None]])
         proxies.copy_(F.normalize(proxies, dim=-1))
-    return shrink_towards_start(proxies, start, shots, config.prior_shots)
+    shots = torch.bincount(targets, minlength=ways)  # (W,)
+    return shrink_towards_start(proxies, start, shots, config.prior_shots, is_unit=is_unit)
+
+
+def learning_rate(config: FinetuneConfig, *, is_linear: bool) -> float:
+    """`head_lr`, or its default.
+
+    Adam moves every weight by about the rate in each step. Linear proxies, which nothing keeps at
+    length 1, are discriminants already and lose by more than small steps.
+    """
+    return config.head_lr or (_LINEAR_RATE if is_linear else _UNIT_RATE)
 
 
 def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tensor]], None]:
@@ -166,7 +187,7 @@ def adam_steps(parameters: list[Tensor], rate: float) -> Callable[[Sequence[Tens
 
 
 def shrink_towards_start(
-    proxies: Tensor, start: Tensor, counts: Tensor, prior_shots: float
+    proxies: Tensor, start: Tensor, counts: Tensor, prior_shots: float, *, is_unit: bool = True
 ) -> Tensor:
     """Pull trained proxies back towards where they started.
 
@@ -175,16 +196,19 @@ def shrink_towards_start(
     it stays where it started.
 
     Args:
-        proxies: `(..., W, D)` trained unit proxies.
-        start: `(..., W, D)` unit proxies before training.
+        proxies: `(..., W, R)` trained proxies.
+        start: `(..., W, R)` proxies before training.
         counts: `(W,)` number of samples of each class, n.
         prior_shots: samples that the start is worth; 0 keeps the proxies that were trained on any.
+        is_unit: whether proxies have length 1, and keep it.
 
     Returns:
-        `(..., W, D)` unit proxies.
+        `(..., W, R)` proxies.
     """
     share = counts / (counts + prior_shots).clamp(min=1e-9)  # (W,)
-    shrunk = F.normalize(torch.lerp(start, proxies, share[:, None]), dim=-1)  # (..., W, D)
+    shrunk = torch.lerp(start, proxies, share[:, None])  # (..., W, R)
+    if is_unit:
+        shrunk = F.normalize(shrunk, dim=-1)
     # A proxy that did not move stays the same bit for bit; normalising it again would round it.
     return torch.where((proxies == start).all(-1, keepdim=True), start, shrunk)
 
@@ -232,8 +256,8 @@ def finetune_all_proxies(
     base_proxies, proxies, bias = base.proxies.clone(), proxies.clone(), proxies.new_zeros(1)
     parameters = [proxies, bias, base_proxies]
     # Two optimisers, so that a step with frozen base proxies leaves their momentum alone.
-    move_novel = adam_steps(parameters[:2], config.head_lr)
-    move_base = adam_steps(parameters[2:], config.head_lr)
+    rate = learning_rate(config, is_linear=False)
+    move_novel, move_base = adam_steps(parameters[:2], rate), adam_steps(parameters[2:], rate)
     for parameter in parameters:
         parameter.requires_grad_()
     for step in range(config.steps):

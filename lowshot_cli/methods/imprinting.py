@@ -14,11 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Default of `shrunk_precision`.
+# Shrinkage of the statistics that `whitened` reads; the larger, the closer it is to `imprint`.
 SHRINKAGE = 0.5
-# At least this is added to a diagonal, so that even a zero covariance (one image a class) has an
-# inverse.
-_LEAST_RIDGE = 1e-6
 
 
 def imprint(support: Tensor) -> Tensor:
@@ -34,23 +31,6 @@ def imprint(support: Tensor) -> Tensor:
     return F.normalize(support.mean(-2), dim=-1)
 
 
-def shrunk_precision(within: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
-    """Inverse `(D, D)` of a covariance `(D, D)` with a multiple of its mean variance added.
-
-    Without this shrinkage towards the identity (Ledoit and Wolf 2004), directions in which base
-    classes hardly vary would dominate the inverse, although their small variance is mostly chance.
-
-    Args:
-        within: within-class covariance of base embeddings.
-        shrinkage: the multiple; the larger it is, the closer `whitened` is to `imprint`.
-    """
-    size = len(within)
-    # The trace over D is the mean variance of a direction.
-    ridge = (shrinkage * within.trace() / size).clamp(min=_LEAST_RIDGE) * torch.eye(size)
-    precision: Tensor = torch.linalg.inv(within + ridge)
-    return precision
-
-
 def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """The direction that best separates a class from all others if all share one covariance.
 
@@ -61,7 +41,7 @@ def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     Args:
         support: `(..., k, D)` unit embeddings.
         mean: `(D,)` mean over base classes, mu.
-        precision: `(D, D)` from `shrunk_precision`, P.
+        precision: `(D, D)` inverse of the shrunk covariance within base classes, P.
 
     Returns:
         `(..., D)` unit proxies.
@@ -123,20 +103,3 @@ def cluster_means(support: Tensor, count: int, rounds: int = 10) -> Tensor:
         # A cluster that has lost all its supports keeps its mean.
         means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
     return means
-
-
-def class_statistics(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and covariance of the base classes, which `whitened` needs.
-
-    Args:
-        embeddings: `(N, D)` unit embeddings of base images.
-        labels: `(N,)` int64 base classes.
-
-    Returns:
-        Mean `(D,)` of the class means, and covariance `(D, D)` of embeddings around them.
-    """
-    _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(counts), embeddings.shape[1]).index_add_(0, labels, embeddings)  # (C, D)
-    means = sums / counts[:, None]  # (C, D)
-    centred = embeddings - means[labels]  # (N, D)
-    return means.mean(0), centred.T @ centred / len(embeddings)

@@ -1,12 +1,12 @@
 """The operating point: how large the bias of novel classes may be, and what it costs base classes.
 
-A query goes to a novel class if its best novel cosine plus the bias exceeds its best base cosine.
-The margin of a base query is the bias at which this happens: best base cosine minus best novel one.
+A query goes to a novel class if its best novel score plus the bias exceeds its best base score. The
+margin of a base query is the bias at which this happens: best base score minus best novel one.
 So the sorted margins give the number of base queries that any bias loses, and the largest bias for
 any number of losses. A tie counts as lost.
 
 Sizes in shapes: T trials, W novel proxies per trial, C base classes, N base queries, n of which are
-kept, D the size of an embedding.
+kept, D the size of an embedding, R that of a proxy, which is D or, with an offset, D + 1.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot_cli.models.head import nearest_proxies
+from lowshot_cli.models.head import as_read, nearest_proxies
 
 # Points of base accuracy.
 DEFAULT_MAX_FORGETTING = 2.0
-# A bias this far below a critical shift stays below it when cosines are summed in another order.
+# A bias this far below a critical shift stays below it when scores are summed in another order.
 _CLEARANCE = 1e-6
 
 
@@ -35,8 +35,8 @@ class BaseQueries:
     out.
 
     Attributes:
-        embeddings: `(n, D)` of the queries that are right now or were right before.
-        best: `(n,)` largest base cosine of each.
+        embeddings: `(n, R)`, as proxies read them, of those right now and those right before.
+        best: `(n,)` largest base score of each.
         right_before: `(n,)` bool, right under the pristine base model.
         right_now: `(n,)` bool, right under the present base proxies and backbone, among base
             classes alone.
@@ -61,7 +61,7 @@ class BaseQueries:
         """Classify base queries once for all trials.
 
         Args:
-            proxies: `(C, D)` of the base classes.
+            proxies: `(C, R)` of the base classes.
             embeddings: `(N, D)` unit embeddings of base queries.
             labels: `(N,)` int64 base classes.
             right_before: `(N,)` bool under the pristine model, if it differs from this one.
@@ -71,10 +71,24 @@ class BaseQueries:
         right_now = predicted == labels
         before = right_now if right_before is None else right_before
         keep = before | right_now  # (N,), n of them true
-        return cls(embeddings[keep], best[keep], before[keep], right_now[keep], len(labels))
+        read = as_read(embeddings[keep], proxies)  # (n, R)
+        return cls(read, best[keep], before[keep], right_now[keep], len(labels))
+
+    @classmethod
+    def pooled(cls, parts: Sequence[BaseQueries]) -> BaseQueries:
+        """The queries of several folds as one set, for margins `pooled_margins`."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            embeddings=torch.cat([part.embeddings for part in parts]),
+            best=torch.cat([part.best for part in parts]),
+            right_before=torch.cat([part.right_before for part in parts]),
+            right_now=torch.cat([part.right_now for part in parts]),
+            total=sum(part.total for part in parts),
+        )
 
     def margins(self, proxies: Tensor) -> Tensor:
-        """Margins `(T, n)` against the nearest of each trial's novel proxies `(T, W, D)`."""
+        """Margins `(T, n)` against the nearest of each trial's novel proxies `(T, W, R)`."""
         trials, ways, size = proxies.shape
         if ways == 1:
             return compute_margins(self.embeddings, self.best, proxies[:, 0])
@@ -105,32 +119,43 @@ def score_base(
     """What the novel proxies of many trials cost the base classes, from one matrix product.
 
     Args:
-        proxies: `(T, W, D)` unit novel proxies of each trial.
+        proxies: `(T, W, R)` novel proxies of each trial.
         queries: base queries.
-        bias: `(T,)` added to the novel cosines.
+        bias: `(T,)` added to the novel scores.
         points: budgets of base accuracy, in points, ascending.
 
     Returns:
         Base accuracy `(T,)` in percent with the bias; for each budget the shift
-        `(T, len(points))` of the novel cosines below which no more than that is lost.
+        `(T, len(points))` of the novel scores below which no more than that is lost.
     """
     margins = queries.margins(proxies)  # (T, n)
     return queries.accuracy(margins, bias), queries.critical_shifts(margins, points)
 
 
-def operating_bias(proxies: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
-    """The largest novel bias that costs at most `max_forgetting` points on the base hold-out.
+def pooled_margins(parts: Sequence[BaseQueries], proxies: Sequence[Tensor]) -> Tensor:
+    """Margins `(T, n)` of the queries of all folds.
 
     Args:
-        proxies: `(T, W, D)` novel proxies of each trial, sharing one bias.
-        holdout: base hold-out queries, none of which shaped the proxies.
+        parts: the queries of each fold.
+        proxies: for each fold the novel proxies `(T, W, R)` made without its images.
+    """
+    margins = [part.margins(made) for part, made in zip(parts, proxies, strict=True)]
+    return margins[0] if len(margins) == 1 else torch.cat(margins, 1)
+
+
+def operating_bias(margins: Tensor, holdout: BaseQueries, max_forgetting: float) -> Tensor:
+    """The largest novel bias that costs at most `max_forgetting` points on base images.
+
+    Args:
+        margins: `(T, n)` of the images against the novel proxies of each trial, which share one
+            bias; none of the images shaped the proxies that it is compared with.
+        holdout: the images.
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
         `(T,)`; 0 where no bias, however large, costs more than that. Where changed base weights
         alone do, the largest bias that costs nothing more.
     """
-    margins = holdout.margins(proxies)  # (T, n)
     shifts = holdout.critical_shifts(margins, (max_forgetting,))[:, 0]  # (T,)
     if bool(holdout.right_now.any()) and bool((shifts == -torch.inf).any()):
         least = margins[:, holdout.right_now].amin(1)  # (T,)
@@ -189,12 +214,12 @@ def _smallest(values: Tensor, places: list[int]) -> Tensor:
 
 
 def compute_margins(queries: Tensor, best_base: Tensor, proxies: Tensor) -> Tensor:
-    """Margins `(T, n)` of queries `(n, D)` against one novel proxy per trial, `(T, D)`.
+    """Margins `(T, n)` of queries `(n, R)` against one novel proxy per trial, `(T, R)`.
 
     Args:
-        queries: `(n, D)` unit embeddings.
-        best_base: `(n,)` largest base cosine of each query.
-        proxies: `(T, D)` unit proxies.
+        queries: `(n, R)` embeddings as proxies read them.
+        best_base: `(n,)` largest base score of each query.
+        proxies: `(T, R)`.
     """
     # best_base - proxies @ queries.T, in one pass over the result.
     return torch.addmm(best_base, proxies, queries.T, alpha=-1)

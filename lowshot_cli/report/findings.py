@@ -130,7 +130,7 @@ def collect(result: SweepResult, config: Config) -> ReportData:
     trade_offs, proxies, tile = [], None, None
     for method in methods:
         tile = _one_trial_each(method, most, plan, embedded)
-        proxies = make_novel_proxies(tile, embedded, config)  # (G, W, D)
+        proxies = make_novel_proxies(tile, embedded, config)[0]  # (G, W, R)
         units = torch.from_numpy(tile.units)  # (G, W)
         reached = novel_recall(proxies, units, embedded.base, embedded.novel, BUDGETS)  # (G, P)
         trade_offs.append(TradeOff(method, most, tuple(reached.mean(0).tolist())))
@@ -191,7 +191,7 @@ def place_on_map(
     Args:
         base: `(C, D)` means of base classes.
         queries: embeddings `(q, D)` of the test images of each novel class.
-        proxies: `(n, D)` proxies of the same classes.
+        proxies: `(n, R)` proxies of the same classes; their direction is shown.
         method: the method that made the proxies.
         shots: support images that made each proxy.
     """
@@ -207,7 +207,7 @@ def place_on_map(
         base=place(base),
         names=tuple(queries),
         queries=tuple(place(found[:_MAPPED_QUERIES]) for found in queries.values()),
-        proxies=place(proxies),
+        proxies=place(F.normalize(proxies[:, : base.shape[1]], dim=1)),
         method=method,
         shots=shots,
     )

@@ -14,8 +14,8 @@ import numpy as np
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.workdir import chain_path
-from lowshot_cli.config.schema import Config, TrainBaseConfig
-from lowshot_cli.config.values import BACKBONES, EMBEDDING_SIZE
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.evaluation.statistics import (
@@ -68,10 +68,11 @@ def plan_base_models(
 
 
 def _base_model(config: Config, order: str, backbone: str) -> BaseModel:
-    values = config.train_base.model_dump()
-    # The default size of the package's own backbones does not apply to others.
-    if backbone not in BACKBONES and values["embedding_size"] == EMBEDDING_SIZE:
-        del values["embedding_size"]
+    given = config.train_base
+    values = given.model_dump()
+    if backbone != given.backbone:  # defaults of one do not apply to another
+        usual = make_section(TrainBaseConfig, backbone=given.backbone).model_dump()
+        values = {name: value for name, value in values.items() if value != usual[name]}
     values |= {"class_order_seed": order, "backbone": backbone}
     options = make_section(TrainBaseConfig, **values)
     name = f"order-{options.class_order_seed}-{re.sub('[^A-Za-z0-9_.]', '-', backbone)}"

@@ -16,6 +16,7 @@ from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
+from lowshot_cli.methods.background import Background
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.head import nearest_proxies
@@ -37,7 +38,8 @@ class SweepEmbeddings:
         base: base test queries.
         base_truth: `(N,)` int64 position of the class of each base test image, class by class.
         base_right: `(N,)` bool, which of them the base model gets right.
-        calibration: base hold-out queries that set the bias.
+        backgrounds: what novel classes are made from, of the model and of each fold.
+        calibration: base queries that set the bias, fold by fold.
         novel: test queries by label.
         train: training embeddings `(n, D)` by label, from which supports are drawn.
         augmented: the same averaged over augmented views; empty unless a method needs it.
@@ -49,7 +51,8 @@ class SweepEmbeddings:
     base: BaseQueries
     base_truth: Tensor
     base_right: Tensor
-    calibration: BaseQueries
+    backgrounds: tuple[Background, ...]
+    calibration: tuple[BaseQueries, ...]
     novel: dict[int, NovelQueries]
     train: dict[int, Tensor]
     augmented: dict[int, Tensor]
@@ -71,7 +74,7 @@ class SweepEmbeddings:
         Apple's GPUs have no float64, so all of it stays on the CPU for them.
         """
         device = torch.device("cpu") if device.type == "mps" else device
-        if device == self.checkpoint.device:
+        if device == self.backgrounds[0].device:
             return self
 
         def move(parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -79,11 +82,11 @@ class SweepEmbeddings:
 
         return replace(
             self,
-            checkpoint=self.checkpoint.to(device),
             base=_moved(self.base, device),
             base_truth=self.base_truth.to(device),
             base_right=self.base_right.to(device),
-            calibration=_moved(self.calibration, device),
+            backgrounds=tuple(background.to(device) for background in self.backgrounds),
+            calibration=tuple(_moved(queries, device) for queries in self.calibration),
             novel={label: _moved(queries, device) for label, queries in self.novel.items()},
             train=move(self.train),
             augmented=move(self.augmented),
@@ -119,12 +122,15 @@ def embed_for_sweep(
     checkpoint = replace(checkpoint, holdout=replace(checkpoint.holdout))
     proxies = checkpoint.head.base.proxies
     with threads_per_operation(1):
+        for background in checkpoint.backgrounds:
+            background.statistics.precision  # noqa: B018 - found here, by a single thread
         return SweepEmbeddings(
             checkpoint=checkpoint,
             dataset=dataset,
             base=BaseQueries.of(proxies, queries, truth),
             base_truth=truth,
             base_right=nearest_proxies(queries, proxies)[1] == truth,
+            backgrounds=checkpoint.backgrounds,
             calibration=checkpoint.calibration,
             novel={
                 label: NovelQueries.of(proxies, embeddings)

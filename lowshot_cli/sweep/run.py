@@ -114,7 +114,7 @@ def sweep(
     n_before, started = recorder.n_done, time.perf_counter()
     embedded = embed_for_sweep(checkpoint, kept, plan, config, embedder)
     embedded_at = time.perf_counter()
-    recorder.open(size=checkpoint.head.size, save_models=save_models)
+    recorder.open(size=checkpoint.head.proxies.shape[1], save_models=save_models)
     work = recorder.unfinished()
     results = executor(work, plan, embedded, config, threads=threads, context=context)
     _record(results, recorder, context.on_progress)

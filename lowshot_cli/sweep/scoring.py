@@ -1,11 +1,12 @@
 """The metrics of many trials at once.
 
-A margin is how far a query's best base cosine lies above its best novel one. If every novel cosine
+A margin is how far a query's best base score lies above its best novel one. If every novel score
 is shifted by s, a base query stays right while its margin is above s, and a novel query is right
 once its margin is below s; ties count as wrong for both.
 
 Sizes in shapes: T trials, b of them in a block, W novel proxies per trial, C base classes, n base
-queries, Q queries of one novel class, P budgets, D the size of an embedding.
+queries, Q queries of one novel class, P budgets, R the size of a proxy and of embeddings as proxies
+read them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from lowshot_cli.evaluation.statistics import FloatArray, MetricName, harmonic_mean
 from lowshot_cli.methods.operating_point import BaseQueries, score_base
-from lowshot_cli.models.head import nearest_proxies
+from lowshot_cli.models.head import as_read, nearest_proxies
 
 # Budgets of `ncr_at_2` and `ncr_at_5`, in points of base accuracy.
 NCR_POINTS = (2.0, 5.0)
@@ -32,8 +33,8 @@ class NovelQueries:
     """Test queries of one novel class.
 
     Attributes:
-        embeddings: `(Q, D)` unit embeddings.
-        best: `(Q,)` largest base cosine of each.
+        embeddings: `(Q, R)`, as proxies read them.
+        best: `(Q,)` largest base score of each.
         nearest: `(Q, C)` fp32 one-hot of the base class that has it.
     """
 
@@ -43,9 +44,9 @@ class NovelQueries:
 
     @classmethod
     def of(cls, proxies: Tensor, embeddings: Tensor) -> NovelQueries:
-        """Find the best base class of each query once for all trials."""
+        """Find the best base class of each embedding `(Q, D)` once for all trials."""
         best, nearest = nearest_proxies(embeddings, proxies)
-        return cls(embeddings, best, F.one_hot(nearest, len(proxies)).float())
+        return cls(as_read(embeddings, proxies), best, F.one_hot(nearest, len(proxies)).float())
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def score_trials(
 ) -> Scores:
     """Score trials without computing the logits of all classes.
 
-    A query's best base cosine is the same in every trial, so one cosine per query decides.
+    A query's best base score is the same in every trial, so one dot product per query decides.
 
     Args:
-        proxies: `(T, W, D)` unit novel proxies.
-        bias: `(T,)` added to the novel cosines.
+        proxies: `(T, W, R)` novel proxies.
+        bias: `(T,)` added to the novel scores.
         units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
@@ -128,7 +129,7 @@ def novel_recall(
     """NCR at several budgets: `(T, P)` percent of the novel queries of each trial.
 
     Args:
-        proxies: `(T, W, D)` unit novel proxies.
+        proxies: `(T, W, R)` novel proxies.
         units: `(T, W)` int64 label of the novel class of each proxy, on the CPU.
         base: base test queries.
         novel: test queries by label.
@@ -186,7 +187,7 @@ def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tupl
     """Margins of the queries of a class in trials that add the class.
 
     Args:
-        proxies: `(b, W, D)` novel proxies.
+        proxies: `(b, W, R)` novel proxies.
         is_own: `(b, W)` bool, which of them belong to the class, on the CPU.
         queries: the Q queries of the class.
 
@@ -196,11 +197,11 @@ def _own_margins(proxies: Tensor, is_own: Tensor, queries: NovelQueries) -> tupl
     """
     trials, ways, size = proxies.shape
     flat = proxies.reshape(-1, size) @ queries.embeddings.T  # (b·W, Q)
-    cosines = flat.view(trials, ways, -1)  # (b, W, Q)
-    nearest = queries.best - cosines.amax(1)  # (b, Q)
+    scores = flat.view(trials, ways, -1)  # (b, W, Q)
+    nearest = queries.best - scores.amax(1)  # (b, Q)
     if ways == 1:
         return nearest, nearest
     is_own = is_own.to(proxies.device)
-    mine = cosines.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
-    others = cosines.masked_fill(is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
+    mine = scores.masked_fill(~is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
+    others = scores.masked_fill(is_own[:, :, None], -torch.inf).amax(1)  # (b, Q)
     return (queries.best - mine).masked_fill(others >= mine, torch.inf), nearest

@@ -7,7 +7,7 @@ and the data, but not on the other trials of the sweep.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -22,7 +22,12 @@ from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.data.supports import draw_directions
-from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
+from lowshot_cli.methods.operating_point import (
+    BaseQueries,
+    operating_bias,
+    pooled_margins,
+    resolve_budget,
+)
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.seeding import hash_keys
 from lowshot_cli.sweep.embeddings import SweepEmbeddings
@@ -63,7 +68,7 @@ def score_full_trial(
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
     network = checkpoint.network(context.device)
-    start = make_start(gather(embedded.train, tile), checkpoint)[0]
+    start = make_start(gather(embedded.train, tile), embedded.backgrounds[0])[0]
     proxies = finetune_network(
         network,
         checkpoint.head.with_novel(start),
@@ -79,10 +84,8 @@ def score_full_trial(
     if budget is not None:
         _, holdout = split_holdout(dataset.train, base_labels, checkpoint.meta.holdout_per_class)
         pixels = dataset.train.picked(checkpoint.holdout.calibrating(holdout))
-        calibration = checkpoint.holdout.calibration_half_under(
-            base_proxies, embed(network, pixels)
-        )
-        bias = operating_bias(novel_proxies, calibration, budget)
+        held = checkpoint.holdout.queries_under(base_proxies, embed(network, pixels))
+        bias = operating_bias(held.margins(novel_proxies), held, budget)
     test = [dataset.test.of_class(label) for label in [*base_labels, *labels]]
     queries = [embed(network, dataset.test.picked(index)) for index in test]
     base = BaseQueries.of(
@@ -109,7 +112,7 @@ class BatchResult:
     Attributes:
         batch: the trials.
         rows: for `results.csv`.
-        proxies: `(T, W, D)` novel proxies of the trials; None if the backbone changed too.
+        proxies: `(T, W, R)` novel proxies of the trials; None if the backbone changed too.
     """
 
     batch: TrialBatch
@@ -191,8 +194,9 @@ def run_batch(
     if method.alone:
         scores, bias = score_full_trial(tile, embedded, config, budget, context)
     else:
-        proxies = make_novel_proxies(tile, embedded, config)  # (T, W, D)
-        scores, bias = _score(proxies, tile, embedded, budget)
+        made = make_novel_proxies(tile, embedded, config)
+        proxies = made[0]  # (T, W, R)
+        scores, bias = _score(made, tile, embedded, budget)
         proxies = proxies[: tile.count].cpu()
     groups, trials = plan.locate(batch)
     most = scores.confused_percent[: tile.count].max(1)  # over base classes
@@ -210,14 +214,24 @@ def run_batch(
 
 
 def _score(
-    proxies: Tensor, tile: Tile, embedded: SweepEmbeddings, budget: float | None
+    made: Sequence[Tensor], tile: Tile, embedded: SweepEmbeddings, budget: float | None
 ) -> tuple[Scores, Tensor]:
-    """Scores and bias `(T,)` of trials that add proxies `(T, R, D)` to the base model."""
+    """Scores and bias `(T,)` of trials that add proxies to the base model.
+
+    Args:
+        made: `(T, P, R)` proxies on the background of the model, then on that of each fold.
+        tile: the trials.
+        embedded: of the sweep.
+        budget: forgetting budget in points that sets the bias; None for bias 0.
+    """
+    proxies = made[0]
     bias = proxies.new_zeros(len(proxies))
     if budget is not None:
-        bias = operating_bias(proxies, embedded.calibration, budget)
+        folds = embedded.calibration
+        margins = pooled_margins(folds, made[-len(folds) :])
+        bias = operating_bias(margins, BaseQueries.pooled(folds), budget)
     proxies_each = proxies.shape[1] // tile.units.shape[1]
-    units = torch.from_numpy(tile.units).repeat_interleave(proxies_each, 1)  # (T, R)
+    units = torch.from_numpy(tile.units).repeat_interleave(proxies_each, 1)  # (T, P)
     scores = score_trials(
         proxies,
         bias,
@@ -229,20 +243,22 @@ def _score(
     return scores, bias
 
 
-def make_novel_proxies(tile: Tile, embedded: SweepEmbeddings, config: Config) -> Tensor:
-    """Novel proxies `(T, R, D)` by a method that leaves the base model unchanged.
+def make_novel_proxies(tile: Tile, embedded: SweepEmbeddings, config: Config) -> list[Tensor]:
+    """Novel proxies `(T, P, R)` by a method that leaves the base model unchanged.
 
-    R is the number of ways times the proxies per class of the method.
+    P is the number of ways times the proxies per class of the method. The first are those of the
+    model; with cross-fitting, those of each fold follow.
     """
     supports = Supports(
         gather(embedded.train, tile),
         lambda: gather(embedded.augmented, tile),
-        lambda size: _random_directions(tile, size, config.seed),
+        lambda size: random_directions(tile, size, config.seed),
     )
-    return make_proxies(tile.method, supports, embedded.checkpoint, config)
+    backgrounds = embedded.backgrounds
+    return [make_proxies(tile.method, supports, each, config) for each in backgrounds]
 
 
-def _random_directions(tile: Tile, size: int, seed: int) -> Tensor:
+def random_directions(tile: Tile, size: int, seed: int) -> Tensor:
     """Unit directions `(T, W, size)`, which depend on the seed, the class and the trial number."""
     directions = torch.empty(*tile.units.shape, size)
     for label in np.unique(tile.units):

@@ -87,7 +87,9 @@ def test_a_model_whose_base_rows_changed_is_judged_by_what_was_right_before() ->
     expected = expected_accuracy(tuned)
     assert expected is not None
     assert expected[0] == pytest.approx(100 * before.double().mean().item())
-    now = tuned.head.predict(held.calibration_embeddings) == held.calibrating(held.labels)
+    now = tuned.head.predict(held.calibrating(held.embeddings).float()) == held.calibrating(
+        held.labels
+    )
     assert expected[1] == pytest.approx(100 * now.double().mean().item())
     assert expected_forgetting(tuned) == expected[0] - expected[1] != 0
 
@@ -109,13 +111,11 @@ def test_each_hold_out_image_keeps_its_half(tmp_path: Path) -> None:
         model = model.without_class(name)
     held = model.holdout
     assert {tuple(row) for row in held.fitting(held.embeddings).tolist()} < shaping
-    assert not shaping & {tuple(row) for row in held.calibration_embeddings.tolist()}
+    assert not shaping & {tuple(row) for row in held.calibrating(held.embeddings).tolist()}
     assert len(held.fitting(held.labels)) + len(held.calibrating(held.labels)) == len(held) == 27
     save(model, tmp_path / "model")
-    assert torch.equal(
-        load(tmp_path / "model").holdout.calibration_embeddings.half(),
-        held.calibrating(held.embeddings),
-    )
+    back = load(tmp_path / "model").holdout
+    assert torch.equal(back.calibrating(back.embeddings), held.calibrating(held.embeddings))
 
 
 def test_the_halves_are_written_only_where_they_are_not_every_second_image(tmp_path: Path) -> None:
@@ -224,5 +224,6 @@ def test_ties_count_as_lost_and_are_avoided() -> None:
     assert tied.head.bias < 0
     held = tied.holdout
     labels = held.calibrating(held.labels)
-    alone = tied.head.base.predict(held.calibration_embeddings) == labels
-    assert torch.equal(tied.head.predict(held.calibration_embeddings) == labels, alone)
+    queries = held.calibrating(held.embeddings).float()
+    alone = tied.head.base.predict(queries) == labels
+    assert torch.equal(tied.head.predict(queries) == labels, alone)

@@ -19,7 +19,8 @@ from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.checkpoint.metadata import SupportRecord
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError
-from lowshot_cli.methods.imprinting import class_statistics
+from lowshot_cli.methods.discriminant import Statistics
+from lowshot_cli.methods.imprinting import SHRINKAGE
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.storage.tensors import read_tensors
 from tests.conftest import TINY
@@ -32,7 +33,7 @@ RECORD = SupportRecord(method="imprint", indices=(3, 5), files=None, pixel_hashe
 @pytest.fixture
 def grown(base: Checkpoint) -> Checkpoint:
     row = torch.nn.functional.one_hot(torch.tensor(2), SIZE).float()
-    grown = base.with_class("[/red] new", row, torch.randn(2, SIZE), RECORD)
+    grown = base.with_class("[/red] new", row[None], torch.randn(2, SIZE), RECORD)
     return replace(grown, head=replace(grown.head, bias=0.25))
 
 
@@ -110,9 +111,9 @@ def test_removing_a_base_class_keeps_the_others_apart(grown: Checkpoint) -> None
 
 
 def test_what_sets_the_bias_shapes_no_proxy(base: Checkpoint) -> None:
-    samples = base.holdout.fit_half(base.head)
+    samples = base.backgrounds[0].samples
     shaping = {tuple(row) for row in samples.embeddings.tolist()}
-    queries = base.holdout.calibration_half(base.head)
+    (queries,) = base.calibration
     calibration = {tuple(row) for row in queries.embeddings.tolist()}
     assert shaping
     assert calibration
@@ -121,13 +122,14 @@ def test_what_sets_the_bias_shapes_no_proxy(base: Checkpoint) -> None:
 
 
 def test_whitening_statistics_are_those_of_the_fit_half(base: Checkpoint) -> None:
-    mean, precision = base.holdout.statistics
-    samples = base.holdout.fit_half(base.head)
-    expected, within = class_statistics(samples.embeddings, samples.labels)
-    assert torch.equal(mean, expected)
-    assert mean.shape == (SIZE,)
+    (background,) = base.backgrounds
+    samples, found = background.samples, background.statistics
+    expected = Statistics.of(samples.embeddings, samples.labels, SHRINKAGE)
+    assert torch.equal(found.centre, expected.centre)
+    assert found.centre.shape == (SIZE,)
+    within = expected.scatter / len(samples.labels)
     ridge = 0.5 * within.trace() / SIZE * torch.eye(SIZE)
-    assert torch.allclose(precision @ (within + ridge), torch.eye(SIZE), atol=1e-2)
+    assert torch.allclose(found.precision @ (within + ridge), torch.eye(SIZE), atol=1e-2)
 
 
 def _broken(path: Path, target: Path, **changes: object) -> None:
@@ -153,15 +155,15 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
         ({"head.scale": torch.tensor(float("inf"))}, "not finite"),
         ({"holdout.labels": torch.full((600,), 12)}, "not base classes"),
         ({"stages.centre": None}, "stages.centre"),
-        ({"stages.centre": torch.zeros(SIZE - 31)}, "head.proxies is"),
+        ({"stages.centre": torch.zeros(SIZE - 31)}, "unlike the stages of the network"),
         (
             {"stages.centre": torch.zeros(8), "head.proxies": torch.eye(12, 40)},
-            "holdout.embeddings",
+            "head.proxies is",
         ),
         ({"classes": ["a"] * 12}, "occurs twice"),
-        ({"format": 3}, "format"),
+        ({"format": 4}, "format"),
         ({"n_base": 13}, "disagree"),
-        ({"embedding_size": 64}, "head.proxies is"),
+        ({"embedding_size": 64}, "unlike the network's"),
         ({"backbone": "resnet18"}, "inconsistent"),
     ],
 )

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.cli.main import app
@@ -25,10 +26,11 @@ from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.photos import load_photos
 from lowshot_cli.errors import LowshotError
 from lowshot_cli.export.check import compare_with_checkpoint
-from lowshot_cli.export.export import export, write
+from lowshot_cli.export.export import Classifier, export, write
 from lowshot_cli.export.model_card import model_card
 from lowshot_cli.models.embedder import embed
 from tests.conftest import RunCommand
+from tests.tiny_world import tiny_world
 
 HOSTILE = (
     "line\nbreak",
@@ -107,6 +109,18 @@ def test_a_batch_of_any_size_gets_the_checkpoints_probabilities(
     torch.testing.assert_close(
         probabilities, taught.head.probabilities(expected), atol=1e-5, rtol=0
     )
+
+
+def test_a_linear_head_is_exported_with_its_offsets_and_bias() -> None:
+    dataset, base, network = tiny_world("linear")
+    shots = dataset.train.pixels[dataset.train.of_class(7)[:3]]
+    model = Model(base, network).imprint(shots, "h", max_forgetting=20)
+    assert model.checkpoint.head.bias != 0
+    images, expected = dataset.test.pixels, model.predict_proba(dataset.test.pixels)
+    with torch.inference_mode():  # what every format is exported from
+        probabilities, _ = Classifier(model.checkpoint)(images)
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+    assert (expected.argmax(1) == base.meta.n_base).any()
 
 
 def test_an_export_depends_on_the_checkpoint_alone(made: Path, taught: Checkpoint) -> None:

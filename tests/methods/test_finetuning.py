@@ -238,8 +238,7 @@ def test_adding_a_class_by_the_plain_mean_keeps_the_others_calibrated(
     assert add(base, names[0], "imprint").head.bias == 0
     whitened = add(base, names[0], "whitened")
     both = add(whitened, names[1], "imprint")
-    expected = operating_bias(
-        both.head.proxies[-2:][None], both.holdout.calibration_half(both.head), 2.0
-    ).item()
+    (queries,) = both.calibration
+    expected = operating_bias(queries.margins(both.head.proxies[-2:][None]), queries, 2.0).item()
     assert whitened.head.bias != 0
     assert both.head.bias == pytest.approx(expected) != 0

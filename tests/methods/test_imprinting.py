@@ -10,14 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from lowshot_cli.config.methods import METHODS
-from lowshot_cli.methods.imprinting import (
-    class_statistics,
-    cluster_means,
-    imprint,
-    shrunk_precision,
-    teen,
-    whitened,
-)
+from lowshot_cli.methods.discriminant import Statistics
+from lowshot_cli.methods.imprinting import SHRINKAGE, cluster_means, imprint, teen, whitened
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
 
 
@@ -32,6 +26,15 @@ def test_one_shot_is_its_own_proxy() -> None:
     assert torch.allclose(imprint(support), support[0])
 
 
+def _precision(within: torch.Tensor, shrinkage: float) -> torch.Tensor:
+    """That of classes whose embeddings have this covariance."""
+    size = len(within)
+    nothing = torch.zeros(1, size)
+    return Statistics(
+        nothing[0], 1, nothing, torch.ones(1), within, 1, shrinkage, shrinkage
+    ).precision
+
+
 def test_whitening_is_fishers_discriminant() -> None:
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(6, 6, generator=generator)
@@ -40,13 +43,13 @@ def test_whitening_is_fishers_discriminant() -> None:
     ridge = 0.5 * np.trace(within.numpy()) / 6 * np.eye(6)
     direction = np.linalg.solve(within.numpy() + ridge, (support.mean(0) - mean).numpy())
     expected = direction / np.linalg.norm(direction)
-    found = whitened(support, mean, shrunk_precision(within, 0.5))
+    found = whitened(support, mean, _precision(within, 0.5))
     assert found.numpy() == pytest.approx(expected, abs=1e-4)
 
 
 def test_strong_shrinkage_leaves_the_centred_mean() -> None:
     support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = whitened(support, torch.zeros(5), shrunk_precision(torch.eye(5), 1e6))
+    found = whitened(support, torch.zeros(5), _precision(torch.eye(5), 1e6))
     assert torch.allclose(found, imprint(support), atol=1e-5)
 
 
@@ -60,18 +63,20 @@ def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -
     assert torch.allclose(teen(support, proxies, share=0), support[0])
 
 
-def test_class_statistics_are_taken_within_classes() -> None:
+def test_statistics_are_taken_within_classes() -> None:
     embeddings = torch.tensor([[1.0, 0.0], [3.0, 0.0], [10.0, 4.0], [10.0, 8.0]])
-    mean, within = class_statistics(embeddings, torch.tensor([0, 0, 1, 1]))
-    assert mean.tolist() == [6, 3]
-    assert within.tolist() == [[0.5, 0], [0, 2]]
+    found = Statistics.of(embeddings, torch.tensor([0, 0, 1, 1]), shrinkage=0)
+    assert found.centre.tolist() == [6, 3]
+    assert found.means.tolist() == [[2, 0], [10, 6]]
+    assert (found.scatter / found.total).tolist() == [[0.5, 0], [0, 2]]
 
 
 def test_statistics_of_one_image_a_class_still_whiten() -> None:
     embeddings = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    mean, within = class_statistics(embeddings, torch.arange(5))
-    found = whitened(embeddings[:2], mean, shrunk_precision(within))
-    assert torch.allclose(found, F.normalize(embeddings[:2].mean(0) - mean, dim=0), atol=1e-4)
+    statistics = Statistics.of(embeddings, torch.arange(5), SHRINKAGE)
+    found = whitened(embeddings[:2], statistics.centre, statistics.precision)
+    expected = F.normalize(embeddings[:2].mean(0) - statistics.centre, dim=0)
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_clusters_of_supports_have_a_mean_each() -> None:
@@ -117,7 +122,7 @@ def test_the_operating_bias_is_the_largest_that_keeps_the_budget() -> None:
     # The novel row is orthogonal to all queries, so margins are their best base cosines.
     margins = sorted(math.cos(math.radians(angle)) for angle in (0, 10, 20))
     for budget, expected in ((0, margins[0]), (25, margins[1]), (50, margins[2])):
-        bias = operating_bias(row, queries, budget)
+        bias = operating_bias(queries.margins(row), queries, budget)
         assert bias.item() == pytest.approx(expected, abs=1e-5)
         assert bias.item() < expected
         kept = queries.accuracy(queries.margins(row), bias).item()
@@ -137,7 +142,7 @@ def test_queries_already_lost_count_against_the_budget() -> None:
     lost = int((~queries.right_now).sum())
     assert 0 < lost < 100
     points = 100 * (lost + 10) / 200
-    bias = operating_bias(row, queries, points)
+    bias = operating_bias(queries.margins(row), queries, points)
     right = (queries.margins(row)[0] > bias) & queries.right_now
     assert int(right.sum()) == 200 - lost - 10
 
@@ -146,7 +151,8 @@ def test_a_budget_below_the_loss_leaves_no_bias_that_keeps_it() -> None:
     queries = BaseQueries.of(
         torch.eye(2), torch.eye(2), torch.tensor([1, 0]), torch.tensor([True, True])
     )
-    assert operating_bias(torch.tensor([[[1.0, 0.0]]]), queries, 0).item() == 0
+    margins = queries.margins(torch.tensor([[[1.0, 0.0]]]))
+    assert operating_bias(margins, queries, 0).item() == 0
 
 
 def test_a_budget_that_changed_base_rows_have_used_up_lets_a_class_cost_nothing_more() -> None:
@@ -156,7 +162,7 @@ def test_a_budget_that_changed_base_rows_have_used_up_lets_a_class_cost_nothing_
     changed = F.normalize(torch.eye(8) + 0.2 * noise, dim=1)
     queries = BaseQueries.of(changed, embeddings, labels, torch.ones(200, dtype=torch.bool))
     row = F.normalize(torch.ones(1, 1, 8), dim=-1)
-    bias = operating_bias(row, queries, 0)
+    bias = operating_bias(queries.margins(row), queries, 0)
     assert bias.item() != 0
     margins = queries.margins(row)[0, queries.right_now]
     assert bool((margins > bias).all())

@@ -1,0 +1,43 @@
+"""What the proxies of novel classes are made from, beside their supports: the base classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lowshot_cli.methods.discriminant import Statistics
+from lowshot_cli.methods.finetuning import BaseSamples
+
+
+@dataclass(frozen=True)
+class Background:
+    """The base classes, from which novel ones have to be told apart.
+
+    Attributes:
+        samples: base images that fine-tuning reads, with base proxies `(C, R)` and scale.
+        statistics: of base images.
+        trained: E, the size of the trained part of embeddings, which base proxies of a cosine head
+            read; the others are made for it alone by the paper's method.
+        is_linear: whether proxies are linear (`Head.is_linear`).
+    """
+
+    samples: BaseSamples
+    statistics: Statistics
+    trained: int
+    is_linear: bool = False
+
+    @property
+    def proxies(self) -> Tensor:
+        """Base proxies `(C, R)`."""
+        return self.samples.proxies
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all tensors."""
+        return self.samples.proxies.device
+
+    def to(self, device: torch.device) -> Background:
+        """The same on a device."""
+        return replace(self, samples=self.samples.to(device), statistics=self.statistics.to(device))
