@@ -26,13 +26,15 @@ from lowshot_cli.data.dataset import Dataset, Images, Pixels
 from lowshot_cli.environment import pick_device
 from lowshot_cli.models.embedder import Embedder, Views, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.head import INITIAL_SCALE
 from lowshot_cli.progress import OnProgress, Progress
 from lowshot_cli.sweep.embeddings import SweepEmbeddings, embed_for_sweep
 from lowshot_cli.sweep.plan import Plan
 from lowshot_cli.sweep.trials import run_batch, tiles_at_once
 from lowshot_cli.threads import threads_per_operation
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
-from lowshot_cli.training.task import BaseTask
+from lowshot_cli.training.result import make_cosine_checkpoint
+from lowshot_cli.training.task import BaseTask, build_network, make_task
 from lowshot_cli.training.train import train_base
 
 # Seconds for which steps are timed, and slower first steps that are skipped.
@@ -59,11 +61,12 @@ def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[
     options, device = config.train_base, pick_device(config.device)
     views, holdout = 1 + task.flip, len(task.holdout)
     n_test = sum(len(dataset.test.of_class(label)) for label in task.labels_in_dataset)
-    each = _seconds_an_image(_sketch(config, dataset).network(device), task.holdout) / views
-    embedding = Stage("embedding", holdout + n_test, "images", views * each * (holdout + n_test))
-    if options.epochs == 0:
-        n_fit = len(task.fit)
-        return [Stage("imprinting", n_fit, "images", views * each * n_fit), embedding]
+    each = _seconds_an_image(_sketch(config, dataset).network(device), task.fit) / views
+    # A head that is made from embeddings needs those of all training images.
+    n_train = holdout + len(task.fit) * bool(options.is_frozen or options.start)
+    embedding = Stage("embedding", n_train + n_test, "images", views * each * (n_train + n_test))
+    if options.is_frozen:
+        return [embedding]
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         training = _rehearsed(
@@ -234,15 +237,25 @@ class _StandIn(Embedder):
 
 def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
     """An untrained base model with the config's network, made from a few images."""
-    options = config.train_base.model_copy(update={"epochs": 0, "weights": None})
+    options = config.train_base
     few = replace(
         dataset,
         train=_first_of_each(dataset.train, options.holdout + 2),
         test=_first_of_each(dataset.test, 1),
     )
-    settings = config.model_copy(update={"train_base": options})
     context = RunContext(device=pick_device(config.device))
-    return train_base(settings, few, Path(), context=context).checkpoint
+    if options.is_frozen or options.start:
+        frozen = options.model_copy(update={"epochs": 0, "weights": None})
+        settings = config.model_copy(update={"train_base": frozen})
+        return train_base(settings, few, Path(), context=context).checkpoint
+    task = make_task(options, few)
+    with torch.random.fork_rng(devices=[]):
+        network, size, _ = build_network(options, task, with_weights=False)
+        proxies = F.normalize(torch.randn(len(task.names), size), dim=1)
+    network = network.to(context.device)
+    return make_cosine_checkpoint(
+        config, few, task, network, proxies, scale=INITIAL_SCALE, precision="fp32", context=context
+    )
 
 
 def _first_of_each(images: Images, count: int) -> Images:

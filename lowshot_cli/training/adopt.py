@@ -1,4 +1,4 @@
-"""A base model without training: its proxies are imprinted, or its classifier's weights."""
+"""A base model without training: its head is made from embeddings, or is the classifier's."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
-from lowshot_cli.errors import CheckpointError, Interrupted, TrainingError, UsageError
-from lowshot_cli.methods.imprinting import imprint
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.models.backbones import detached_state
-from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import INITIAL_SCALE, Head
 from lowshot_cli.models.weights import classifier_proxies, preprocessing, read_weights
-from lowshot_cli.progress import Progress
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
-from lowshot_cli.training.result import TrainResult, describe_base, make_checkpoint
+from lowshot_cli.training.linear_head import cross_fitted, draw_folds, embed_training_images
+from lowshot_cli.training.result import (
+    TrainResult,
+    describe_base,
+    make_checkpoint,
+)
 from lowshot_cli.training.task import BaseTask, build_network, input_side
 
 # A row of a classifier that is shorter than this, or than this share of the longest, is what weight
@@ -38,53 +40,37 @@ def adopt(
     *,
     context: RunContext = DEFAULT_CONTEXT,
 ) -> TrainResult:
-    """Imprint the base classes from all their fit images (Qi et al. 2018, section 3.2).
-
-    The scale, which training would have learnt, is fitted on half of the hold-out.
+    """Make a linear head from the embeddings of all training images, by a network as it is.
 
     Args:
         config: the common settings and `train_base`.
         dataset: where images come from.
-        task: the images of the base classes.
+        task: the images of the base classes, none of them held out.
         network: its backbone is used as it is.
-        context: gets a report after each class, and is asked whether to stop.
+        context: gets reports while images are embedded, and is asked whether to stop; its cache is
+            used.
 
     Raises:
         Interrupted: `should_stop` returned true.
         TrainingError: the features of a class are zero or not finite.
     """
     started = time.perf_counter()
-    as_used = fused(EmbeddingNetwork(network.backbone, task.normalisation, mirror=task.flip))
-    prototypes, done = [], 0
-    for index in task.fit.index.split(torch.bincount(task.fit_labels).tolist()):
-        prototypes.append(imprint(embed(as_used, ImageSubset(task.fit.pixels, index))))  # (E,)
-        done += len(index)
-        context.on_progress(Progress("imprinting", done, len(task.fit)))
-        if context.should_stop():
-            raise Interrupted("stopped while imprinting", "the same command starts it again")
-    proxies = torch.stack(prototypes)  # (C, E)
-    _ensure_unit(proxies, task)
+    embedded = embed_training_images(dataset, task, network, context=context)
+    counts = torch.bincount(task.fit_labels).tolist()
+    folds = torch.cat(draw_folds(counts))
+    head, holdout = cross_fitted(embedded.fit, task.fit_labels, folds)
     seconds = time.perf_counter() - started
-    checkpoint, holdout_accuracy = make_checkpoint(
-        config, dataset, task, network, proxies, context=context
+    checkpoint = make_checkpoint(
+        config, dataset, task, embedded.network, head=head, holdout=holdout, context=context
     )
     return TrainResult(
         checkpoint=checkpoint,
         base_accuracy=checkpoint.base_accuracy,
-        holdout_accuracy=holdout_accuracy,
+        holdout_accuracy=holdout.accuracy,
         epochs=0,
         train_seconds=seconds,
         images_per_second=len(task.fit) / max(seconds, 1e-9),
     )
-
-
-def _ensure_unit(proxies: Tensor, task: BaseTask) -> None:
-    for name, length in zip(task.names, proxies.norm(dim=1).tolist(), strict=True):
-        if not 0.5 < length < 2:
-            raise TrainingError(
-                f"the backbone's features of {name!r} are zero or not finite",
-                "give `weights`, or train for some `epochs`",
-            )
 
 
 def _as_proxies(weights: Tensor, names: Sequence[str]) -> Tensor:
@@ -152,9 +138,12 @@ def adopt_without_data(config: Config) -> TrainResult:
             "name them all, in the order of its outputs",
         )
     dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
+    head = Head.of_base(_as_proxies(weights, names), INITIAL_SCALE, size)
     checkpoint = Checkpoint(
-        meta=describe_base(config, dataset, task, size, ((0, 0),) * len(names)),
-        head=Head.of_base(_as_proxies(weights, names), INITIAL_SCALE, size),
+        meta=describe_base(
+            config, dataset, task, network, head=head, counts=((0, 0),) * len(names)
+        ),
+        head=head,
         backbone=detached_state(network.backbone),
         holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
         centre=torch.empty(0),
@@ -163,8 +152,5 @@ def adopt_without_data(config: Config) -> TrainResult:
         checkpoint=checkpoint,
         base_accuracy=None,
         holdout_accuracy=None,
-        epochs=0,
-        train_seconds=0.0,
-        images_per_second=0.0,
         weights=loaded,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lowshot_cli.progress import OnProgress, ShouldStop, never, silent
+from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 
 
@@ -19,12 +20,14 @@ class RunContext:
         should_stop: called wherever the work can stop without losing anything.
         ranks: the processes that share the work.
         device: where networks run.
+        cache: keeps embeddings of images; None makes them anew.
     """
 
     on_progress: OnProgress = silent
     should_stop: ShouldStop = never
     ranks: ProcessGroupView = ALONE
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache: DiskCache | None = None
 
 
 DEFAULT_CONTEXT = RunContext()

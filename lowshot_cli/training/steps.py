@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.augment import (
     draw_crops,
     draw_holes,
@@ -28,7 +29,7 @@ from lowshot_cli.models.head import CosineClassifier
 from lowshot_cli.seeding import Stream, generator
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.precision import autocast_type, pick_precision
-from lowshot_cli.training.task import BaseTask
+from lowshot_cli.training.task import BaseTask, largest_shift
 
 _FINAL_LR_SHARE = 0.01
 
@@ -141,7 +142,8 @@ class TrainingSteps:
         """
         options, task, size = self.options, self.task, len(chosen)
         draws = generator(self.seed, Stream.TRAIN_STEP, step)
-        shifts, mirrored = draw_crops(size, options.crop, task.flip, draws)  # (B, 2), (B,)
+        shift = largest_shift(options, task.fit.side)
+        shifts, mirrored = draw_crops(size, shift, task.flip, draws)  # (B, 2), (B,)
         holes = draw_holes(size, task.fit.side, options.cutout, draws)  # (B, 1, S, S)
         weight, partners = 1.0, torch.arange(size)  # (B,)
         if options.mixup:
@@ -194,9 +196,8 @@ class TrainingSteps:
 
     def _average_statistics(self) -> None:
         """Average BatchNorm's running statistics, which each rank computes from its own images."""
-        if not self.options.freeze_backbone:
-            buffers = self.trainee.buffers()
-            self.ranks.average([buffer for buffer in buffers if buffer.is_floating_point()])
+        buffers = self.trainee.buffers()
+        self.ranks.average([buffer for buffer in buffers if buffer.is_floating_point()])
 
     @contextmanager
     def _seeded_dropout(self, step: int) -> Iterator[None]:

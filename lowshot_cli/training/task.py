@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowshot_cli.config.schema import TrainBaseConfig
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
-from lowshot_cli.models.backbones import build_backbone
+from lowshot_cli.models.backbones import Resized, build_backbone
+from lowshot_cli.models.efficientnet_lite import (
+    ENLARGED,
+    ENLARGED_TO_TRAIN,
+    LITES,
+    SMALL,
+    EfficientNetLite,
+)
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
 
@@ -45,7 +52,7 @@ def make_task(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
     """Split the images of the base classes, and find how they are normalised and sized."""
     names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
     labels = [dataset.label(name) for name in names]
-    fit, holdout = split_holdout(dataset.train, labels, options.holdout)
+    fit, holdout = split_holdout(dataset.train, labels, 0 if options.is_frozen else options.holdout)
     images = dataset.train.picked(fit)
     expected = preprocessing(options)
     return BaseTask(
@@ -64,12 +71,21 @@ def make_task(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
 def input_side(options: TrainBaseConfig, side: int) -> int | None:
     """Side in pixels to which the network resizes images of `side`; None leaves them as they are.
 
-    A library's network gets images at least as large as those that its weights were trained on.
+    A library's network gets images at least as large as those that its weights were trained on; an
+    efficientnet gets small images enlarged to what pays on a processor.
     """
+    if options.input_size is not None:
+        return options.input_size
+    if options.backbone in LITES:
+        enlarged = ENLARGED if options.is_frozen else ENLARGED_TO_TRAIN
+        return enlarged if side < SMALL else None
     expected = preprocessing(options)
-    if options.input_size is None and expected is not None and side < expected.side:
-        return expected.side
-    return options.input_size
+    return expected.side if expected is not None and side < expected.side else None
+
+
+def largest_shift(options: TrainBaseConfig, side: int) -> int:
+    """Largest random shift in pixels of training images of `side`."""
+    return side // 8 if options.crop is None else options.crop
 
 
 def build_network(
@@ -80,7 +96,7 @@ def build_network(
     Args:
         options: settings of the base model.
         task: the images of the base classes.
-        with_weights: load the weights that the options name; a resumed run has its own.
+        with_weights: load the weights to start from; a resumed run has its own.
         strict: refuse weights of which some are not used.
 
     Raises:
@@ -94,12 +110,12 @@ def build_network(
         task.fit.side,
         task.input_size,
     )
+    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    if isinstance(inner, EfficientNetLite):
+        inner.freeze(options.freeze_blocks)
     loaded = None
-    if options.weights and with_weights:
-        loaded = load_weights(backbone, read_weights(options), options.weights)
+    if options.start and with_weights:
+        loaded = load_weights(backbone, read_weights(options), options.start)
         if strict:
             loaded.refuse_unused()
-    if options.freeze_backbone:
-        backbone.requires_grad_(False)
-        backbone.project.requires_grad_(True)
     return EmbeddingNetwork(backbone, task.normalisation), backbone.embedding_size, loaded

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import torch
 
+from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import Interrupted, TrainingError, UsageError
+from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import are_finite
 from lowshot_cli.models.head import CosineClassifier, nearest_proxies
 from lowshot_cli.progress import Progress
 from lowshot_cli.training.adopt import adopt
+from lowshot_cli.training.blend import blend, prototypes
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
-from lowshot_cli.training.result import TrainResult, make_checkpoint
+from lowshot_cli.training.linear_head import embed_training_images, held_out
+from lowshot_cli.training.result import TrainResult, make_checkpoint, make_cosine_checkpoint
 from lowshot_cli.training.state import TrainingState, restore_state, save_state
 from lowshot_cli.training.steps import TrainingSteps
 from lowshot_cli.training.task import BaseTask, build_network, make_task
@@ -37,7 +41,7 @@ def train_base(
 ) -> TrainResult:
     """Train the base model; every epoch saves a state from which training can resume.
 
-    With no epochs the base classes are imprinted instead (`adopt`).
+    With no epochs, or a frozen backbone, the head is made from embeddings instead (`adopt`).
 
     Order and augmentation of a step depend on the seed and the step's number alone, so a resumed
     run makes the same steps as an uninterrupted one.
@@ -57,19 +61,27 @@ def train_base(
         CheckpointError: there is no state to resume from, or one of another config.
     """
     options = config.train_base
-    if options.epochs == 0 and resume:
-        raise UsageError("`epochs=0` leaves no training to resume", "leave out `resume=True`")
+    if options.is_frozen and resume:
+        raise UsageError("a frozen backbone leaves no training to resume", "omit `resume=True`")
     task = make_task(options, dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        # A resumed run has its own weights, but may blend them with those it started from.
+        with_weights = not resume or options.share < 1
         network, size, loaded = build_network(
-            options, task, with_weights=not resume, strict=config.strict
+            options, task, with_weights=with_weights, strict=config.strict
         )
-        if options.epochs == 0:
+        if options.is_frozen:
             result = adopt(config, dataset, task, network.to(context.device), context=context)
             return replace(result, weights=loaded)
         n_proxies = len(task.names) * (4 if options.rotation else 1)
         trainee = CosineClassifier(network, n_proxies, size).to(context.device)
+    start = {}
+    if loaded:
+        own = detached_state(network.backbone)
+        start = {name: own[name].clone() for name in loaded.names}
+        if not resume and not options.rotation:
+            trainee.proxies.data.copy_(prototypes(network, task))
     training = BaseTraining(
         config, dataset.content_hash, task, trainee, state_path, context=context
     )
@@ -77,6 +89,7 @@ def train_base(
         training.restore()
     training.run()
     context.ranks.require_leader()
+    blend(network.backbone, start, options.share)
     return replace(training.make_result(dataset), weights=loaded)
 
 
@@ -121,8 +134,6 @@ class BaseTraining:
         steps, first, epochs = self.steps, self.state.step, self.config.train_base.epochs
         started, before = time.perf_counter(), self.state.seconds
         self.trainee.train()
-        if self.config.train_base.freeze_backbone:
-            self.trainee.network.backbone.eval()
         smooth_loss = math.nan
         while self.state.step < steps.total:
             step = self.state.step
@@ -160,7 +171,21 @@ class BaseTraining:
 
     def make_result(self, dataset: Dataset) -> TrainResult:
         """Turn the trained network into a checkpoint, measured on the test images."""
-        checkpoint, holdout_accuracy = make_checkpoint(
+        make = self._make_linear if self.config.train_base.start else self._make_cosine
+        checkpoint = make(dataset)
+        images, seconds = self.steps.total * self.steps.batch_size, self.state.seconds
+        return TrainResult(
+            checkpoint=checkpoint,
+            base_accuracy=checkpoint.base_accuracy,
+            holdout_accuracy=checkpoint.holdout.accuracy,
+            epochs=self.config.train_base.epochs,
+            train_seconds=seconds,
+            images_per_second=images / max(seconds, 1e-9),
+        )
+
+    def _make_cosine(self, dataset: Dataset) -> Checkpoint:
+        """A checkpoint with the proxies that were trained."""
+        return make_cosine_checkpoint(
             self.config,
             dataset,
             self.task,
@@ -170,14 +195,23 @@ class BaseTraining:
             precision=self.steps.precision,
             context=self.context,
         )
-        images, seconds = self.steps.total * self.steps.batch_size, self.state.seconds
-        return TrainResult(
-            checkpoint=checkpoint,
-            base_accuracy=checkpoint.base_accuracy,
-            holdout_accuracy=holdout_accuracy,
-            epochs=self.config.train_base.epochs,
-            train_seconds=seconds,
-            images_per_second=images / max(seconds, 1e-9),
+
+    def _make_linear(self, dataset: Dataset) -> Checkpoint:
+        """A checkpoint whose head is made anew on the network."""
+        task, context = self.task, self.context
+        embedded = embed_training_images(dataset, task, self.trainee.network, context=context)
+        head, holdout = held_out(
+            embedded.fit, task.fit_labels, embedded.holdout, task.holdout_labels
+        )
+        return make_checkpoint(
+            self.config,
+            dataset,
+            task,
+            embedded.network,
+            head=head,
+            holdout=holdout,
+            precision=self.steps.precision,
+            context=context,
         )
 
     def _report(self, facts: dict[str, float], *, important: bool = False, note: str = "") -> None:

@@ -24,17 +24,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowshot_cli.checkpoint.format import load
-from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.data.splits import split_holdout
 from lowshot_cli.errors import Interrupted
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.backbones import build_backbone
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.weights import load_weights, photo_side
 from lowshot_cli.training.context import RunContext
-from lowshot_cli.training.result import fitted_scale
 from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
 from tests.conftest import TINY, RunCommand
@@ -64,10 +64,11 @@ def pth(published: dict[str, Tensor], tmp_path: Path) -> Path:
     return tmp_path / "model.pth"
 
 
-def test_without_epochs_each_base_class_is_imprinted_from_its_fit_images(
-    tiny_config: Config, glyphs: Dataset, tmp_path: Path
+@pytest.mark.parametrize("frozen", [{"epochs": 0}, {"freeze_backbone": True}])
+def test_a_frozen_network_gets_a_head_of_all_its_training_images(
+    tiny_config: Config, glyphs: Dataset, tmp_path: Path, frozen: dict[str, object]
 ) -> None:
-    options = tiny_config.train_base.model_copy(update={"epochs": 0, "classes": 3})
+    options = tiny_config.train_base.model_copy(update={"classes": 3, **frozen})
     config = tiny_config.model_copy(update={"train_base": options})
     stages = set()
     result = train_base(
@@ -78,27 +79,25 @@ def test_without_epochs_each_base_class_is_imprinted_from_its_fit_images(
     )
     made = result.checkpoint
     labels = [glyphs.label(name) for name in made.base_classes]
-    fit, _ = split_holdout(glyphs.train, labels, 50)
-    embedded = embed(made.network(), glyphs.train.pixels[fit]).split(100)
-    rows = torch.stack([imprint(part[:, :32]) for part in embedded])
-    assert torch.allclose(made.head.proxies[:, :32], rows, atol=1e-4)
-    assert not made.head.proxies[:, 32:].any()
-    assert stages == {"imprinting", "embedding"}
+    members = torch.cat([glyphs.train.of_class(label) for label in labels])
+    assert len(members) == 3 * 150
+    embedded = embed(made.network(), glyphs.train.pixels[members]).half().float()
+    truth = torch.arange(3).repeat_interleave(150)
+    known = made.holdout.statistics
+    assert known is not None
+    expected = Statistics.of(embedded, truth, known.shrinkage).base_proxies
+    unit = expected[:, :-1].norm(dim=1).mean()  # scores are about as large as cosines
+    assert torch.allclose(made.head.proxies, expected / unit, atol=1e-2)
+    assert made.head.is_linear
+    assert torch.bincount(made.holdout.labels).tolist() == [100] * 3
+    assert stages == {"embedding"}
     assert (result.epochs, result.weights) == (0, None)
-    assert result.base_accuracy > 40
-
-
-def test_the_scale_is_the_likeliest() -> None:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 5, (400,), generator=generator)
-    noise = torch.randn(400, 5, generator=generator)
-    cosines = 0.1 * (F.one_hot(labels, 5) + noise)
-    scale = fitted_scale(cosines, labels)
-    losses = [
-        F.cross_entropy(s * cosines, labels).item() for s in (scale / 1.2, scale, scale * 1.2)
-    ]
-    assert losses[1] == min(losses)
-    assert scale == pytest.approx(10, rel=0.3)
+    assert result.base_accuracy is not None
+    assert result.holdout_accuracy is not None
+    assert min(result.base_accuracy, result.holdout_accuracy) > 40
+    if "epochs" in frozen:
+        again = train_base(config, glyphs, tmp_path / "state").checkpoint
+        assert torch.equal(again.head.proxies, made.head.proxies)
 
 
 def test_stopping_writes_nothing(tiny_config: Config, glyphs: Dataset, tmp_path: Path) -> None:
@@ -345,7 +344,8 @@ def test_photos_of_a_folder_are_read_at_the_size_that_the_network_asks_for() -> 
         return photo_side(Config.model_validate({"dataset": "folder", **options}))
 
     start = {"backbone": BACKBONE, "weights": "file.pth"}
-    assert side() is None
+    assert side(train_base={"backbone": "resnet9"}) is None
+    assert (side(), side(train_base={"backbone": "efficientnet-lite2"})) == (224, 260)
     assert side(train_base=start) == 224
     assert side(train_base={**start, "input_size": 96}) == 96
     assert side(train_base=start, image_size=128) is None
@@ -437,7 +437,8 @@ def test_a_classifier_is_adopted_without_data(
     model = load(tmp_path / "runs" / "imprinted.safetensors")
     torch.testing.assert_close(model.head.proxies[-1], imprint(model.supports[0]))
     assert model.head.bias == 0
-    for refused in (["finetune"], ["predict", folder, "--unknown"], ["evaluate"], ["sweep"]):
+    sets = ["predict", folder, "--confidence", 0.9]
+    for refused in (["finetune"], ["predict", folder, "--unknown"], sets, ["evaluate"], ["sweep"]):
         result = lowshot(*refused)
         assert result.exit_code in (2, 3), refused
         assert "error:" in result.stderr
