@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -46,13 +45,16 @@ from lowshot_cli.errors import DataError, UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.open_set import unknown_threshold
 from lowshot_cli.evaluation.predict import Prediction, describe
+from lowshot_cli.evaluation.prediction_sets import set_quantile
 from lowshot_cli.export import export as exporter
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
 from lowshot_cli.storage.files import ensure_writable, file_hash
 
+Rate = float | None
 Budget = float | Literal["none"]
+_One = Image.Image
 _Many = list[Any] | tuple[Any, ...]
 
 
@@ -104,22 +106,22 @@ class Model:
 
     @overload
     def predict(
-        self, images: Image.Image, *, top: int = 3, false_alarm: float | None = None
+        self, images: _One, *, top: int = 3, false_alarm: Rate = None, confidence: Rate = None
     ) -> Prediction: ...
 
     @overload
     def predict(
-        self, images: _Many, *, top: int = 3, false_alarm: float | None = None
+        self, images: _Many, *, top: int = 3, false_alarm: Rate = None, confidence: Rate = None
     ) -> list[Prediction]: ...
 
     # Whether a path is an image or a folder is known only at run time.
     @overload
     def predict(
-        self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
+        self, images: AnyImages, *, top: int = 3, false_alarm: Rate = None, confidence: Rate = None
     ) -> Any: ...
 
     def predict(
-        self, images: AnyImages, *, top: int = 3, false_alarm: float | None = None
+        self, images: AnyImages, *, top: int = 3, false_alarm: Rate = None, confidence: Rate = None
     ) -> Prediction | list[Prediction]:
         """Classify one image or many.
 
@@ -128,6 +130,9 @@ class Model:
             top: how many classes to list for each, most probable first.
             false_alarm: percent of known images that may be taken for unknown ones; None marks no
                 image as unknown.
+            confidence: share of images whose `prediction_set` is to hold the right class, such as
+                0.9, on average over images of base classes; with too few hold-out images each set
+                holds every class. None makes no sets.
 
         Returns:
             One prediction for one image, a list of them for many.
@@ -135,20 +140,15 @@ class Model:
         Raises:
             DataError: something is not an image.
             UsageError: a number is out of range.
+            CheckpointError: the model has no hold-out, which rates and confidence need.
         """
         if top < 1:
             raise UsageError(f"`top` is {top}", "give 1 or more")
-        if false_alarm is not None and not 0 <= false_alarm <= 100:
-            raise UsageError(f"`false_alarm` is {false_alarm}", "give a percentage from 0 to 100")
         given, is_one = list_images(images)
-        names = [
-            str(image) if isinstance(image, str | Path) else str(number)
-            for number, image in enumerate(given)
-        ]
-        threshold = -np.inf
-        if false_alarm is not None:
-            threshold = unknown_threshold(self.checkpoint, false_alarm)
-        found = describe(self.checkpoint, self._embed(given), names, top, threshold)
+        names = [str(i) if isinstance(i, str | Path) else str(n) for n, i in enumerate(given)]
+        known, threshold = self.checkpoint, unknown_threshold(self.checkpoint, false_alarm)
+        quantile = set_quantile(known, confidence)
+        found = describe(known, self._embed(given), names, top, threshold, quantile=quantile)
         return found[0] if is_one else found
 
     __call__ = predict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -36,6 +37,7 @@ from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import CheckpointError, UsageError, first_few
+from lowshot_cli.evaluation.prediction_sets import images_needed, set_quantile
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.progress import OnProgress
 from lowshot_cli.storage.cache import embedding_cache
@@ -158,6 +160,28 @@ def _ensure_folder_named(checkpoint: Checkpoint, config: Config) -> None:
             f"the model was trained on a folder of images, and {place}",
             "name that folder with `data_dir`",
         )
+
+
+def set_quantile_of(
+    checkpoint: Checkpoint, output: Output, confidence: float | None
+) -> float | None:
+    """The quantile of prediction sets, with a note if the model has too few images for it.
+
+    Without a confidence it is None, and no sets are asked for.
+
+    Raises:
+        UsageError: the confidence is out of range.
+        CheckpointError: the checkpoint carries no hold-out.
+    """
+    quantile = set_quantile(checkpoint, confidence)
+    if confidence is not None and quantile == math.inf:
+        count = len(checkpoint.holdout.calibrating(checkpoint.holdout.labels))
+        needed = images_needed(confidence)
+        output.note(
+            f"each set holds every class: a confidence of {confidence} needs {needed:,} hold-out "
+            f"images, and the model has {count:,}"
+        )
+    return quantile
 
 
 def photos_at(config: Config, output: Output, sources: Sequence[Path], image_size: int) -> Photos:

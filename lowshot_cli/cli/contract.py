@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowshot_cli.evaluation.evaluate import Evaluation
     from lowshot_cli.evaluation.open_set import OpenSet
     from lowshot_cli.evaluation.predict import Prediction
+    from lowshot_cli.evaluation.prediction_sets import Coverage
     from lowshot_cli.export.check import Check
     from lowshot_cli.training.result import TrainResult
 
@@ -33,7 +34,10 @@ def with_skipped(record: Record, count: int) -> Record:
 
 def training_record(path: Path, result: TrainResult) -> Record:
     """Of `train-base`."""
-    weights = {"weights": asdict(result.weights)} if result.weights else {}
+    loaded = result.weights
+    weights: Record = {}
+    if loaded is not None:
+        weights = {"weights": {"missing": loaded.missing, "unexpected": loaded.unexpected}}
     return {
         "checkpoint": str(path),
         "base_accuracy": result.base_accuracy,
@@ -110,15 +114,20 @@ def finetune_record(
     }
 
 
-def evaluation_record(path: Path, found: Evaluation, open_set: OpenSet | None = None) -> Record:
+def evaluation_record(
+    path: Path, found: Evaluation, open_set: OpenSet | None = None, sets: Coverage | None = None
+) -> Record:
     """One model of `evaluate`, or the whole record of `imprint --from-run`."""
-    rejected = {"open_set": open_set.to_json()} if open_set else {}
-    return {"checkpoint": str(path), **found.to_json(), **rejected}
+    asked = {"open_set": open_set, "sets": sets}
+    more = {name: one.to_json() for name, one in asked.items() if one}
+    return {"checkpoint": str(path), **found.to_json(), **more}
 
 
-def photo_evaluation_record(path: Path, found: Evaluation, repeated: int) -> Record:
+def photo_evaluation_record(
+    path: Path, found: Evaluation, repeated: int, sets: Coverage | None
+) -> Record:
     """One model of `evaluate --images`."""
-    return {**evaluation_record(path, found), "repeated": repeated}
+    return {**evaluation_record(path, found, sets=sets), "repeated": repeated}
 
 
 @dataclass(frozen=True)
@@ -284,13 +293,27 @@ class DryRun:
 
 
 def predictions_csv(found: Sequence[Prediction]) -> str:
-    """Predictions as a CSV document: one row per image, which ends with the runners-up."""
+    """Predictions as a CSV document: one row per image, which ends with the runners-up.
+
+    A prediction set is one value, written as `--classes` reads names.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     places = range(2, 1 + max((len(one.top) for one in found), default=1))
     others = [f"{column}_{place}" for place in places for column in ("class", "probability")]
-    writer.writerow(["image", "class", "probability", "unknown", *others])
+    has_sets = any(one.prediction_set for one in found)
+    sets = ["set"] if has_sets else []
+    writer.writerow(["image", "class", "probability", "unknown", *sets, *others])
     for one in found:
         rest = [value for name, chance in one.top[1:] for value in (name, f"{chance:.6f}")]
-        writer.writerow([one.image, one.name, f"{one.probability:.6f}", one.unknown, *rest])
+        sets = [_names(one.prediction_set or ())] if has_sets else []
+        row = [one.image, one.name, f"{one.probability:.6f}", one.unknown]
+        writer.writerow([*row, *sets, *rest])
+    return text.getvalue()
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names separated by commas; one that has a comma or a quote itself is quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
     return text.getvalue()

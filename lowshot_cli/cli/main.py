@@ -112,6 +112,7 @@ def evaluate(
     labelled: o.LabelledImages = None,
     open_set: o.OpenSet = False,
     report: o.Report = None,
+    confidence: o.SetConfidence = None,
     false_alarm: FalseAlarm = None,
 ) -> None:
     """Evaluate checkpoints on the test images, or on your own photos.
@@ -126,10 +127,13 @@ def evaluate(
 
     if labelled:
         others = _typed(call, ["--open-set", "--false-alarm", "--report"])
-        work.evaluate_photos(call.config, call.output, checkpoints or [], labelled, others)
+        work.evaluate_photos(
+            call.config, call.output, checkpoints or [], labelled, others, confidence=confidence
+        )
     else:
         rate = _false_alarm(open_set, false_alarm)
-        work.evaluate(call.config, call.output, checkpoints or [], rate, report)
+        how = {"false_alarm": rate, "confidence": confidence}
+        work.evaluate(call.config, call.output, checkpoints or [], report, **how)
 
 
 def _config_of_run(own: Mapping[str, Any]) -> Path | None:
@@ -185,6 +189,7 @@ def predict(
     top: o.Top = 3,
     unknown: o.Unknown = False,
     false_alarm: FalseAlarm = None,
+    confidence: o.Confidence = None,
     csv: o.Csv = False,
     checkpoint: ModelFile = None,
 ) -> None:
@@ -197,9 +202,8 @@ def predict(
     from lowshot_cli.cli.commands import predict as work
 
     rate = _false_alarm(unknown, false_alarm)
-    work.predict(
-        call.config, call.output, sources or [], checkpoint, top=top, false_alarm=rate, as_csv=csv
-    )
+    asked = {"false_alarm": rate, "confidence": confidence}
+    work.predict(call.config, call.output, sources or [], checkpoint, top=top, as_csv=csv, **asked)
 
 
 @command(app, "export", settings=PHOTO_SETTINGS)

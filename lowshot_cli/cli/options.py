@@ -200,6 +200,25 @@ Unknown = Annotated[
     bool, option("--unknown", "Mark images that belong to no known class.", panel=UNKNOWN)
 ]
 
+Confidence = Annotated[
+    float | None,
+    option(
+        "--confidence",
+        "Give each image a set of classes; this share of the sets, such as 0.9, holds the right "
+        "one.",
+        metavar="X",
+    ),
+]
+
+SetConfidence = Annotated[
+    float | None,
+    option(
+        "--confidence",
+        "Also measure the sets of classes that predict gives at this confidence, such as 0.9.",
+        metavar="X",
+    ),
+]
+
 Csv = Annotated[bool, option("--csv", "Print results as CSV.")]
 
 ExportFormatName = Annotated[

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from lowshot_cli.cli.console import Output, prints_unicode
 from lowshot_cli.cli.contract import DryRun
+from lowshot_cli.errors import first_few
 from lowshot_cli.evaluation.evaluate import Evaluation
 from lowshot_cli.evaluation.open_set import OpenSet
 from lowshot_cli.evaluation.predict import Prediction
+from lowshot_cli.evaluation.prediction_sets import Coverage
 from lowshot_cli.report.plots import caption
 from lowshot_cli.report.tables import (
     class_rows,
@@ -91,7 +93,7 @@ def show_evaluations(
 
 
 def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
-    """A line per image, never folded: path, class, probability, bar, runners-up."""
+    """A line per image, never folded: path, class, probability, bar, runners-up, set of classes."""
     full, empty = ("█", "·") if prints_unicode() else ("#", ".")
     rows = [
         (
@@ -100,16 +102,23 @@ def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
             f"{100 * one.probability:5.1f} %",
             (full * round(_BAR * one.probability)).ljust(_BAR, empty),
             _others(one),
+            _set(one),
         )
         for one in found
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    for image, name, *rest in rows:
-        cells = [image.ljust(widths[0]), name.ljust(widths[1]), *rest]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         output.line("  ".join(cells).rstrip())
 
 
-_BAR, _HARDEST = 10, 5
+_BAR, _HARDEST, _MOST_IN_SET = 10, 5, 10
+
+
+def _set(one: Prediction) -> str:
+    if one.prediction_set is None:
+        return ""
+    return f"{{{first_few(one.prediction_set, _MOST_IN_SET)}}}"
 
 
 def _others(one: Prediction) -> str:
@@ -126,6 +135,34 @@ def show_open_set(output: Output, name: str, found: OpenSet) -> None:
         title="images of unknown classes",
         caption=f"{found.n_known:,} test images of known classes, {found.n_unknown:,} of others",
     )
+
+
+def show_coverage(
+    output: Output, found: Sequence[tuple[str, Coverage]], confidence: float | None
+) -> None:
+    """How often the sets of each model hold the right class, and how large they are; if any."""
+    if not found:
+        return
+    rows = [
+        [
+            name,
+            percent(one.base_coverage),
+            _size(one.base_size),
+            percent(one.novel_coverage),
+            _size(one.novel_size),
+        ]
+        for name, one in found
+    ]
+    output.table(
+        ["checkpoint", "base covered %", "set size", "novel covered %", "set size"],
+        rows,
+        title=f"sets of classes with a confidence of {confidence}",
+        caption="promised on average over images of base classes; set size: mean number of classes",
+    )
+
+
+def _size(mean: float | None) -> str:
+    return "–" if mean is None else f"{mean:.2f}"
 
 
 def show_details(output: Output, found: Evaluation, name: str) -> None:

@@ -90,11 +90,7 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
     Raises:
         CheckpointError: the model was trained on another dataset.
     """
-    check_dataset(checkpoint, dataset)
-    names = checkpoint.meta.classes
-    inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.labels}
-    made = embedder.each(dataset.test, [dataset.label(own) for own in inside.values()])
-    found: Iterable[tuple[str, Tensor]] = zip(inside, made, strict=True)
+    found = test_embeddings(checkpoint, dataset, embedder)
     meta, right = checkpoint.meta, list[Tensor]()
     if meta.base_counts is None and not meta.base_changed:
         found = _with_base_alone(checkpoint, found, right)
@@ -105,6 +101,21 @@ def evaluate(checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder) -> Ev
     if measured.base_accuracy is None or before is None:
         return measured
     return replace(measured, forgetting=before - measured.base_accuracy)
+
+
+def test_embeddings(
+    checkpoint: Checkpoint, dataset: Dataset, embedder: Embedder
+) -> Iterable[tuple[str, Tensor]]:
+    """The classes of the model that the dataset has, and embeddings `(n, D)` of their test images.
+
+    Raises:
+        CheckpointError: the model was trained on another dataset.
+    """
+    check_dataset(checkpoint, dataset)
+    names = checkpoint.meta.classes
+    inside = {n: own for n in names if (own := checkpoint.dataset_name(n)) in dataset.labels}
+    made = embedder.each(dataset.test, [dataset.label(own) for own in inside.values()])
+    return zip(inside, made, strict=True)
 
 
 def _with_base_alone(

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import UsageError
+from lowshot_cli.evaluation.calibration import calibration_images
 from lowshot_cli.evaluation.evaluate import join
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.head import Head, chunk_size
 
 
 def familiarity(head: Head, embeddings: Tensor) -> Tensor:
-    """Similarity of images to their most similar class: largest cosine plus bias, `(B,)`."""
+    """Similarity of images to their most similar class: largest score, `(B,)`."""
     return head.best(embeddings)[0]
 
 
-def unknown_threshold(checkpoint: Checkpoint, false_alarm: float) -> float:
+def unknown_threshold(checkpoint: Checkpoint, false_alarm: float | None) -> float:
     """The familiarity below which an image counts as unknown.
 
-    It is measured on the half of the base hold-out that also sets the bias.
+    It is measured on the base images that also set the bias, by a head that none of them shaped.
 
     Args:
         checkpoint: the model.
-        false_alarm: largest percentage of these images that may be taken for unknown ones.
+        false_alarm: largest percentage of these images that may be taken for unknown ones; with
+            None no image is, and the threshold is minus infinity.
 
     Raises:
+        UsageError: the percentage is out of range.
         CheckpointError: the checkpoint carries no hold-out.
     """
-    held = checkpoint.holdout.calibration_embeddings
-    if not len(held):
-        raise CheckpointError(
-            "the checkpoint has no hold-out, which recognising unknown images needs",
-            "train a base model",
-        )
-    scores = familiarity(checkpoint.head, held).numpy()
-    return float(np.quantile(scores, false_alarm / 100, method="lower"))
+    if false_alarm is None:
+        return -math.inf
+    if not 0 <= false_alarm <= 100:
+        raise UsageError(f"`false_alarm` is {false_alarm}", "give a percentage from 0 to 100")
+    images = calibration_images(checkpoint, "recognising unknown images needs")
+    scores = [familiarity(head, part) for head, part, _ in images]
+    return float(np.quantile(torch.cat(scores).numpy(), false_alarm / 100, method="lower"))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.data.photos import read_photos
+from lowshot_cli.evaluation.prediction_sets import RANKED, set_sizes
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import chunk_size
@@ -28,21 +29,26 @@ class Prediction:
         top: the most probable classes with their probabilities 0..1, best first.
         unknown: whether it resembles no class enough; False if this was not asked.
         blank: whether nothing is left of it: every pixel is white or was transparent.
+        prediction_set: the classes that it may belong to, most probable first; None if this was
+            not asked.
     """
 
     image: str
     top: tuple[tuple[str, float], ...]
     unknown: bool = False
     blank: bool = False
+    prediction_set: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in the `--json` contract."""
+        asked = {} if self.prediction_set is None else {"set": list(self.prediction_set)}
         return {
             "image": self.image,
             "class": self.name,
             "probability": self.probability,
             "top": [list(entry) for entry in self.top],
             "unknown": self.unknown,
+            **asked,
         }
 
     @property
@@ -70,6 +76,8 @@ def describe(
     images: Sequence[str],
     most: int,
     threshold: float = -np.inf,
+    *,
+    quantile: float | None = None,
 ) -> list[Prediction]:
     """Predictions for embedded images.
 
@@ -79,18 +87,28 @@ def describe(
         images: name of each.
         most: classes in `top`, at most all that the model knows.
         threshold: familiarity below which an image is unknown.
+        quantile: of `set_quantile`, for prediction sets.
     """
     head, names = checkpoint.head, checkpoint.meta.classes
     predictions: list[Prediction] = []
-    for part in embeddings.split(chunk_size(len(names))):
-        cosines = head.cosines(part)  # (b, C)
-        unknown = (cosines.amax(1) < threshold).tolist()
+    for part in embeddings.split(chunk_size(RANKED * len(names))):
+        scores = head.scores(part)  # (b, C)
+        unknown = (scores.amax(1) < threshold).tolist()
+        logits = head.scale * scores
+        # One ranking for both, so that every set begins with the most probable class.
+        ranked = logits.topk(min(most, len(names)) if quantile is None else len(names))
+        best = ranked.indices[:, :most]  # (b, most)
         # Probabilities `(b, C)` are not kept: with many classes they take much memory.
-        best = (head.scale * cosines).softmax(1).topk(min(most, len(names)))  # (b, most)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), unknown, strict=True)
-        for classes, values, flag in pairs:
+        chances = logits.softmax(1).gather(1, best)  # (b, most)
+        sizes = None if quantile is None else set_sizes(ranked.values, quantile).tolist()
+        pairs = zip(best.tolist(), chances.tolist(), unknown, strict=True)
+        for row, (classes, values, flag) in enumerate(pairs):
             top = tuple((names[c], p) for c, p in zip(classes, values, strict=True))
-            predictions.append(Prediction(images[len(predictions)], top, flag))
+            found = Prediction(images[len(predictions)], top, flag)
+            if sizes:
+                inside = ranked.indices[row, : sizes[row]].tolist()
+                found = replace(found, prediction_set=tuple(names[c] for c in inside))
+            predictions.append(found)
     return predictions
 
 
@@ -101,6 +119,7 @@ def predict(
     *,
     most: int = 3,
     threshold: float = -np.inf,
+    quantile: float | None = None,
     batch: int = BATCH,
     on_progress: OnProgress = silent,
 ) -> Iterator[Prediction | Unreadable]:
@@ -112,6 +131,7 @@ def predict(
         files: in the order of the results; unreadable ones come at the end of their batch.
         most: classes in `top`.
         threshold: familiarity below which an image is unknown.
+        quantile: of `set_quantile`, for prediction sets.
         batch: images embedded together.
         on_progress: gets a report after each batch.
     """
@@ -120,7 +140,7 @@ def predict(
         if part.files:
             images = [str(file) for file in part.files]
             embeddings = embed(network, part.pixels)
-            found = describe(checkpoint, embeddings, images, most, threshold)
+            found = describe(checkpoint, embeddings, images, most, threshold, quantile=quantile)
             blank = set(part.blank)
             yield from (replace(one, blank=one.image in blank) for one in found)
         yield from (Unreadable(file, reason) for file, reason in part.unreadable)

@@ -136,8 +136,8 @@ def test_imprint_says_what_the_holdout_expects_it_to_cost(
     found = as_json(lowshot("imprint", "--class", "omega", "--max-forgetting", 3, "--json"))
     model = load(workdir / "imprinted.safetensors")
     held = model.holdout
-    cosines = model.head.cosines(held.calibration_embeddings)
-    wrong = cosines.argmax(1) != calibration_half(held.labels)
+    scores = model.head.scores(held.calibrating(held.embeddings).float())
+    wrong = scores.argmax(1) != calibration_half(held.labels)
     lost = calibration_half(held.right) & wrong
     assert found["expected_forgetting"] == pytest.approx(100 * lost.double().mean().item())
     assert 2 < found["expected_forgetting"] <= 3

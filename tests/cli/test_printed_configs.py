@@ -69,7 +69,9 @@ BUDGET = st.one_of(st.just("none"), st.just("None"), st.floats(0, 100).map(str))
 BY_NAME: dict[str, st.SearchStrategy[str]] = {
     "classes": st.one_of(st.integers(1, 99).map(str), st.lists(ENTRY, min_size=1).map(",".join)),
     "novel": st.one_of(st.just("all"), st.just("all,"), st.lists(ENTRY, min_size=1).map(",".join)),
-    "backbone": st.sampled_from(["resnet9", "resnet18", "timm:x", "torchvision:resnet50"]),
+    "backbone": st.sampled_from(
+        ["resnet9", "resnet18", "efficientnet-lite0", "timm:x", "torchvision:resnet50"]
+    ),
     "weights": st.one_of(TEXT, PATH, st.just("DEFAULT")),
     "method": st.sampled_from([*IMPRINT_METHODS, "calibrated"]),
     "methods": st.lists(st.sampled_from([*SWEEP_METHODS, "calibrated"]), min_size=1).map(",".join),

@@ -98,7 +98,8 @@ def test_strict_refuses_repeated_photos_and_unused_weights(
 def test_training_counts_the_files_of_its_dataset(lowshot: RunCommand, tmp_path: Path) -> None:
     save_colours(tmp_path / "data", ".", "red", "blue", count=5)
     data = ("--dataset", "folder", "--data-dir", "data")
-    size = ("--epochs", 0, "--holdout", 2, "--width", 4, "--embedding-size", 8, "--image-size", 16)
+    size = ("--backbone", "resnet9", "--width", 4, "--embedding-size", 8, "--image-size", 16)
+    size += ("--epochs", 0, "--holdout", 2)
     result = lowshot("train-base", *data, *size, "--json")
     assert json.loads(result.stdout)["n_skipped"] == 5
     assert "left out 5 files (beside the class folders): 0.png, 1.png, 2.png" in result.stderr

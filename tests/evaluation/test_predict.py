@@ -83,7 +83,7 @@ def test_batches_and_order_change_no_decision_that_is_not_a_tie(
             for n in sorted(base.base_classes[:2])
         ]
     )
-    best = base.head.cosines(embed(network, pixels)).topk(2).values
+    best = base.head.scores(embed(network, pixels)).topk(2).values
     ties = int((best[:, 0] - best[:, 1] < 1e-4).sum())
     assert len(changed) <= 3 * ties
 
@@ -131,7 +131,8 @@ def test_unreadable_images_are_told_of_after_the_others(
 
 
 def test_the_threshold_holds_the_false_alarm_rate_on_the_holdout(base: Checkpoint) -> None:
-    scores = familiarity(base.head, base.holdout.calibration_embeddings)
+    held = base.holdout
+    scores = familiarity(base.head, held.calibrating(held.embeddings).float())
     for rate in (0.0, 5.0, 30.0):
         alarms = 100 * (scores < unknown_threshold(base, rate)).double().mean().item()
         assert rate - 100 / len(scores) <= alarms <= rate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 from lowshot_cli.adaptation.supports import count_repeats
@@ -16,6 +15,7 @@ from lowshot_cli.cli.context import (
     model_in_use,
     photos_at,
     reject_with,
+    set_quantile_of,
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
 from lowshot_cli.cli.model_choice import choose_models
@@ -23,9 +23,10 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import normal_name, user_path
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
-from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
+from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings, test_embeddings
 from lowshot_cli.evaluation.evaluate import evaluate as measure
 from lowshot_cli.evaluation.open_set import OpenSet, open_set
+from lowshot_cli.evaluation.prediction_sets import Coverage, coverage
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.report.findings import collect_for_model
 from lowshot_cli.report.write import report_evaluation
@@ -36,28 +37,43 @@ def evaluate(
     config: Config,
     output: Output,
     paths: Sequence[Path],
-    false_alarm: float | None = None,
     report: Path | None = None,
+    *,
+    false_alarm: float | None = None,
+    confidence: float | None = None,
 ) -> None:
-    """Evaluate checkpoints side by side; with a false-alarm rate, also on unknown classes."""
+    """Evaluate checkpoints side by side.
+
+    With a false-alarm rate also on unknown classes, and with a confidence also prediction sets.
+    """
     if report is not None:
         _check_page(report)
     found: list[tuple[Path, Evaluation]] = []
-    unknown: list[OpenSet] = []
+    unknown: list[tuple[str, OpenSet]] = []
+    sets: list[tuple[str, Coverage]] = []
+    answers = []
     for path in choose_models(config, paths):
         checkpoint = ckpt.load(path)
+        quantile = set_quantile_of(checkpoint, output, confidence)
         dataset = load_dataset_of(checkpoint, config, output)
         with output.progress() as on_progress:
             embedder = make_embedder(checkpoint, config, on_progress)
             found.append((path, measure(checkpoint, dataset, embedder)))
             last = (checkpoint, dataset, embedder)
+            rejected = covered = None
             if false_alarm is not None:
-                unknown.append(open_set(checkpoint, dataset, embedder, false_alarm))
-    pairs = zip_longest(found, unknown)
-    output.data([evaluation_record(path, one, measured) for (path, one), measured in pairs])
+                rejected = open_set(checkpoint, dataset, embedder, false_alarm)
+                unknown.append((path.stem, rejected))
+            if quantile is not None:
+                embedded = test_embeddings(checkpoint, dataset, embedder)
+                covered = coverage(checkpoint, embedded, quantile)
+                sets.append((path.stem, covered))
+        answers.append(evaluation_record(*found[-1], rejected, covered))
+    output.data(answers)
     tables.show_evaluations(output, [(path.stem, one) for path, one in found])
-    for (path, _), measured in zip(found, unknown, strict=False):
-        tables.show_open_set(output, path.stem, measured)
+    for name, measured in unknown:
+        tables.show_open_set(output, name, measured)
+    tables.show_coverage(output, sets, confidence)
     tables.show_details(output, found[-1][1], found[-1][0].stem)
     if report is not None:
         shown = [(path.stem, one) for path, one in found]
@@ -106,6 +122,8 @@ def evaluate_photos(
     paths: Sequence[Path],
     labelled: Sequence[str],
     others: Sequence[str],
+    *,
+    confidence: float | None = None,
 ) -> None:
     """Evaluate models on photos outside the dataset, given as NAME=PATH.
 
@@ -113,9 +131,10 @@ def evaluate_photos(
         UsageError: a path without a class, or `others` names options that need test images.
     """
     reject_with("--images", others, "these options need the dataset's images")
-    answers, shown = [], []
+    answers, shown, sets = [], [], []
     for named_path in paths or (None,):
         path, checkpoint = model_in_use(config, output, named_path)
+        quantile = set_quantile_of(checkpoint, output, confidence)
         sources = _photos_by_class(labelled, checkpoint.meta.classes)
         network = fused(checkpoint.network(pick_device(config.device)))
         embedded, repeated = {}, 0
@@ -127,8 +146,13 @@ def evaluate_photos(
         if repeated:
             output.note(f"photos among the support images of their class: {repeated}")
         found = evaluate_embeddings(checkpoint, embedded.items())
-        answers.append(photo_evaluation_record(path, found, repeated))
+        covered = None
+        if quantile is not None:
+            covered = coverage(checkpoint, embedded.items(), quantile)
+            sets.append((path.stem, covered))
+        answers.append(photo_evaluation_record(path, found, repeated, covered))
         shown.append((path.stem, found))
     output.data(answers)
     tables.show_evaluations(output, shown, title="accuracy on your photos")
+    tables.show_coverage(output, sets, confidence)
     tables.show_details(output, shown[-1][1], shown[-1][0])

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import model_in_use, report_blank, report_skipped
+from lowshot_cli.cli.context import (
+    model_in_use,
+    report_blank,
+    report_skipped,
+    set_quantile_of,
+)
 from lowshot_cli.cli.contract import predictions_csv
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import user_path
@@ -32,6 +37,7 @@ def predict(
     *,
     top: int,
     false_alarm: float | None,
+    confidence: float | None,
     as_csv: bool,
 ) -> None:
     """Classify images; unreadable ones are an error once the others are reported."""
@@ -41,9 +47,8 @@ def predict(
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
     files = files_at(config, output, sources)
     _, checkpoint = model_in_use(config, output, source)
-    threshold = float("-inf")
-    if false_alarm is not None:
-        threshold = unknown_threshold(checkpoint, false_alarm)
+    threshold = unknown_threshold(checkpoint, false_alarm)
+    quantile = set_quantile_of(checkpoint, output, confidence)
     network = checkpoint.network(pick_device(config.device))
     with output.progress() as on_progress:
         found, unreadable = readable(
@@ -53,6 +58,7 @@ def predict(
                 files,
                 most=top,
                 threshold=threshold,
+                quantile=quantile,
                 on_progress=on_progress,
             )
         )

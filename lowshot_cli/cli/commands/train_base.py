@@ -17,6 +17,7 @@ from lowshot_cli.config.values import DEFAULT_DATASET, DEFAULT_WEIGHTS
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import RankLost
 from lowshot_cli.models import weights
+from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.training.adopt import adopt_without_data
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
@@ -81,6 +82,7 @@ def _make_base(
             should_stop=should_stop,
             ranks=ranks,
             device=pick_device(config.device),
+            cache=embedding_cache(),
         )
         result = train(config, dataset, state, resume=resume, context=context)
     known = set(result.checkpoint.meta.classes)
@@ -102,8 +104,8 @@ def _make_base(
 
 
 def _fetch_weights(config: Config, output: Output, *, resume: bool) -> None:
-    """Download a library's weights before training reads them."""
-    if config.train_base.weights == DEFAULT_WEIGHTS and not resume:
+    """Download a library's weights, or find a backbone's own, before training reads them."""
+    if config.train_base.start == DEFAULT_WEIGHTS and not resume:
         weights.read_weights(config.train_base, show_progress=not output.quiet)
 
 
