@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from lowshot_cli.checkpoint.format import save
+from tests.conftest import save_images
+from tests.tiny_world import tiny_world
+
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., list[Any]]
 # Commands in one process, which loads PyTorch once.
@@ -94,15 +98,23 @@ def copy_with(tmp_path: Path) -> Callable[[str], Run]:
 
 
 def test_a_new_method_imprints_and_is_swept(
-    copy_with: Callable[[str], Run], base_path: Path
+    copy_with: Callable[[str], Run], base_path: Path, tmp_path: Path
 ) -> None:
     run = copy_with("An imprinting method")
+    dataset, frozen, _ = tiny_world("linear")
+    save(frozen, tmp_path / "frozen.safetensors")
+    save_images(dataset.train.pixels[:3], tmp_path / "mugs")
     sweep = ("sweep", "--checkpoint", base_path, "--method", "imprint,median")
     imprint = ("imprint", "--checkpoint", base_path, "--class", "Z", "--method", "median")
-    found, taught = run((*sweep, "--trials", 2, "--novel", 2, "--shots", "1,5"), imprint)
+    photos = ("--checkpoint", "frozen.safetensors", "--class", "mug", "--images", "mugs")
+    found, taught, linear = run(
+        (*sweep, "--trials", 2, "--novel", 2, "--shots", "1,5"),
+        imprint,
+        ("imprint", *photos, "--method", "median", "--out", "linear.safetensors"),
+    )
     cells = {(cell["method"], cell["shots"]): cell["ncr_at_2"]["mean"] for cell in found["cells"]}
     assert cells["median", 5] != cells["imprint", 5]
-    assert taught["method"] == "median"
+    assert taught["method"] == linear["method"] == "median"
     assert taught["novel_accuracy"] > 100 / 13
 
 

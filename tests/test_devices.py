@@ -53,7 +53,7 @@ def test_an_apple_gpu_computes_in_fp32_unless_bf16_is_asked_for(
 
 def test_trials_stay_on_the_processor_as_an_apple_gpu_has_no_float64() -> None:
     at_home: Any = Mock()
-    at_home.checkpoint.device = torch.device("cpu")
+    at_home.backgrounds = (Mock(device=torch.device("cpu")),)
     assert SweepEmbeddings.to(at_home, APPLE) is at_home
 
 

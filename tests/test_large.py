@@ -17,7 +17,8 @@ from lowshot_cli.adaptation.bias import set_bias
 from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
-from lowshot_cli.config.schema import Config, TrainBaseConfig
+from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.data.image_files import Photo
 from lowshot_cli.data.image_store import load_or_decode
@@ -108,8 +109,8 @@ class Constant(torch.nn.Module):
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.backbone = torch.fx.symbolic_trace(torch.nn.Identity())
-        self.normalisation, self.mirror = network.normalisation, False
-        self.device = torch.device("cpu")
+        self.normalisation, self.mirror, self.weights = network.normalisation, False, (1.0,)
+        self.device, self.input_size = torch.device("cpu"), None
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.ones(len(images), 8) / 8**0.5
@@ -222,7 +223,7 @@ def test_predictions_with_a_large_head_are_made_in_blocks(wide: Checkpoint) -> N
 def test_a_class_more_compares_no_hold_out_image_with_the_base_rows_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_COSINES", 1)
+    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_SCORES", 1)
     model = random_head(2000, size=64)
     assert model.holdout.nearest is None
     settled = with_nearest_cached(model)
@@ -250,14 +251,15 @@ def test_what_is_known_of_the_hold_out_goes_with_the_rows_it_is_about(
     base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert with_nearest_cached(base).holdout.nearest is None
-    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_COSINES", 1)
+    monkeypatch.setattr("lowshot_cli.checkpoint.holdout._MANY_SCORES", 1)
     settled = with_nearest_cached(base)
     support = settled.holdout.embeddings[:5].float()
     taught = append(settled, support, "new")
     assert taught.holdout.nearest is settled.holdout.nearest
     options = Config().finetune.model_copy(update={"freeze_base": "never", "steps": 5})
     tuned = finetune(taught, Config(finetune=options))
-    held, proxies = tuned.holdout.calibration_embeddings, tuned.head.base.proxies
+    held = tuned.holdout.calibrating(tuned.holdout.embeddings).float()
+    proxies = tuned.head.base.proxies
     before, after = settled.holdout.nearest, tuned.holdout.nearest
     assert before is not None
     assert after is not None

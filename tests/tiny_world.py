@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.models.embedder import fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.training.adopt import adopt
-from lowshot_cli.training.task import build_network, make_task
+from lowshot_cli.training.result import make_cosine_checkpoint
+from lowshot_cli.training.task import BaseTask, build_network, make_task
 
 SIDE, N_BASE = 8, 5
 CLASSES = tuple("abcdefgh")
+# Kinds of `tiny_world` whose models are cross-fitted.
+LINEAR = ("linear", "uneven")
 
 
 def make_dataset(holdout: int, spread: float, *, twins: bool = False) -> Dataset:
@@ -46,15 +52,34 @@ def make_dataset(holdout: int, spread: float, *, twins: bool = False) -> Dataset
 
 
 def make_base(dataset: Dataset, holdout: int) -> Checkpoint:
-    """A base model of the first classes, by imprinting on a network with random weights."""
-    options = {"classes": N_BASE, "epochs": 0, "width": 1, "embedding_size": 4}
-    options |= {"holdout": holdout, "split": "alphabetical"}
+    """A base model of the first classes: class means on a network with random weights, cosines."""
+    config, task, network = _start(dataset, epochs=1, holdout=holdout)
+    with torch.inference_mode():
+        images = task.normalisation.apply(task.fit[:], torch.device("cpu"))
+        means = Statistics.of(network.trained(images), task.fit_labels, 0).means  # (C, E)
+    proxies = F.normalize(means, dim=1)
+    return make_cosine_checkpoint(
+        config, dataset, task, network, proxies, scale=1.0, precision="fp32"
+    )
+
+
+def make_linear_base(dataset: Dataset) -> Checkpoint:
+    """A cross-fitted base model of the first classes, on a network with random weights."""
+    config, task, network = _start(dataset, epochs=0)
+    return adopt(config, dataset, task, network).checkpoint
+
+
+def _start(
+    dataset: Dataset, *, epochs: int, holdout: int = 1
+) -> tuple[Config, BaseTask, EmbeddingNetwork]:
+    options = {"classes": N_BASE, "epochs": epochs, "width": 1, "embedding_size": 4}
+    options |= {"backbone": "resnet9", "holdout": holdout, "split": "alphabetical"}
     config = Config.model_validate({"dataset": "folder", "train_base": options})
     task = make_task(config.train_base, dataset)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network, _, _ = build_network(config.train_base, task, with_weights=False)
-    return adopt(config, dataset, task, network.eval()).checkpoint
+    return config, task, network.eval()
 
 
 @cache
@@ -64,14 +89,42 @@ def tiny_world(kind: str) -> tuple[Dataset, Checkpoint, EmbeddingNetwork]:
     Args:
         kind: `plain`; `sparse` with a single hold-out image per class, so that some classes have
             none that sets the bias; `twins` with two classes that nothing tells apart; `adopted`
-            without any hold-out image.
+            without any hold-out image; `linear` with a cross-fitted head; `uneven` with such a head
+            for classes of 9, 1, 2, 7 and 3 images.
     """
-    holdout = {"plain": 9, "sparse": 1, "twins": 5, "adopted": 3}[kind]
+    holdout = {"plain": 9, "sparse": 1, "twins": 5, "adopted": 3, "linear": 9, "uneven": 5}[kind]
     dataset = make_dataset(holdout, spread=80, twins=kind == "twins")
+    if kind in LINEAR:
+        counts = (9, 1, 2, 7, 3, 9, 9, 9) if kind == "uneven" else (13,) * len(CLASSES)
+        dataset = replace(dataset, train=_first(dataset.train, counts))
+        base = make_linear_base(dataset)
+        return dataset, base, fused(base.network())
     base = make_base(dataset, holdout)
     if kind == "adopted":
         base = replace(base, holdout=_nothing(base.holdout))
     return dataset, base, fused(base.network())
+
+
+def cost(model: Checkpoint, bias: float) -> float:
+    """Points of base accuracy that novel classes with a bias cost, on the images that set it.
+
+    Each image is scored by the head of its fold.
+    """
+    held, lost, total = model.holdout, 0, 0
+    for head, embeddings, labels in zip(
+        model.calibration_heads, held.parts(held.embeddings), held.parts(held.labels), strict=True
+    ):
+        right = head.base.predict(embeddings.float()) == labels
+        still = replace(head, bias=bias).predict(embeddings.float()) == labels
+        lost, total = lost + int((right & ~still).sum()), total + len(labels)
+    return 100 * lost / total
+
+
+def _first(images: Images, counts: Sequence[int]) -> Images:
+    """The first images of each class."""
+    numbers = zip(map(images.of_class, range(len(counts))), counts, strict=True)
+    kept = torch.cat([members[:count] for members, count in numbers])
+    return Images(images.pixels[kept], images.labels[kept])
 
 
 def _nothing(holdout: Holdout) -> Holdout:

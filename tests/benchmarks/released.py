@@ -53,15 +53,15 @@ def main() -> None:
     embedded = embed_for_sweep(checkpoint, dataset, plan, config, embedder)
     labels = checkpoint.base_labels(dataset)
     queries = torch.cat(embedder.classes(dataset.test, labels))
-    calibration = checkpoint.holdout.calibration_embeddings
-    samples = checkpoint.holdout.fit_half(checkpoint.head)
+    calibration = checkpoint.holdout.calibrating(checkpoint.holdout.embeddings).float()
+    samples = checkpoint.backgrounds[0].samples
     for shots in chosen.shots:
         found = {way: np.zeros((len(groups), chosen.trials, len(NAMES))) for way in WAYS}
         for place in range(len(groups) * chosen.trials):
             batch = TrialBatch("whitened", shots, place, place + 1)
             tile = make_tile(batch, plan, embedded.available, embedded.avoided, 1)
             support = gather(embedded.train, tile)[0, 0]
-            start = make_start(support[None], checkpoint)
+            start = make_start(support[None], checkpoint.backgrounds[0])
             targets = torch.zeros(shots, dtype=torch.int64)
             for way in WAYS:
                 options = FinetuneConfig(freeze_base=way)
@@ -70,8 +70,8 @@ def main() -> None:
                     one = finetune_proxies(start[None], support[None], targets, samples, options)[0]
                 else:
                     base_rows, one = finetune_all_proxies(start, support, targets, samples, options)
-                held = checkpoint.holdout.calibration_half_under(base_rows, calibration)
-                bias = operating_bias(one[None], held, BUDGET)
+                held = checkpoint.holdout.queries_under(base_rows, calibration)
+                bias = operating_bias(held.margins(one[None]), held, BUDGET)
                 base = BaseQueries.of(base_rows, queries, embedded.base_truth, embedded.base_right)
                 label = int(tile.units[0, 0])
                 novel = {label: NovelQueries.of(base_rows, embedded.novel[label].embeddings)}

@@ -204,10 +204,10 @@ def near(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 def append(model: Checkpoint, support: Tensor, name: str) -> Checkpoint:
     """Imprint one class from its embeddings `(k, D)` and set the bias anew."""
-    row = make_start(support, model)
+    row = make_start(support, model.backgrounds[0])
     hashes = tuple(map(str, range(len(support))))
     record = SupportRecord(method="whitened", indices=(), files=None, pixel_hashes=hashes)
-    return set_bias(model.with_class(name, row, support, record), 2.0)
+    return set_bias(model.with_class(name, row[None], support, record), 2.0)
 
 
 def of_classes(n_classes: int) -> Facts:
@@ -242,7 +242,7 @@ def of_classes(n_classes: int) -> Facts:
         result = _timed(facts, "evaluate", lambda: evaluate_embeddings(taught, found))
     facts["evaluate, MiB more"] = peak.value - before
     facts["accuracy, %"] = result.global_accuracy
-    facts["calibrating images"] = len(taught.holdout.calibration_embeddings)
+    facts["calibrating images"] = len(taught.holdout.calibrating(taught.holdout.labels))
     return facts
 
 

@@ -57,9 +57,9 @@ def test_a_checkpoint_comes_through_bit_for_bit(stage: str, tmp_path: Path) -> N
         assert after[name].dtype == tensor.dtype
         assert torch.equal(after[name], tensor)
     old, new = json.loads(said["lowshot"]), json.loads(says["lowshot"])
-    added = {"format", "max_forgetting", "input_size", "renamed", "listing"}
+    added = {"format", "head", "max_forgetting", "input_size", "renamed", "listing"}
     assert {key for key in new if new[key] != old.get(key)} <= added
-    assert (new["renamed"], new["listing"]) == ({}, 1)
+    assert (new["renamed"], new["listing"], new["head"]) == ({}, 1, "cosine")
     assert (old["format"], new["format"]) == (1, 2)
     assert new["max_forgetting"] == (None if stage == "base" else 10)
 

@@ -58,7 +58,8 @@ def test_its_rules_find_the_images_that_it_found(tmp_path: Path, layout: str) ->
 
 def _train(lowshot: RunCommand, photos: Path) -> Path:
     """A model of a folder, imprinted rather than trained."""
-    size = ["--epochs", 0, "--holdout", 2, "--width", 4, "--embedding-size", 8, "--image-size", 16]
+    size = ["--backbone", "resnet9", "--width", 4, "--embedding-size", 8, "--image-size", 16]
+    size += ["--epochs", 0, "--holdout", 2]
     result = lowshot("train-base", "--dataset", "folder", "--data-dir", photos, *size)
     assert result.exit_code == 0, result.stderr
     return Path("runs/base.safetensors")

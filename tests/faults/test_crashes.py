@@ -101,7 +101,8 @@ def test_a_disk_too_small_for_mapped_arrays_is_an_error_and_no_signal(
     disk.mkdir()
     arguments = "sweep --trials 260 --novel 20 --save-models --workdir disk/runs"
     if command == "predict":
-        arguments = "train-base --dataset folder --data-dir photos --epochs 0 --holdout 2"
+        arguments = "train-base --dataset folder --data-dir photos --backbone resnet9 "
+        arguments += "--epochs 0 --holdout 2"
         for name in "ab":
             _photos(tmp_path / "photos" / name)
     script = (

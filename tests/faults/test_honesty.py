@@ -114,6 +114,7 @@ def test_the_effect_of_duplicates_is_shown_on_request(
             shutil.copy(image, own / f"copy-{image.name}")
     data = ["--dataset", "folder", "--data-dir", tmp_path / "all"]
     small = ["--image-size", "32", "--holdout", "8", "--width", "4", "--epochs", "1"]
+    small += ["--backbone", "resnet9"]
     assert lowshot("train-base", *data, "--classes", "A,Z", *small).exit_code == 0
     typed = ["sweep", "--trials", "2", "--shots", "1", "--method", "whitened", "--json", *data]
     plain, dropped = (
@@ -169,6 +170,7 @@ def _whole_run(
     folder.mkdir()
     data = ["--dataset", "folder", "--data-dir", photos, "--seed", seed]
     small = ["--image-size", "32", "--holdout", "8", "--width", "4", "--epochs", "2"]
+    small += ["--backbone", "resnet9"]
     for arguments in (
         ["train-base", "--classes", "A,Z", "--precision", "fp32", *small],
         ["imprint", "--class", "phi", "--shots", "3"],

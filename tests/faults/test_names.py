@@ -95,6 +95,7 @@ def test_numbers_as_names_keep_their_order_from_training_to_prediction(
             image.save(tmp_path / "photos" / name / f"{number}.png")
     data = ["--dataset", "folder", "--data-dir", tmp_path / "photos"]
     small = ["--image-size", "32", "--holdout", "8", "--width", "8", "--epochs", "12"]
+    small += ["--backbone", "resnet9"]
     trained = lowshot("train-base", *data, *small, "--batch-size", "16", "--lr", "0.1")
     assert trained.exit_code == 0, trained.stderr
     assert load(tmp_path / "runs" / "base.safetensors").meta.classes == ("1", "2", "10")

@@ -74,7 +74,7 @@ def _black(folder: Path, names: str, count: int) -> None:
 def _train(lowshot: RunCommand, folder: Path, *more: object) -> tuple[int, str]:
     result = lowshot(
         *["train-base", "--dataset", "folder", "--data-dir", folder, "--image-size", "16"],
-        *["--width", "4", "--epochs", "2", *more],
+        *["--backbone", "resnet9", "--width", "4", "--epochs", "2", *more],
     )
     return result.exit_code, result.stderr
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.cli.torchrun import process_group
-from lowshot_cli.config.schema import Config, FinetuneConfig, TrainBaseConfig
+from lowshot_cli.config.schema import Config, FinetuneConfig
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.loading import load_dataset
 from lowshot_cli.models.head import CosineClassifier, Head

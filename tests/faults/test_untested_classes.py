@@ -13,6 +13,7 @@ from tests.conftest import RunCommand, save_images
 
 BASE, NOVEL = ("A", "E", "T"), ("Z", "omega")
 SMALL = ["--image-size", "32", "--holdout", "8", "--width", "4", "--epochs", "1"]
+SMALL += ["--backbone", "resnet9"]
 
 
 @pytest.fixture
