@@ -17,7 +17,7 @@ from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import are_finite
 from lowshot_cli.models.head import CosineClassifier, nearest_proxies
-from lowshot_cli.progress import Progress
+from lowshot_cli.progress import Progress, never
 from lowshot_cli.training.adopt import adopt
 from lowshot_cli.training.blend import blend, prototypes
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
@@ -198,7 +198,8 @@ class BaseTraining:
 
     def _make_linear(self, dataset: Dataset) -> Checkpoint:
         """A checkpoint whose head is made anew on the network."""
-        task, context = self.task, self.context
+        # Nothing would be won by stopping now.
+        task, context = self.task, replace(self.context, should_stop=never)
         embedded = embed_training_images(dataset, task, self.trainee.network, context=context)
         head, holdout = held_out(
             embedded.fit, task.fit_labels, embedded.holdout, task.holdout_labels
