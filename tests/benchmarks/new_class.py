@@ -71,8 +71,8 @@ def main() -> None:
         print(
             f"{shots} shots, {options.draws} draws: known {np.mean(known):.1f} % of the other "
             f"{len(photos) - shots} (standard deviation {np.std(known, ddof=1):.1f}, "
-            f"least {min(known):.1f}), test forgetting {np.mean(lost):.1f} points "
-            f"({np.std(lost, ddof=1):.1f})"
+            f"least {min(known):.1f}), test forgetting {np.mean(lost):.2f} points "
+            f"({np.std(lost, ddof=1):.2f})"
         )
 
 
