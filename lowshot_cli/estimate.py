@@ -34,7 +34,7 @@ from lowshot_cli.sweep.trials import run_batch, tiles_at_once
 from lowshot_cli.threads import threads_per_operation
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.result import make_cosine_checkpoint
-from lowshot_cli.training.task import BaseTask, build_network, make_task
+from lowshot_cli.training.task import BaseTask, build_network, input_side, make_task
 from lowshot_cli.training.train import train_base
 
 # Seconds for which steps are timed, and slower first steps that are skipped.
@@ -245,7 +245,9 @@ def _sketch(config: Config, dataset: Dataset) -> Checkpoint:
     )
     context = RunContext(device=pick_device(config.device))
     if options.is_frozen or options.start:
-        frozen = options.model_copy(update={"epochs": 0, "weights": None})
+        side = input_side(options, dataset.train.pixels.shape[-1])
+        update = {"epochs": 0, "weights": None, "input_size": side}
+        frozen = options.model_copy(update=update)
         settings = config.model_copy(update={"train_base": frozen})
         return train_base(settings, few, Path(), context=context).checkpoint
     task = make_task(options, few)

@@ -94,7 +94,7 @@ def ensure_trains(section: str | None, config: Config, *, dry_run: bool) -> None
     """
     count = launch_environment().count
     trains = not dry_run and (
-        (section == "train_base" and config.train_base.epochs > 0 and config.dataset != "none")
+        (section == "train_base" and not config.train_base.is_frozen and config.dataset != "none")
         or (section == "finetune" and config.finetune.scope == "full")
     )
     if count > 1 and not trains:

@@ -93,18 +93,12 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
 
     Raises:
         CheckpointError: the base model was trained on another dataset.
-        UsageError: a novel class is a base class or does not exist, or there are too many shots
-            or ways.
+        UsageError: a novel class is a base class or does not exist, there are too many shots or
+            ways, or a method changes what the model's head was made of.
     """
     check_dataset(checkpoint, dataset)
     options, meta = config.sweep, checkpoint.meta
-    freezing = config.finetune.freeze_base
-    held = [method for method in options.methods if METHODS[method].holds_base]
-    if held and freezing not in (None, "always"):
-        raise UsageError(
-            f"freeze_base: {freezing} moves base proxies, but {held[0]} in a sweep never does",
-            f"leave {held[0]} out of `methods`, or freeze_base out of the config",
-        )
+    _refuse_methods(checkpoint, config)
     order = class_order(dataset, meta.split, meta.class_order_seed)
     known = {checkpoint.dataset_name(name) for name in meta.classes}
     # The network has seen these, so they stay base classes even if they were removed.
@@ -143,6 +137,27 @@ def make_plan(checkpoint: Checkpoint, dataset: Dataset, config: Config) -> Plan:
         seed=config.seed,
         left_out=left_out,
     )
+
+
+def _refuse_methods(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuse methods that the settings or the model contradict.
+
+    Raises:
+        UsageError: there are some.
+    """
+    freezing = config.finetune.freeze_base
+    held = [method for method in config.sweep.methods if METHODS[method].holds_base]
+    if held and freezing not in (None, "always"):
+        raise UsageError(
+            f"freeze_base: {freezing} moves base proxies, but {held[0]} in a sweep never does",
+            f"leave {held[0]} out of `methods`, or freeze_base out of the config",
+        )
+    alone = [method for method in config.sweep.methods if METHODS[method].alone]
+    if alone and checkpoint.head.is_linear:
+        raise UsageError(
+            f"{alone[0]} needs a network that was trained with its head, not a pretrained one",
+            f"leave {alone[0]} out of `methods`",
+        )
 
 
 def ensure_tested(dataset: Dataset, labels: Iterable[int]) -> None:

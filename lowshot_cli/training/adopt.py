@@ -108,7 +108,7 @@ def adopt_without_data(config: Config) -> TrainResult:
         CheckpointError: the weights cannot be used, or have no usable classifier.
     """
     options, names = config.train_base, config.train_base.classes
-    expected = preprocessing(options)
+    expected = preprocessing(options) if ":" in options.backbone else None
     if expected is None or options.epochs or not isinstance(names, tuple):
         raise UsageError(
             "`dataset=none` adopts a classifier from its weights",

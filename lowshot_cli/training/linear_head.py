@@ -32,6 +32,8 @@ _MOST_OF_CLASS, _MOST = 100, 5000
 _LEAST_OF_CLASS = 3
 # How far from 1 the length of an embedding may be.
 _UNIT_TOLERANCE = 0.01
+# Largest ratio of two units; those of many images lie between 0.5 and 3.
+_MOST_RATIO = 4.0
 # Logarithms of the bounds of a fitted scale.
 _LOG_SCALES = (-5.0, 10.0)
 
@@ -42,14 +44,27 @@ def fitted_scale(scores: Tensor, labels: Tensor) -> float:
     The cross-entropy is convex in it. Images that shaped the proxies must not be among them, as
     their scores are larger than those of images the model has not seen.
     """
+    if not len(labels) or scores.shape[1] < 2:
+        return 1.0
 
     def cross_entropy(log_scale: float) -> float:
-        return F.cross_entropy(math.exp(log_scale) * scores, labels).item()
+        return _surprise(math.exp(log_scale) * scores, labels)
 
     # Few trainings need it, and importing it takes a fifth of a second.
     from scipy.optimize import minimize_scalar
 
     return math.exp(minimize_scalar(cross_entropy, bounds=_LOG_SCALES, method="bounded").x)
+
+
+def _surprise(logits: Tensor, labels: Tensor) -> float:
+    """The cross-entropy of labels `(N,)` under logits `(N, C)`, as if one image more were wrong.
+
+    Without that one, images that are all right would be likeliest under an endless scale.
+    """
+    if not len(labels):
+        return 0.0
+    smoothing = 1 / (len(labels) + 1)
+    return F.cross_entropy(logits.double(), labels, label_smoothing=smoothing).item()
 
 
 def draw_folds(counts: Sequence[int]) -> list[Tensor]:
@@ -77,7 +92,8 @@ def cross_fitted(embeddings: Tensor, labels: Tensor, folds: Tensor) -> tuple[Hea
     """A head whose network was trained on none of the images, so that all can shape it.
 
     The images of each fold are scored by what all others say. These scores choose the shrinkage,
-    set the scale, and tell which images are right.
+    set the units and the scale, and tell which images are right. Of an image's own fold the proxies
+    know nothing but these few numbers, and the centre of stages, in which it is one of all.
 
     Args:
         embeddings: `(N, D)` fp32 unit embeddings of all images; rounded to fp16 in place, as the
@@ -217,8 +233,8 @@ def _fit(
         """The loss of labels, the scale for which it is least, and the scores `(M, C)`."""
         pairs = zip(apart, held, strict=True)
         scores = torch.cat([_score(part, proxies_of(each)) for each, (part, _) in pairs])
-        scale = fitted_scale(scores, labels) if len(labels) else 1.0
-        return F.cross_entropy(scale * scores, labels).item(), scale, scores
+        scale = fitted_scale(scores, labels)
+        return _surprise(scale * scores, labels), scale, scores
 
     def base_proxies(statistics: Statistics, shrinkage: float) -> Tensor:
         return replace(statistics, shrinkage=shrinkage).base_proxies
@@ -235,11 +251,16 @@ def _fit(
         whole,
         shrinkage=shrinkage,
         unit=unit,
-        novel_unit=unit * scale / novel_scale,
-        round_unit=unit * scale / round_scale,
+        novel_unit=unit * _bounded(scale / novel_scale),
+        round_unit=unit * _bounded(scale / round_scale),
     )
     right = scores.argmax(1) == labels  # (M,)
     return fitted, scale * unit, list(right.split([len(part) for _, part in held]))
+
+
+def _bounded(ratio: float) -> float:
+    """A ratio of scales within reason, where few images leave it open."""
+    return min(max(ratio, 1 / _MOST_RATIO), _MOST_RATIO)
 
 
 def _score(embeddings: Tensor, proxies: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def describe_base(
         "flip": task.flip,
         "input_size": task.input_size,
         "precision": precision,
-        "blend": options.share,
+        **({"epochs": 0, "blend": None} if options.is_frozen else {"blend": options.share}),
     }
     step = {"command": "train_base", "seed": config.seed, "options": used}
     return Meta(

@@ -16,6 +16,7 @@ from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import N_FOLDS
 from lowshot_cli.config.schema import Config
+from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation.evaluate import evaluate
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.sweep.replay import rebuild
@@ -133,3 +134,8 @@ def test_a_rebuilt_trial_is_a_model_that_can_be_taught_more(ways: int, tmp_path:
 def test_several_proxies_a_class_are_calibrated_on_all_of_them(tmp_path: Path) -> None:
     rows = _swept(_config(methods=["nearest", "proxies"], max_forgetting=0), tmp_path)
     assert all(float(row["bias"]) != 0 for row in rows)
+
+
+def test_no_trial_fine_tunes_the_whole_network_of_a_linear_head(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="finetune-full needs a network that was trained with"):
+        _swept(_config(methods=["whitened", "finetune-full"]), tmp_path)

@@ -118,3 +118,22 @@ def test_classes_of_one_image_each_leave_nothing_to_set_a_bias_on() -> None:
     assert holdout.accuracy is None
     assert not holdout.suffices
     assert torch.equal(head.predict(embeddings), labels)
+
+
+def test_images_that_are_all_right_leave_scale_and_units_within_reason() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = F.normalize(torch.randn(3, 64, generator=generator), dim=1)
+    labels = torch.arange(3).repeat_interleave(20)
+    noise = 0.02 * torch.randn(60, 64, generator=generator)
+    embeddings = F.normalize(means[labels] + noise, dim=1)
+    head, holdout = cross_fitted(embeddings, labels, torch.cat(draw_folds([20] * 3)))
+    known = holdout.statistics
+    assert known is not None
+    assert bool(holdout.right.all())
+    for unit in (known.novel_unit, known.round_unit):
+        assert 0.25 <= unit / known.unit <= 4
+    assert head.probabilities(embeddings).max() < 0.9999
+
+
+def test_one_base_class_has_a_scale_of_one() -> None:
+    assert fitted_scale(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64)) == 1
