@@ -32,8 +32,9 @@ _MOST_OF_CLASS, _MOST = 100, 5000
 _LEAST_OF_CLASS = 3
 # How far from 1 the length of an embedding may be.
 _UNIT_TOLERANCE = 0.01
-# Largest ratio of two units; those of many images lie between 0.5 and 3.
-_MOST_RATIO = 4.0
+# Largest ratios of the units of novel and of round scores to that of base classes. With hundreds of
+# images they were 0.5 to 0.7, and 3 to 21.
+_MOST_NOVEL, _MOST_ROUND = 4.0, 100.0
 # Logarithms of the bounds of a fitted scale.
 _LOG_SCALES = (-5.0, 10.0)
 
@@ -251,16 +252,16 @@ def _fit(
         whole,
         shrinkage=shrinkage,
         unit=unit,
-        novel_unit=unit * _bounded(scale / novel_scale),
-        round_unit=unit * _bounded(scale / round_scale),
+        novel_unit=unit * _bounded(scale / novel_scale, _MOST_NOVEL),
+        round_unit=unit * _bounded(scale / round_scale, _MOST_ROUND),
     )
     right = scores.argmax(1) == labels  # (M,)
     return fitted, scale * unit, list(right.split([len(part) for _, part in held]))
 
 
-def _bounded(ratio: float) -> float:
+def _bounded(ratio: float, most: float) -> float:
     """A ratio of scales within reason, where few images leave it open."""
-    return min(max(ratio, 1 / _MOST_RATIO), _MOST_RATIO)
+    return min(max(ratio, 1 / most), most)
 
 
 def _score(embeddings: Tensor, proxies: Tensor) -> Tensor:
