@@ -33,7 +33,7 @@ _LEAST_OF_CLASS = 3
 # How far from 1 the length of an embedding may be.
 _UNIT_TOLERANCE = 0.01
 # Largest ratios of the units of novel and of round scores to that of base classes. With hundreds of
-# images they were 0.5 to 0.7, and 3 to 21.
+# images they were 0.4 to 0.7, and 6 to 21.
 _MOST_NOVEL, _MOST_ROUND = 4.0, 100.0
 # Logarithms of the bounds of a fitted scale.
 _LOG_SCALES = (-5.0, 10.0)
