@@ -54,7 +54,7 @@ def make_proxies(method: str, supports: Supports, background: Background, config
 
     Returns:
         Proxies `(..., R)`, unit or linear as those of the base classes are. Methods with several
-        proxies a class need leading dimensions `(T, W)` and return `(T, R', D)`, those of a class
+        proxies a class need leading dimensions `(T, W)` and return `(T, P, R)`, those of a class
         side by side.
     """
     return BOUND[method](supports, background, config)

@@ -201,7 +201,7 @@ class Holdout:
             found = whole
             if inside is not None:
                 found = whole.without(self.embeddings[inside].float(), self.labels[inside])
-            found.precision  # noqa: B018 - it takes long, so several at once
+            found.precision, found.base_proxies  # noqa: B018 - they take long: several at once
             return found
 
         return list(map_in_order(prepare, [None, *insides], torch.get_num_threads()))

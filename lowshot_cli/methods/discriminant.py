@@ -139,7 +139,7 @@ class Statistics:
         alike = torch.eye(size, dtype=self.centre.dtype, device=self.centre.device)
         return alike / (max(self.variance, _LEAST_RIDGE) * self.round_unit)
 
-    @property
+    @cached_property
     def base_proxies(self) -> Tensor:
         """Linear proxies `(C, D + 1)` of the base classes."""
         away = self.means - self.centre  # (C, D)

@@ -64,6 +64,11 @@ class SweepEmbeddings:
         return {label: len(embeddings) for label, embeddings in self.train.items()}
 
     @cached_property
+    def pooled_calibration(self) -> BaseQueries:
+        """The queries of all folds as one set, joined once for all tiles."""
+        return BaseQueries.pooled(self.calibration)
+
+    @cached_property
     def base_accuracy(self) -> float:
         """Base test accuracy of the pristine base model, percent."""
         return 100 * int(self.base_right.sum()) / len(self.base_right)

@@ -229,7 +229,7 @@ def _score(
     if budget is not None:
         folds = embedded.calibration
         margins = pooled_margins(folds, made[-len(folds) :])
-        bias = operating_bias(margins, BaseQueries.pooled(folds), budget)
+        bias = operating_bias(margins, embedded.pooled_calibration, budget)
     proxies_each = proxies.shape[1] // tile.units.shape[1]
     units = torch.from_numpy(tile.units).repeat_interleave(proxies_each, 1)  # (T, P)
     scores = score_trials(
