@@ -128,4 +128,6 @@ def ensure_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a file to write", "name a file")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists", "`overwrite=True` replaces it, or use another `workdir`")
+        raise UsageError(
+            f"{path} exists", "`overwrite=True` replaces it, or use another `out` or `workdir`"
+        )

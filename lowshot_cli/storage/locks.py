@@ -27,20 +27,6 @@ def try_lock(descriptor: int) -> bool:
         return True
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of a file; False for a file that has vanished."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        return not try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only process that writes results into a folder, and delete what a dead one left.
@@ -95,5 +81,15 @@ def remove_abandoned(folder: Path, name: str = "*") -> None:
         name: pattern of the files that were being written.
     """
     for temporary in folder.glob(f".{name}.*.tmp"):
-        if not is_held(temporary):
-            temporary.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_RDWR)
+        except OSError:  # it has vanished, or is another user's
+            continue
+        try:
+            # Deleted while locked: a writer that has just made it locks it next, and then looks
+            # whether it is still there.
+            if try_lock(descriptor):
+                with suppress(PermissionError):  # Windows cannot delete an open file
+                    temporary.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

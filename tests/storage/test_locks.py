@@ -12,7 +12,7 @@ import pytest
 
 from lowshot_cli.errors import LowshotError
 from lowshot_cli.storage.files import write_atomically
-from lowshot_cli.storage.locks import LOCK, is_held, locked
+from lowshot_cli.storage.locks import LOCK, locked, try_lock
 
 HOLD = """
 import sys, time
@@ -22,6 +22,14 @@ with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
 """
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    if not path.exists():
+        return False
+    with path.open("r+b") as file:
+        return not try_lock(file.fileno())
 
 
 def _hold(folder: Path) -> subprocess.Popen[str]:
@@ -38,10 +46,10 @@ def test_a_lock_names_its_owner_and_ends_with_it_however_it_ends(tmp_path: Path)
             owner = f"process {holder.pid} on {os.uname().nodename}"
             with pytest.raises(LowshotError, match=f"is in use by {owner}"), locked(tmp_path):
                 raise AssertionError
-        assert is_held(tmp_path / LOCK)
+        assert _is_held(tmp_path / LOCK)
         holder.kill()
         holder.wait()
-    assert not is_held(tmp_path / LOCK)
+    assert not _is_held(tmp_path / LOCK)
     with locked(tmp_path):
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert not list(tmp_path.iterdir())
