@@ -20,7 +20,7 @@ from lowshot_cli.data.image_files import (
     suffix_of,
     summaries,
 )
-from lowshot_cli.errors import DataError
+from lowshot_cli.errors import DataError, first_few
 
 TEST_SHARE = 0.2
 # Names for the folder of test images; the first that is there is taken.
@@ -105,6 +105,36 @@ def sort_into_classes(root: Path, listing: Listing, rules: int = LISTING) -> Cla
     )
 
 
+def files_by_class(root: Path, listing: Listing) -> dict[str, list[Photo]]:
+    """The images of each class folder, all of them, in the order of the classes' names.
+
+    Args:
+        root: the folder of class folders, for messages.
+        listing: what it holds.
+
+    Raises:
+        DataError: there are no class folders, or images beside them, or a class folder has no
+            images, or the folders are no classes.
+    """
+    tree = _tree(root, listing, first=False)
+    if loose := [parts[0] for parts, _ in tree.files if len(parts) == 1]:
+        images = "1 image" if len(loose) == 1 else f"{len(loose):,} images"
+        beside = "beside its class folders" if tree.folders else "and no class folders"
+        raise DataError(
+            f"{root} has {images} {beside}: {first_few(loose, _MOST_NAMED)}",
+            "name the class in `classes` if all images are of one, or put those of each class "
+            "into a folder named after it",
+        )
+    if found := _splits_in(tree):
+        raise DataError(
+            f"{root} has {_listed(found)} with folders in it, which are no classes",
+            f"name a folder of class folders, such as {root / found[0]}",
+        )
+    _refuse_nested(tree, "; if they are one class, name it in `classes`")
+    classes = _class_files(tree, ())
+    return {name: [photo for _, photo in classes[name]] for name in sorted(classes)}
+
+
 def _tree(root: Path, listing: Listing, *, first: bool) -> _Tree:
     files = [(tuple(photo.name.split("/")), photo) for photo in listing.photos]
     folders = {tuple(folder.split("/")) for folder in listing.folders if folder}
@@ -176,22 +206,46 @@ def _refuse_other_layouts(tree: _Tree) -> None:
     Raises:
         DataError: there are some; they would pass for classes.
     """
-    root, below = tree.root, {parts[:2] for parts, _ in tree.files if len(parts) > 2}
-    tops = sorted({parts[0] for parts in below})
-    if found := [name for name in tops if name.casefold() in _SPLITS]:
-        listed = " and ".join(f"{name}/" for name in found)
+    if found := _splits_in(tree):
         raise DataError(
-            f"{root} has {listed} with folders in it, but not both train/ and test/ (or val/, "
-            "valid/, validation/)",
-            f"rename them, or name {root / found[0]}, of which a fifth is then kept for testing",
+            f"{tree.root} has {_listed(found)} with folders in it, but not both train/ and test/ "
+            "(or val/, valid/, validation/)",
+            f"rename them, or name {tree.root / found[0]}, of which a fifth is then kept for "
+            "testing",
         )
+    _refuse_nested(tree)
+
+
+def _folders_with_images(tree: _Tree) -> set[_Parts]:
+    """The folders within the top ones that hold images at some depth."""
+    return {parts[:2] for parts, _ in tree.files if len(parts) > 2}
+
+
+def _splits_in(tree: _Tree) -> list[str]:
+    """The top folders that are called like splits and hold folders."""
+    tops = {parts[0] for parts in _folders_with_images(tree)}
+    return sorted(name for name in tops if name.casefold() in _SPLITS)
+
+
+def _listed(folders: Sequence[str]) -> str:
+    return " and ".join(f"{name}/" for name in folders)
+
+
+def _refuse_nested(tree: _Tree, otherwise: str = "") -> None:
+    """Refuse a single class folder that holds folders, which may be the classes.
+
+    Raises:
+        DataError: it does; the hint ends with `otherwise`.
+    """
+    below = _folders_with_images(tree)
     if len(below) > 1 and len({parts[0] for parts in tree.folders}) == 1:
+        top = min(below)[0]
         inner = [name for _, name in sorted(below)]
         more = ", ..." if len(inner) > _MOST_NAMED else ""
         raise DataError(
-            f"{root} has one class folder, {tops[0]}/, which holds the folders "
+            f"{tree.root} has one class folder, {top}/, which holds the folders "
             f"{', '.join(inner[:_MOST_NAMED])}{more}",
-            f"if these are the classes, name {root / tops[0]}",
+            f"if these are the classes, name {tree.root / top}{otherwise}",
         )
 
 

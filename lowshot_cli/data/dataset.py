@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.config.values import normal_name
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.data.image_files import Unused
 from lowshot_cli.errors import UsageError, did_you_mean, first_few
 
@@ -126,6 +127,7 @@ class Dataset:
         unused: other files that look like input and are not used.
         hashed_names: of the classes in the content hash, in label order; None for `class_names`.
         blank: files of which nothing is left: every pixel is white or was transparent.
+        framing: how photos become squares. Images of a dataset without files are squares already.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Dataset:
     unused: tuple[Unused, ...] = ()
     hashed_names: tuple[str, ...] | None = None
     blank: tuple[str, ...] = ()
+    framing: Framing = CROP
 
     @cached_property
     def content_hash(self) -> str:

@@ -15,9 +15,10 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import Image, UnidentifiedImageError, _imaging
 
 from lowshot_cli.data.colours import as_rgb
+from lowshot_cli.data.framing import CROP, Framing, draft_size, square
 from lowshot_cli.data.metadata import without_metadata
 from lowshot_cli.errors import DataError, one_line
 
@@ -108,12 +109,13 @@ def _silence_libraries() -> None:
 _silence_libraries()
 
 
-def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
-    """Read one image as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
+def decode(source: Path | IO[bytes], image_size: int, framing: Framing = CROP) -> ByteArray:
+    """Read one image as `(3, S, S)` uint8: upright, RGB, and framed as a model asks.
 
     Of an animation it reads the first frame. Transparent pixels are laid over white. Metadata
-    only tells the orientation, and where it is broken the image is taken as it lies. Threads
-    wait for one another when large images would fill the memory.
+    only tells the orientation, and where it is broken the image is taken as it lies. The libraries
+    of pretrained models drop transparency and leave the turning to their users; on other images
+    all agree. Threads wait for one another when large images would fill the memory.
 
     Raises:
         UnreadError: the file cannot be read now.
@@ -121,20 +123,20 @@ def decode(source: Path | IO[bytes], image_size: int) -> ByteArray:
     """
     try:
         if not isinstance(source, Path):
-            return _decode(source, image_size)
+            return _decode(source, image_size, framing)
         if source.exists() and not source.is_file():  # opening a named pipe would wait for ever
             raise DataError(NOT_REGULAR)
         with source.open("rb") as file:
-            return _decode(file, image_size)
+            return _decode(file, image_size, framing)
     except MemoryError:
         raise UnreadError("out of memory") from None
     except OSError as error:
         raise UnreadError(one_line(error)) from None
 
 
-def _decode(file: IO[bytes], image_size: int) -> ByteArray:
+def _decode(file: IO[bytes], image_size: int, framing: Framing) -> ByteArray:
     try:
-        return _decode_as_it_is(file, image_size)
+        return _decode_as_it_is(file, image_size, framing)
     except Exception as error:
         _raise_unless_damaged(error)
         first = error
@@ -144,7 +146,7 @@ def _decode(file: IO[bytes], image_size: int) -> ByteArray:
         content = file.read()
         cleaned = without_metadata(content)
         if cleaned is not None and cleaned != content:
-            return _decode_as_it_is(io.BytesIO(cleaned), image_size)
+            return _decode_as_it_is(io.BytesIO(cleaned), image_size, framing)
     except Exception as error:
         _raise_unless_damaged(error)
     raise DataError(_reason(first, content))
@@ -178,19 +180,20 @@ def _reason(error: Exception, content: bytes) -> str:
     return UNKNOWN
 
 
-def _decode_as_it_is(file: IO[bytes], image_size: int) -> ByteArray:
+def _decode_as_it_is(file: IO[bytes], image_size: int, framing: Framing) -> ByteArray:
     with ExitStack() as room:
         with Image.open(file, formats=FORMATS) as image:
             whole = image.width * image.height
             # JPEG is decoded at the smallest scale that is at least twice the size.
-            image.draft(None, (2 * image_size, 2 * image_size))
+            if (least := draft_size(*image.size, image_size, framing)) is not None:
+                image.draft(None, least)
             in_work = image.width * image.height
             if "progressive" in image.info:
                 in_work = whole  # all of it has to be there before it can be scaled
             elif image.format == "WEBP":
                 in_work *= 2  # its library holds the image twice more
             room.enter_context(_ROOM.taken(in_work))
-            pixels = as_pixels(image, image_size)
+            pixels = as_pixels(image, image_size, framing)
         del image
         if in_work > _LARGE:
             _return_memory()
@@ -203,8 +206,8 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
-    """An opened image as `(3, S, S)` uint8: upright, RGB, shorter side to S, centre crop.
+def as_pixels(image: Image.Image, image_size: int, framing: Framing = CROP) -> ByteArray:
+    """An opened image as `(3, S, S)` uint8: upright, RGB, and framed as a model asks.
 
     Raises:
         DataError: numbers out of range, or integers of unknown depth.
@@ -213,8 +216,8 @@ def as_pixels(image: Image.Image, image_size: int) -> ByteArray:
     turn = _turn(image)
     if turn is not None:
         upright = upright.transpose(turn)
-    square = ImageOps.fit(upright, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    framed = square(upright, image_size, framing)
+    return np.ascontiguousarray(np.asarray(framed).transpose(2, 0, 1))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

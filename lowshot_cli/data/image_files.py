@@ -285,7 +285,7 @@ def _version(entry: os.DirEntry[str]) -> tuple[int, int] | None:
 
 def _list_archive(path: Path) -> Listing:
     try:
-        archive = ZipFile(path)
+        archive = _open_archive(path)
     except (BadZipFile, OSError) as error:
         raise DataError(
             f"{path} is neither a folder nor a zip archive: {error}", "check `data_dir`"
@@ -310,6 +310,17 @@ def _list_archive(path: Path) -> Listing:
         elif is_file and (reason := why_not_read(name)):
             unused.append(Unused(name, reason))
     return Listing(photos, folders, unused)
+
+
+def _open_archive(path: Path) -> ZipFile:
+    """Open an archive whose names are UTF-8, whether it says so or not, or else of code page 437.
+
+    Info-ZIP and the Finder write UTF-8 without the flag that declares it.
+    """
+    try:
+        return ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return ZipFile(path)
 
 
 def _refuse_hostile(archive: ZipFile, path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from lowshot_cli.data.class_folders import sort_into_classes
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.decoding import decode
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.data.image_files import FIRST_LISTING, LISTING, list_photos, refuse_unused
 from lowshot_cli.data.image_store import load_or_decode
 from lowshot_cli.errors import DataError
@@ -21,6 +22,7 @@ def load(
     image_size: int,
     cache: DiskCache | None = None,
     *,
+    framing: Framing = CROP,
     rules: int = LISTING,
     skip_bad: bool = False,
     strict: bool = False,
@@ -36,14 +38,14 @@ def load(
         root: the folder or the archive.
         image_size: side in pixels.
         cache: where decoded images are kept for the next time.
+        framing: how each image becomes a square.
         rules: by which images are listed; those of a checkpoint for its dataset.
         skip_bad: leave unreadable images out instead of refusing them.
         strict: refuse files that look like input and are not used.
         on_progress: gets reports while images are decoded.
 
     Raises:
-        DataError: no such folder, no classes, a class without images, unreadable images, or unused
-            ones with `strict`.
+        DataError: no such folder, no classes, a class without images, or files that are refused.
     """
     classes = sort_into_classes(root, list_photos(root), rules)
     if strict:
@@ -54,6 +56,7 @@ def load(
         image_size,
         decode,
         cache,
+        framing=framing,
         skip_bad=skip_bad,
         on_progress=on_progress,
     )
@@ -72,4 +75,5 @@ def load(
         # Models made by the first rules hash the names as they are on the disk.
         hashed_names=classes.folders if rules == FIRST_LISTING else None,
         blank=blank,
+        framing=framing,
     )

@@ -18,6 +18,7 @@ import torch
 
 from lowshot_cli.data.dataset import Images, compute_digest
 from lowshot_cli.data.decoding import RULES, ByteArray, UnreadError, is_blank
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.data.image_files import Photo
 from lowshot_cli.errors import DataError, first_few, one_line
 from lowshot_cli.progress import OnProgress, Progress, silent
@@ -54,9 +55,10 @@ def load_or_decode(
     root: Path,
     splits: Mapping[str, ClassFiles],
     size: int,
-    decode: Decode,
+    decode: Callable[[IO[bytes], int, Framing], ByteArray],
     cache: DiskCache | None,
     *,
+    framing: Framing = CROP,
     skip_bad: bool = False,
     on_progress: OnProgress = silent,
 ) -> tuple[dict[str, Images], tuple[str, ...], tuple[str, ...]]:
@@ -70,8 +72,10 @@ def load_or_decode(
         root: folder of the dataset.
         splits: per split and label the files of the class.
         size: side in pixels.
-        decode: maps a file and a side S to its pixels `(3, S, S)` uint8; may raise `DataError`.
+        decode: maps a file, a side S and a framing to pixels `(3, S, S)` uint8; may raise
+            `DataError`.
         cache: where arrays are kept; None, or one that cannot be written to, keeps them in memory.
+        framing: how each image becomes a square.
         skip_bad: leave out files that cannot be decoded.
         on_progress: gets reports while files are decoded.
 
@@ -83,13 +87,18 @@ def load_or_decode(
         DataError: files that cannot be decoded, unless `skip_bad`; the first ten are named.
     """
     report = _counting(sum(_shape(files, size)[0] for files in splits.values()), on_progress)
-    opened = (
-        _from_cache(root, splits, size, decode, cache, report=report) if cache is not None else None
-    )
+
+    def framed(file: IO[bytes], side: int) -> ByteArray:
+        return decode(file, side, framing)
+
+    opened = None
+    if cache is not None:
+        home = cache.folder / _manifest_key(root, splits, size, framing)
+        opened = _from_cache(home, splits, size, framed, cache, report=report)
     if opened is None:
         arrays = {split: np.empty(_shape(splits[split], size), np.uint8) for split in splits}
         opened = {
-            split: (arrays[split], _decode_into(arrays[split], files, size, decode, report))
+            split: (arrays[split], _decode_into(arrays[split], files, size, framed, report))
             for split, files in splits.items()
         }
     bad = [f"{n} ({why})" for _, about in opened.values() for n, why in about.bad.items()]
@@ -127,7 +136,7 @@ def _counting(total: int, on_progress: OnProgress) -> Report:
 
 
 def _from_cache(
-    root: Path,
+    home: Path,
     splits: Mapping[str, ClassFiles],
     size: int,
     decode: Decode,
@@ -135,7 +144,6 @@ def _from_cache(
     *,
     report: Report,
 ) -> dict[str, tuple[ByteArray, _Decoded]] | None:
-    home = cache.folder / _manifest_key(root, splits, size)
     found = _open(home, splits, size)
     if found is not None and _is_outdated(found, splits, size, decode):
         found = None
@@ -184,9 +192,11 @@ def _shape(classes: ClassFiles, size: int) -> tuple[int, int, int, int]:
     return sum(len(files) for files in classes), 3, size, size
 
 
-def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int) -> str:
+def _manifest_key(root: Path, splits: Mapping[str, ClassFiles], size: int, framing: Framing) -> str:
     digest = blake2b(digest_size=16)
-    digest.update(repr((_FORMAT, RULES, str(root.resolve()), size)).encode())
+    # What was cached before there were framings stays in use.
+    framed = () if framing == CROP else (framing,)
+    digest.update(repr((_FORMAT, RULES, str(root.resolve()), size, *framed)).encode())
     for split, classes in splits.items():
         for label, files in enumerate(classes):
             digest.update(repr((split, label, len(files))).encode())

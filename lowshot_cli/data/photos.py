@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import has_magic
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from lowshot_cli.data.dataset import BATCH
 from lowshot_cli.data.decoding import NOT_REGULAR, UNKNOWN, ByteArray, decode, is_blank
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.data.image_files import (
+    Photo,
     Unused,
     entries_of,
     folders_in,
@@ -173,21 +176,35 @@ def _matching(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
                 yield from _matching(folder / entry.name, rest)
 
 
-def read_photos(files: Sequence[Path], image_size: int, batch: int = BATCH) -> Iterator[Photos]:
+def read_photos(
+    files: Sequence[Path],
+    image_size: int,
+    batch: int = BATCH,
+    *,
+    framing: Framing = CROP,
+    archived: Mapping[Path, Photo] | None = None,
+) -> Iterator[Photos]:
     """Decode image files in parallel, one batch ahead of the one in use.
 
     Args:
         files: from `find_photos`.
         image_size: side in pixels.
         batch: number of files in a batch.
+        framing: how each becomes a square.
+        archived: those of the files that are members of an archive.
     """
 
     def read(path: Path) -> ByteArray | str:
         try:
-            return decode(path, image_size)
+            if archived and path in archived:
+                with archived[path].open() as file:
+                    return decode(file, image_size, framing)
+            return decode(path, image_size, framing)
         except DataError as error:
             # A picture of another format may be known by its name alone.
             return (why_not_read(path.name) if error.message == UNKNOWN else None) or error.message
+        except (OSError, NotImplementedError, RuntimeError, BadZipFile) as error:  # of a member
+            return one_line(error)
 
     waiting: deque[list[tuple[Path, Future[ByteArray | str]]]] = deque()
     pool = ThreadPoolExecutor()
@@ -212,18 +229,27 @@ def _gathered(jobs: Sequence[tuple[Path, Future[ByteArray | str]]], image_size: 
     return Photos(torch.from_numpy(stacked), tuple(path for path, _ in good), bad)
 
 
-def load_photos(files: Sequence[Path], image_size: int, *, skip_bad: bool = False) -> Photos:
+def load_photos(
+    files: Sequence[Path],
+    image_size: int,
+    *,
+    framing: Framing = CROP,
+    archived: Mapping[Path, Photo] | None = None,
+    skip_bad: bool = False,
+) -> Photos:
     """Decode image files.
 
     Args:
         files: from `find_photos`.
         image_size: side in pixels.
+        framing: how each becomes a square.
+        archived: those of the files that are members of an archive.
         skip_bad: leave unreadable files out instead of refusing them.
 
     Raises:
         DataError: some files cannot be read, or none with `skip_bad`.
     """
-    parts = list(read_photos(files, image_size))
+    parts = list(read_photos(files, image_size, framing=framing, archived=archived))
     photos = Photos(
         torch.cat([part.pixels for part in parts]),
         tuple(file for part in parts for file in part.files),

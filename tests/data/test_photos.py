@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowshot_cli.adaptation.methods import make_start
+from lowshot_cli.adaptation.methods import make_whitened
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
@@ -78,7 +78,7 @@ def test_a_class_learnt_from_photos_is_the_one_learnt_from_the_dataset(
     pixels = glyphs.train.pixels[glyphs.train.of_class(glyphs.label(name))[:6]]
     support = embed(base.network(), pixels)
     torch.testing.assert_close(model.supports[0], support)
-    expected = make_start(support, base.backgrounds[0])
+    expected = make_whitened(support, base.backgrounds[0])
     torch.testing.assert_close(model.head.proxies[12], expected)
 
 

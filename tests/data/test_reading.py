@@ -17,6 +17,7 @@ from PIL import Image
 from lowshot_cli.data import decoding
 from lowshot_cli.data import image_folder as folder
 from lowshot_cli.data.decoding import UnreadError, decode
+from lowshot_cli.data.framing import Framing
 from lowshot_cli.data.photos import load_photos, read_photos
 from lowshot_cli.errors import DataError
 from lowshot_cli.storage.cache import DiskCache
@@ -75,12 +76,12 @@ def test_a_missing_file_is_no_damage(tmp_path: Path) -> None:
         decode(tmp_path / "absent.png", 16)
 
 
-def _failing_on(name: str, error: BaseException) -> Callable[[Any, int], Any]:
+def _failing_on(name: str, error: BaseException) -> Callable[..., Any]:
     real = decode
 
-    def decode_or_fail(source: Path | IO[bytes], size: int) -> Any:
+    def decode_or_fail(source: Path | IO[bytes], size: int, framing: Framing) -> Any:
         is_it = str(getattr(source, "name", source)).endswith(name)
-        return real(_Failing(error) if is_it else source, size)  # type: ignore[arg-type]
+        return real(_Failing(error) if is_it else source, size, framing)  # type: ignore[arg-type]
 
     return decode_or_fail
 
@@ -118,7 +119,7 @@ def test_what_was_read_stays_in_the_cache_while_a_file_cannot_be(
     tried = []
     failing = _failing_on("a/2.png", PASSING[1])
     monkeypatch.setattr(
-        folder, "decode", lambda source, size: [tried.append(source.name), failing(source, size)][1]
+        folder, "decode", lambda source, *how: [tried.append(source.name), failing(source, *how)][1]
     )
     skipped = folder.load(photos, 16, image_cache, skip_bad=True).skipped
     assert [Path(name).name for name in tried] == ["2.png"]
@@ -130,7 +131,7 @@ def test_pixels_of_other_rules_are_decoded_again(
 ) -> None:
     folder.load(photos, 16, image_cache)
     monkeypatch.setattr("lowshot_cli.data.image_store.RULES", decoding.RULES + 1)
-    monkeypatch.setattr(folder, "decode", lambda source, size: np.full((3, 16, 16), 7, np.uint8))
+    monkeypatch.setattr(folder, "decode", lambda *_: np.full((3, 16, 16), 7, np.uint8))
     assert folder.load(photos, 16, image_cache).train.pixels.unique().tolist() == [7]
 
 
@@ -154,13 +155,13 @@ def test_images_are_decoded_together_only_as_far_as_their_pixels_fit(
     both, together, seen = threading.Barrier(most), [0], [0]
     real, lock = decoding.as_pixels, threading.Lock()
 
-    def counted(image: Image.Image, size: int) -> Any:
+    def counted(image: Image.Image, *how: Any) -> Any:
         with lock:
             together[0] += 1
             seen[0] = max(seen[0], together[0])
         if most > 1:
             both.wait(10)
-        pixels = real(image, size)
+        pixels = real(image, *how)
         with lock:
             together[0] -= 1
         return pixels
