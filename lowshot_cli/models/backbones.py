@@ -101,11 +101,12 @@ class Resized(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What the backbone returns for the resized images."""
-        resized = F.interpolate(
-            images, (self.side, self.side), mode=self.mode, antialias=self.shrinks
-        )
-        result: tuple[Tensor, ...] = self.backbone(resized)
+        result: tuple[Tensor, ...] = self.backbone(self.resize(images))
         return result
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Images `(B, 3, side, side)` from those of any size."""
+        return F.interpolate(images, (self.side, self.side), mode=self.mode, antialias=self.shrinks)
 
     def extra_repr(self) -> str:
         """The side and how, so that a fingerprint of the network covers them like the weights."""

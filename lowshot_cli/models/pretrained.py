@@ -19,6 +19,8 @@ class PretrainedBackbone(nn.Module):
     """A model of torchvision or timm that returns its pooled features.
 
     Attributes:
+        name: `torchvision:NAME` or `timm:NAME`.
+        side: side of its images in pixels.
         model: the model without its classifier.
         classifier: names, as in state dicts, of the layers that are left out.
         project: maps the features to another number of them, if one is asked for.
@@ -42,11 +44,10 @@ class PretrainedBackbone(nn.Module):
         """
         super().__init__()
         ensure_known(name)
-        library, _, model = name.partition(":")
-        build = _build_timm if library == "timm" else _build_torchvision
+        self.name, self.side = name, side
         try:
             with warnings.catch_warnings(action="ignore"):  # they are for programmers
-                self.model, self.classifier = build(model, side)
+                self.model, self.classifier = _without_classifier(name, side)
                 size = _feature_size(self.model, side)
         except NotImplementedError:
             raise
@@ -65,6 +66,35 @@ class PretrainedBackbone(nn.Module):
         """Features `(B, E)` of images `(B, 3, H, W)`; no stages."""
         return (self.project(self.model(images)),)
 
+    def whole(self, n_classes: int) -> nn.Module:
+        """The library's own model, untrained, with a classifier of so many outputs."""
+        return library_model(self.name, self.side, n_classes)
+
+
+def library_model(name: str, side: int, n_classes: int) -> nn.Module:
+    """The model of a library, untrained, with a classifier of so many outputs.
+
+    Args:
+        name: `torchvision:NAME` or `timm:NAME`.
+        side: side of its images in pixels.
+        n_classes: C.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return _build(name, side, n_classes)
+
+
+def library_options(name: str, side: int) -> dict[str, object]:
+    """What a library is told to build a model, besides its name and number of classes."""
+    library, _, name = name.partition(":")
+    if library == "timm":
+        return {}
+    if name in ("googlenet", "inception_v3"):
+        # Their published weights expect another normalisation, which this option adds.
+        return {"aux_logits": False, "init_weights": True, "transform_input": True}
+    if name.startswith("vit_"):
+        return {"image_size": side}
+    return {"input_size": (side, side)} if name.startswith("maxvit") else {}
+
 
 def ensure_known(backbone: str) -> None:
     """Check that a library has a model of this name.
@@ -80,6 +110,8 @@ def ensure_known(backbone: str) -> None:
     elif library == "timm":
         # A name that is not in the list, such as `hf-hub:...`, would make timm use the network.
         known = import_timm().list_models()
+        if "." in name:  # a tag says which of its published weights are meant
+            known += import_timm().list_pretrained()
     else:
         raise UsageError(f"unknown backbone {backbone!r}", "give torchvision:NAME or timm:NAME")
     if name not in known:
@@ -109,31 +141,30 @@ def import_timm() -> ModuleType:
     return module
 
 
-_Built = tuple[nn.Module, tuple[str, ...]]
-
-
-def _build_torchvision(name: str, side: int) -> _Built:
+def _build(name: str, side: int, n_classes: int) -> nn.Module:
+    """An untrained model of a library; one of timm with 0 classes has no classifier."""
+    options = library_options(name, side)
+    library, _, name = name.partition(":")
+    if library == "timm":
+        found: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=n_classes)
+        return found
     from torchvision import models
 
-    options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):
-        # Their published weights expect another normalisation, which this option adds.
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    elif name.startswith("vit_"):
-        options = {"image_size": side}
-    elif name.startswith("maxvit"):
-        options = {"input_size": (side, side)}
-    model: nn.Module = models.get_model(name, weights=None, **options)
+    model: nn.Module = models.get_model(name, weights=None, num_classes=n_classes, **options)
+    return model
+
+
+def _without_classifier(name: str, side: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """An untrained model without its classifier, and the names of the layers it lacks."""
+    if name.startswith("timm:"):
+        model = _build(name, side, n_classes=0)
+        return model, timm_classifier(model)
+    model = _build(name, side, n_classes=1)
     # In all of torchvision's classifiers the last layer with weights is the one that classifies.
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     parent, _, child = layers[-1].rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
     return model, (layers[-1], *AUXILIARY)
-
-
-def _build_timm(name: str, _side: int) -> _Built:
-    model: nn.Module = import_timm().create_model(name, pretrained=False, num_classes=0)
-    return model, timm_classifier(model)
 
 
 def timm_classifier(model: nn.Module) -> tuple[str, ...]:

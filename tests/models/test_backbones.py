@@ -160,11 +160,19 @@ def test_constants_of_five_dimensions_in_a_traced_network_are_left_alone() -> No
     assert network.backbone.get_buffer("constant").is_contiguous()
 
 
-@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:a/b", "resnet18.a1_in1k", "../x"])
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "hf_hub:a/b", "resnet18.no_tag", "../x"])
 def test_no_name_makes_timm_reach_for_the_network(name: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(UsageError, match="timm has no classification model"):
         build_backbone(f"timm:{name}", 1, None, 32)
+
+
+def test_the_tag_of_published_weights_may_follow_the_name_of_a_model_of_timm() -> None:
+    tagged = build_backbone("timm:resnet10t.c3_in1k", 1, None, 32)
+    assert (
+        tagged.state_dict().keys()
+        == build_backbone("timm:resnet10t", 1, None, 32).state_dict().keys()
+    )
 
 
 def _config(tiny_yaml: Path, **options: object) -> Config:

@@ -14,7 +14,6 @@ from lowshot_cli.errors import CheckpointError
 from lowshot_cli.models.backbones import Backbone, build_backbone
 from lowshot_cli.models.weights import (
     LoadedWeights,
-    classifier_proxies,
     load_weights,
     read_weights,
 )
@@ -32,12 +31,6 @@ def _backbone(name: str = "resnet9") -> Backbone:
 def state() -> State:
     """The weights of a small network of the package's own."""
     return {name: torch.full_like(t, 7) for name, t in _backbone().state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def library_state() -> State:
-    """The weights of a library's network, in which some other classifier may be put."""
-    return dict(_backbone(SHUFFLENET).get_submodule("model").state_dict())
 
 
 def _under(prefix: str, state: State) -> State:
@@ -154,26 +147,3 @@ def test_a_checkpoint_of_this_package_lends_its_network_alone(base_path: Path) -
     tensors = read_weights(TrainBaseConfig(weights=str(base_path)))
     assert tensors
     assert all(name.startswith("backbone.") for name in tensors)
-
-
-@pytest.mark.parametrize("prefix", ["", "model/module.", "state_dict/net.backbone."])
-@pytest.mark.parametrize("layer", ["fc", "fc.1"])
-def test_the_classifier_is_found_where_its_network_is(
-    library_state: State, prefix: str, layer: str
-) -> None:
-    rows = torch.rand(5, 1024)
-    content = _under(
-        prefix, {**library_state, f"{layer}.weight": rows, f"{layer}.bias": rows[:, 0]}
-    )
-    assert torch.equal(classifier_proxies(_backbone(SHUFFLENET), content), rows)
-    loaded = load_weights(_backbone(SHUFFLENET), content, "w.ckpt")
-    assert loaded == LoadedWeights((), ())
-
-
-@pytest.mark.parametrize("layers", [{}, {"fc.0": (9, 1024), "fc.2": (5, 9)}, {"fc": (5, 9)}])
-def test_what_is_no_linear_classifier_of_the_features_is_refused(
-    library_state: State, layers: dict[str, tuple[int, int]]
-) -> None:
-    rows = {f"{name}.weight": torch.rand(*shape) for name, shape in layers.items()}
-    with pytest.raises(CheckpointError, match="no classifier"):
-        classifier_proxies(_backbone(SHUFFLENET), {**library_state, **rows})
