@@ -12,11 +12,15 @@ from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout
+from lowshot_cli.checkpoint.metadata import Meta
+from lowshot_cli.checkpoint.photos import no_photos, with_photos
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.methods.discriminant import Statistics
-from lowshot_cli.models.embedder import fused
+from lowshot_cli.models.efficientnet_lite import NORMALISATION
+from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
+from lowshot_cli.models.head import Head
 from lowshot_cli.training.adopt import adopt
 from lowshot_cli.training.result import make_cosine_checkpoint
 from lowshot_cli.training.task import BaseTask, build_network, make_task
@@ -25,6 +29,8 @@ SIDE, N_BASE = 8, 5
 CLASSES = tuple("abcdefgh")
 # Kinds of `tiny_world` whose models are cross-fitted.
 LINEAR = ("linear", "uneven")
+# Those whose models are classifiers as they were found.
+ADOPTED = ("bare", "photos")
 
 
 def make_dataset(holdout: int, spread: float, *, twins: bool = False) -> Dataset:
@@ -90,9 +96,11 @@ def tiny_world(kind: str) -> tuple[Dataset, Checkpoint, EmbeddingNetwork]:
         kind: `plain`; `sparse` with a single hold-out image per class, so that some classes have
             none that sets the bias; `twins` with two classes that nothing tells apart; `adopted`
             without any hold-out image; `linear` with a cross-fitted head; `uneven` with such a head
-            for classes of 9, 1, 2, 7 and 3 images.
+            for classes of 9, 1, 2, 7 and 3 images; `bare`, a classifier as it was found, without
+            images; `photos`, the same with unlabelled photos.
     """
-    holdout = {"plain": 9, "sparse": 1, "twins": 5, "adopted": 3, "linear": 9, "uneven": 5}[kind]
+    sizes = {"sparse": 1, "twins": 5, "adopted": 3, "uneven": 5}
+    holdout = sizes.get(kind, 9)
     dataset = make_dataset(holdout, spread=80, twins=kind == "twins")
     if kind in LINEAR:
         counts = (9, 1, 2, 7, 3, 9, 9, 9) if kind == "uneven" else (13,) * len(CLASSES)
@@ -102,6 +110,11 @@ def tiny_world(kind: str) -> tuple[Dataset, Checkpoint, EmbeddingNetwork]:
     base = make_base(dataset, holdout)
     if kind == "adopted":
         base = replace(base, holdout=_nothing(base.holdout))
+    if kind in ADOPTED:
+        base = _as_found(base, dataset)
+        if kind == "photos":
+            network = fused(base.network())
+            base = with_photos(base, embed(network, dataset.train.pixels[:60]))
     return dataset, base, fused(base.network())
 
 
@@ -125,6 +138,26 @@ def _first(images: Images, counts: Sequence[int]) -> Images:
     numbers = zip(map(images.of_class, range(len(counts))), counts, strict=True)
     kept = torch.cat([members[:count] for members, count in numbers])
     return Images(images.pixels[kept], images.labels[kept])
+
+
+def _as_found(base: Checkpoint, dataset: Dataset) -> Checkpoint:
+    """A classifier with random rows on the network of a base model."""
+    network = EmbeddingNetwork(base.network().backbone, NORMALISATION, unit=False)
+    size = network.trained_size
+    lots = torch.Generator().manual_seed(1)
+    rows = 3 * torch.randn(N_BASE, size + 1, generator=lots)
+    head = Head(rows, 1.0, N_BASE, is_linear=True)
+    known = [dataset.test.pixels[dataset.test.of_class(label)] for label in range(N_BASE)]
+    right = [head.predict(embed(network.eval(), part)) == i for i, part in enumerate(known)]
+    update = {"format": 4, "adopted": True, "head": "linear", "mirror": False}
+    update["base_counts"] = tuple((int(part.sum()), len(part)) for part in right)
+    return Checkpoint(
+        meta=Meta.model_validate({**base.meta.model_dump(), **update}),
+        head=head,
+        backbone=base.backbone,
+        holdout=no_photos(size),
+        centre=torch.empty(0),
+    )
 
 
 def _nothing(holdout: Holdout) -> Holdout:

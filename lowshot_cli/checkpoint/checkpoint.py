@@ -13,7 +13,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import normal_name, storable
+from lowshot_cli.config.values import Fit, normal_name, storable
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
@@ -59,6 +59,11 @@ class Checkpoint:
     def base_classes(self) -> tuple[str, ...]:
         """Names of the base classes in head order."""
         return self.meta.base_classes
+
+    @property
+    def n_background(self) -> int | None:
+        """Number of unlabelled photos that an adopted classifier has; None for any other model."""
+        return len(self.holdout) if self.meta.adopted else None
 
     @property
     def base_accuracy(self) -> float | None:
@@ -129,7 +134,9 @@ class Checkpoint:
             meta.backbone, meta.width, meta.embedding_size, meta.image_size, meta.input_size
         )
         normalisation = Normalisation(meta.mean, meta.std)
-        return EmbeddingNetwork(backbone, normalisation, self.centre, meta.mirror)
+        return EmbeddingNetwork(
+            backbone, normalisation, self.centre, meta.mirror, unit=not meta.adopted
+        )
 
     def with_bias(self, bias: float, max_forgetting: float | None) -> Checkpoint:
         """Set the bias that all novel classes share, and note the budget it was solved for."""
@@ -247,6 +254,11 @@ class Checkpoint:
         return replace(
             self, meta=self.meta.model_copy(update={"classes": classes, "renamed": names})
         )
+
+    def with_fit(self, fit: Fit | None) -> Checkpoint:
+        """The checkpoint with another fit of photos; None leaves it as it is."""
+        framing = self.meta.framing.with_fit(fit)
+        return replace(self, meta=self.meta.model_copy(update={"framing": framing}))
 
     def with_history(self, command: str, options: dict[str, Any]) -> Checkpoint:
         """The checkpoint with one more step in its history."""

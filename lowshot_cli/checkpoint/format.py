@@ -23,6 +23,7 @@ from lowshot_cli.checkpoint.metadata import (
     parse_metadata,
     unreadable,
 )
+from lowshot_cli.data.framing import CROP
 from lowshot_cli.errors import CheckpointError, LowshotError, one_line
 from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.operating_point import DEFAULT_MAX_FORGETTING
@@ -65,6 +66,8 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
         tensors |= _stored(holdout.statistics)
     if holdout.folds is not None:
         tensors["holdout.folds"] = holdout.folds
+    if holdout.fold_bases is not None:
+        tensors["holdout.fold_bases"] = holdout.fold_bases
     if checkpoint.fold_proxies is not None:
         tensors["head.fold_proxies"] = checkpoint.fold_proxies
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -74,7 +77,10 @@ def save(checkpoint: Checkpoint, path: Path) -> str:
                 f"{path} is not written: {name} holds numbers that are not finite",
                 "use a smaller learning rate",
             )
-    text = json.dumps(checkpoint.meta.model_dump(mode="json"), sort_keys=True)
+    # Earlier versions do not know these, and do as the defaults say.
+    unsaid = {"framing"} if checkpoint.meta.framing == CROP else set()
+    unsaid |= set() if checkpoint.meta.adopted else {"adopted"}
+    text = json.dumps(checkpoint.meta.model_dump(mode="json", exclude=unsaid), sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, {METADATA_KEY: text})
@@ -126,6 +132,7 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
         embeddings=take("holdout.embeddings", (len(labels), size), torch.float16),
         labels=labels,
         right=take("holdout.right", (len(labels),), torch.bool),
+        unlabelled=meta.adopted,
     )
     if "holdout.calibrates" in tensors:
         halves = take("holdout.calibrates", (len(labels),), torch.bool)
@@ -138,13 +145,17 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
         )
         holdout = replace(holdout, nearest=(best, position))
     fold_proxies = None
-    if is_linear:
-        holdout = replace(holdout, statistics=_read_statistics(take, meta.n_base, size))
+    if is_linear and (len(labels) or not meta.adopted):
+        n_means = 1 if meta.adopted else meta.n_base
+        holdout = replace(holdout, statistics=_read_statistics(take, n_means, size))
     if "holdout.folds" in tensors:
         folds = take("holdout.folds", (len(labels),), torch.int64)
         if bool(((folds < -1) | (folds >= N_FOLDS)).any()):
             raise ValueError("holdout.folds has a number that is not one of a fold")
-        holdout = replace(holdout, folds=folds)
+        bases = None
+        if "holdout.fold_bases" in tensors:
+            bases = take("holdout.fold_bases", (N_FOLDS, meta.n_base, size + is_linear))
+        holdout = replace(holdout, folds=folds, fold_bases=bases)
         shape = (holdout.n_folds, len(meta.novel_classes), size + is_linear)
         fold_proxies = take("head.fold_proxies", shape)
     head = Head(proxies, scale, meta.n_base, take("head.bias", ()).item(), is_linear)
@@ -167,13 +178,13 @@ def _assemble(meta: Meta, tensors: dict[str, Tensor]) -> Checkpoint:
 
 def _stored(statistics: Statistics) -> dict[str, Tensor]:
     """The tensors of statistics, without the half of `scatter` that mirrors the other."""
-    above = torch.triu_indices(*statistics.scatter.shape)
+    scatter = statistics.scatter
     return {
         "statistics.centre": statistics.centre,
         "statistics.n_centre": torch.tensor(statistics.n_centre),
         "statistics.means": statistics.means,
         "statistics.counts": statistics.counts,
-        "statistics.scatter": statistics.scatter[above[0], above[1]],
+        "statistics.scatter": torch.cat([row[place:] for place, row in enumerate(scatter)]),
         "statistics.total": torch.tensor(statistics.total),
         "statistics.scoring": torch.tensor(
             [getattr(statistics, name) for name in _SCORING], dtype=torch.float64
@@ -181,17 +192,17 @@ def _stored(statistics: Statistics) -> dict[str, Tensor]:
     }
 
 
-def _read_statistics(take: Callable[..., Tensor], n_base: int, size: int) -> Statistics:
-    """The opposite of `_stored`.
+def _read_statistics(take: Callable[..., Tensor], n_classes: int, size: int) -> Statistics:
+    """The opposite of `_stored`, for that many classes.
 
     Raises:
         KeyError, ValueError: a tensor is missing or impossible.
     """
-    above = torch.triu_indices(size, size)
-    half = take("statistics.scatter", (above.shape[1],))
-    scatter = torch.zeros(size, size)
-    scatter[above[0], above[1]] = half
-    scatter.T[above[0], above[1]] = half
+    half = take("statistics.scatter", (size * (size + 1) // 2,))
+    scatter = torch.empty(size, size)
+    for place, row in enumerate(half.split(list(range(size, 0, -1)))):
+        scatter[place, place:] = row
+        scatter[place:, place] = row
     scoring = take("statistics.scoring", (len(_SCORING),), torch.float64).tolist()
     total, n_centre = (
         int(take(f"statistics.{name}", (), torch.int64)) for name in ("total", "n_centre")
@@ -206,8 +217,8 @@ def _read_statistics(take: Callable[..., Tensor], n_base: int, size: int) -> Sta
     return Statistics(
         centre=take("statistics.centre", (size,)),
         n_centre=n_centre,
-        means=take("statistics.means", (n_base, size)),
-        counts=take("statistics.counts", (n_base,), torch.int64),
+        means=take("statistics.means", (n_classes, size)),
+        counts=take("statistics.counts", (n_classes,), torch.int64),
         scatter=scatter,
         total=total,
         **dict(zip(_SCORING, scoring, strict=True)),

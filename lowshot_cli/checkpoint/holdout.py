@@ -38,6 +38,11 @@ def calibration_half(images: Tensor) -> Tensor:
     return images[1::2]
 
 
+def _dropped(proxies: Tensor, position: int) -> Tensor:
+    """Proxies `(..., C, R)` without that of a class."""
+    return torch.cat([proxies[..., :position, :], proxies[..., position + 1 :, :]], -2)
+
+
 def first_of_classes(labels: Tensor, count: int) -> Tensor:
     """Positions `(n,)` int64 of the first images of each class, at most `count`, class by class."""
     order = labels.sort(stable=True).indices  # (N,)
@@ -50,7 +55,7 @@ def first_of_classes(labels: Tensor, count: int) -> Tensor:
 class Holdout:
     """Embeddings of base images, of which no image sets the bias by a proxy that it shaped.
 
-    In one of three ways:
+    In one of four ways:
 
     - A cosine head was trained on other images. Of these, one half shapes novel proxies, and the
       other sets the bias.
@@ -58,6 +63,9 @@ class Holdout:
       these, some are samples for fine-tuning, and the others set the bias.
     - The network was trained on none of the images, so all of them shape the linear head. In
       cross-fitting, the images of each of the `folds` set the bias by what all others say.
+    - The head is a classifier that was adopted as it was, and the images are unlabelled photos, if
+      there are any: ordinary ones of anything but the novel classes. Labels are then what the
+      classifier decides, so none are wrong. Folds are used as before, for novel classes alone.
 
     Attributes:
         embeddings: `(N, D)` fp16.
@@ -73,6 +81,9 @@ class Holdout:
         statistics: those of a linear head; None for a cosine head.
         folds: `(N,)` int64 number of each image's fold, -1 for one that never sets the bias; None
             without cross-fitting.
+        fold_bases: `(F, C, D + 1)` base proxies that are made without the images of each fold; None
+            finds them when they are needed, which takes long.
+        unlabelled: whether the labels are decisions of a classifier that was adopted.
     """
 
     embeddings: Tensor
@@ -82,6 +93,8 @@ class Holdout:
     calibrates: Tensor | None = None
     statistics: Statistics | None = None
     folds: Tensor | None = None
+    fold_bases: Tensor | None = None
+    unlabelled: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,13 +148,17 @@ class Holdout:
         """
         base, every = head.base, torch.arange(len(self))
         own, *apart = self._shaping
-        found = [Background(self._samples(self.fitting(every), base), own, trained, base.is_linear)]
+        known = [(self._samples(self.fitting(every), base), own)]
         for number, statistics in enumerate(apart):
             assert self.folds is not None
-            without = replace(base, proxies=statistics.base_proxies)
-            samples = self._samples(every[self.folds != number], without)
-            found.append(Background(samples, statistics, trained, base.is_linear))
-        return tuple(found)
+            without = base
+            if not self.unlabelled:
+                without = replace(base, proxies=statistics.base_proxies)
+            known.append((self._samples(every[self.folds != number], without), statistics))
+        return tuple(
+            Background(samples, statistics, trained, base.is_linear, self.unlabelled)
+            for samples, statistics in known
+        )
 
     def queries(
         self, backgrounds: tuple[Background, ...], *, changed: bool = False
@@ -194,17 +211,27 @@ class Holdout:
             embeddings, labels = self.fitting(self.embeddings).float(), self.fitting(self.labels)
             return [Statistics.of(embeddings, labels, SHRINKAGE)]
         whole = self.statistics
-        folds = self.folds
-        insides = [] if folds is None else [folds == number for number in range(N_FOLDS)]
+        numbers = [] if self.folds is None else range(N_FOLDS)
 
-        def prepare(inside: Tensor | None) -> Statistics:
-            found = whole
-            if inside is not None:
-                found = whole.without(self.embeddings[inside].float(), self.labels[inside])
-            found.precision, found.base_proxies  # noqa: B018 - they take long: several at once
+        def prepare(number: int | None) -> Statistics:
+            found = whole if number is None else self._without_fold(whole, number)
+            found.novel_factor  # noqa: B018 - takes long, as base proxies do: several at once
             return found
 
-        return list(map_in_order(prepare, [None, *insides], torch.get_num_threads()))
+        return list(map_in_order(prepare, [None, *numbers], torch.get_num_threads()))
+
+    def _without_fold(self, whole: Statistics, number: int) -> Statistics:
+        """Statistics without the images of a fold, with the base proxies that they make."""
+        inside = self.folds == number
+        labels = self.labels[inside]
+        if self.unlabelled:  # statistics are over all photos as one class, and make no base proxies
+            return whole.without(self.embeddings[inside].float(), torch.zeros_like(labels))
+        found = whole.without(self.embeddings[inside].float(), labels)
+        if self.fold_bases is None:
+            found.base_proxies  # noqa: B018
+        else:
+            vars(found)["base_proxies"] = self.fold_bases[number]
+        return found
 
     def with_nearest_cached(self, head: Head) -> Holdout:
         """The same, with `nearest` kept if it would be slow to find again for every class."""
@@ -224,12 +251,15 @@ class Holdout:
             position: of the class.
             head: the present one, which still has it.
         """
+        proxies = head.base.proxies
+        if self.unlabelled:  # the others decide about all photos
+            labels = nearest_proxies(self.embeddings.float(), _dropped(proxies, position))[1]
+            return replace(self, labels=labels, nearest=None)
         kept = self.labels != position
         embeddings, labels = self.embeddings[kept], self.labels[kept]
         labels = labels - (labels > position).to(labels.dtype)
-        proxies = head.base.proxies
         taken_for_it = nearest_proxies(embeddings.float(), proxies)[1] == position  # (N,)
-        others = torch.cat([proxies[:position], proxies[position + 1 :]])
+        others = _dropped(proxies, position)
         right = self.right[kept]
         again = nearest_proxies(embeddings[taken_for_it].float(), others)[1]
         right[taken_for_it] |= again == labels[taken_for_it]
@@ -240,6 +270,8 @@ class Holdout:
             calibrates=None if self.folds is not None else self._halves_of(kept),
             statistics=self.statistics and self.statistics.without_class(position),
             folds=None if self.folds is None else self.folds[kept],
+            # Those of the other classes do not depend on the mean of the one that goes.
+            fold_bases=None if self.fold_bases is None else _dropped(self.fold_bases, position),
         )
 
     def _halves_of(self, kept: Tensor) -> Tensor | None:

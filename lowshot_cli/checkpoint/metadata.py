@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lowshot_cli.config.values import normal_name
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.errors import CheckpointError, one_line
 from lowshot_cli.storage.header import read_header
 
@@ -47,10 +48,15 @@ class Meta(_Record):
     A `linear` head, which format 3 introduced, was made from embeddings of base images; one that is
     `cosine` was trained with the network, or adopted with it.
     `listing` numbers the rules by which the dataset's image files were listed.
+    The head of an `adopted` model, which format 4 introduced, is a classifier as it was found; it
+    reads the features of the network as they are.
+    `framing` is how photos become squares of `image_size`; one other than the default needs
+    format 4, which earlier versions refuse, as they would crop.
     """
 
-    format: Literal[1, 2, 3] = 2
+    format: Literal[1, 2, 3, 4] = 2
     head: Literal["cosine", "linear"] = "cosine"
+    adopted: bool = False
     classes: tuple[str, ...]
     n_base: int = Field(ge=1)
     backbone: str
@@ -59,6 +65,7 @@ class Meta(_Record):
     mirror: bool
     image_size: int = Field(ge=8, le=1024)
     input_size: int | None = Field(default=None, ge=8, le=1024)
+    framing: Framing = CROP
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
     dataset: str
@@ -111,6 +118,10 @@ class Meta(_Record):
             raise ValueError("the config of the base model is missing")
         if not all(isinstance(step.get("options"), dict) for step in self.history):
             raise ValueError("a step of the history has no options")
+        if (self.framing != CROP or self.adopted) and self.format < 4:
+            raise ValueError("a framing of its own or an adopted head needs format 4")
+        if self.adopted and (self.head != "linear" or self.mirror):
+            raise ValueError("an adopted head is linear, and sees one view")
         counts = self.base_counts
         if counts is not None and any(right > total for right, total in counts):
             raise ValueError("more base test images are right than there are")

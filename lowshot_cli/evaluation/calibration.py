@@ -11,12 +11,15 @@ from lowshot_cli.errors import CheckpointError
 from lowshot_cli.models.head import Head
 
 
-def calibration_images(checkpoint: Checkpoint, need: str) -> Iterator[tuple[Head, Tensor, Tensor]]:
+def calibration_images(
+    checkpoint: Checkpoint, need: str, *, labelled: bool = False
+) -> Iterator[tuple[Head, Tensor, Tensor]]:
     """The base images that set the bias, fold by fold, and the head that none of them shaped.
 
     Args:
         checkpoint: the model.
         need: what needs them, for the error, such as `sets of classes need`.
+        labelled: whether photos without labels, as an adopted classifier has, will not do.
 
     Yields:
         The head of a fold, embeddings `(n, D)` fp32 and labels `(n,)` int64 of its images.
@@ -27,6 +30,11 @@ def calibration_images(checkpoint: Checkpoint, need: str) -> Iterator[tuple[Head
     holdout = checkpoint.holdout
     if not len(holdout.calibrating(holdout.labels)):
         raise CheckpointError(f"the checkpoint has no hold-out, which {need}", "train a base model")
+    if labelled and holdout.unlabelled:
+        raise CheckpointError(
+            f"the checkpoint has no images with labels, which {need}",
+            "adopt the classifier with images of its classes: `dataset=folder`",
+        )
     parts, labels = holdout.parts(holdout.embeddings), holdout.parts(holdout.labels)
     for head, part, own in zip(checkpoint.calibration_heads, parts, labels, strict=True):
         yield head, part.float(), own

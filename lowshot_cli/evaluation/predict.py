@@ -136,7 +136,8 @@ def predict(
         on_progress: gets a report after each batch.
     """
     network, done = fused(network), 0
-    for part in read_photos(files, checkpoint.meta.image_size, batch):
+    meta = checkpoint.meta
+    for part in read_photos(files, meta.image_size, batch, framing=meta.framing):
         if part.files:
             images = [str(file) for file in part.files]
             embeddings = embed(network, part.pixels)

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 # Names of the metrics of a trial, in rows, summaries and JSON.
@@ -44,6 +43,8 @@ def t_interval_of_sums(
         return None
     mean = float(total / count)
     variance = max(float(squares - count * mean**2), 0.0) / (count - 1)
+    from scipy.special import stdtrit  # takes a quarter of a second to import
+
     half = float(stdtrit(count - 1, (1 + level) / 2)) * (variance / count) ** 0.5
     return mean - half, mean + half
 

@@ -21,12 +21,28 @@ class Background:
         trained: E, the size of the trained part of embeddings, which base proxies of a cosine head
             read; the others are made for it alone by the paper's method.
         is_linear: whether proxies are linear (`Head.is_linear`).
+        is_adopted: whether the base classes are those of a classifier that was adopted as it is.
+            `statistics` are then those of unlabelled photos; of nothing if there are none.
     """
 
     samples: BaseSamples
     statistics: Statistics
     trained: int
     is_linear: bool = False
+    is_adopted: bool = False
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing is known beside the base proxies."""
+        return self.is_adopted and not self.statistics.total
+
+    @property
+    def anchor(self) -> Tensor:
+        """What is added to linear proxies, `(R,)`: the mean row of a classifier, else nothing.
+
+        Discriminants sum to nearly nothing, the rows of a classifier to anything.
+        """
+        return self.proxies.mean(0) if self.is_adopted else torch.zeros_like(self.proxies[0])
 
     @property
     def proxies(self) -> Tensor:

@@ -108,12 +108,13 @@ class Statistics:
         sums = torch.zeros_like(self.means).index_add_(0, labels, around)  # (C, D)
         # Each mean moves away from the images that go, and the others scatter less around it.
         moved = sums / counts[:, None]  # (C, D)
+        less = torch.cat([around, counts.sqrt()[:, None] * moved])  # (n + C, D)
         return replace(
             self,
             centre=self.centre - moved.sum(0) / self.n_centre,
             means=self.means - moved,
             counts=counts,
-            scatter=self.scatter - around.T @ around - sums.T @ moved,
+            scatter=torch.addmm(self.scatter, less.T, less, alpha=-1),
             total=self.total - len(labels),
         )
 
@@ -129,15 +130,35 @@ class Statistics:
 
     @cached_property
     def precision(self) -> Tensor:
-        """P `(D, D)` of novel classes, divided by their unit."""
-        return torch.cholesky_inverse(self._factor(self.novel_shrinkage)) / self.novel_unit
+        """P `(D, D)` of novel classes, divided by their unit; it pays for thousands of means."""
+        return torch.cholesky_inverse(self.novel_factor) / self.novel_unit
 
-    @property
-    def round_precision(self) -> Tensor:
-        """P `(D, D)` if all directions had the same variance, divided by its unit."""
-        size = len(self.centre)
-        alike = torch.eye(size, dtype=self.centre.dtype, device=self.centre.device)
-        return alike / (max(self.variance, _LEAST_RIDGE) * self.round_unit)
+    @cached_property
+    def novel_factor(self) -> Tensor:
+        """The Cholesky factor `(D, D)` of the covariance of novel classes, which takes long."""
+        return self._factor(self.novel_shrinkage)
+
+    def whiten(self, away: Tensor) -> Tensor:
+        """`away @ precision`, for distances `(..., D)` of novel means from the centre.
+
+        Without the inverse, which takes longer than all else, unless it is known already.
+        """
+        if "precision" in vars(self):
+            return away @ self.precision
+        rows = away.reshape(-1, away.shape[-1])
+        solved = torch.cholesky_solve(rows.T, self.novel_factor).T / self.novel_unit
+        return solved.reshape(away.shape)
+
+    def novel_proxies(self, means: Tensor) -> Tensor:
+        """Linear proxies `(..., D + 1)` of novel classes with means `(..., D)`."""
+        away = means - self.centre
+        return _with_offsets(self.whiten(away), away, self.centre)
+
+    def round_proxies(self, means: Tensor) -> Tensor:
+        """The same, if all directions had the same variance."""
+        away = means - self.centre
+        variance = max(self.variance, _LEAST_RIDGE)
+        return _with_offsets(away / (variance * self.round_unit), away, self.centre)
 
     @cached_property
     def base_proxies(self) -> Tensor:
@@ -161,18 +182,6 @@ class Statistics:
         # Made on the CPU, as a GPU may add up in another order each time.
         vars(moved)["precision"] = self.precision.to(device)
         return moved
-
-
-def linear_proxies(means: Tensor, centre: Tensor, precision: Tensor) -> Tensor:
-    """The discriminants of classes with these means, as proxies `(..., D + 1)`.
-
-    Args:
-        means: `(..., D)` of the classes, m.
-        centre: `(D,)` mean over base classes, mu.
-        precision: `(D, D)`, P; symmetric.
-    """
-    away = means - centre  # (..., D)
-    return _with_offsets(away @ precision, away, centre)
 
 
 def _with_offsets(weights: Tensor, away: Tensor, centre: Tensor) -> Tensor:

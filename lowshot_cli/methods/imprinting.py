@@ -10,6 +10,8 @@ dimensions `...` run over trials and classes, so one call makes the proxies of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,7 @@ def imprint(support: Tensor) -> Tensor:
     return F.normalize(support.mean(-2), dim=-1)
 
 
-def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+def whitened(support: Tensor, mean: Tensor, whiten: Callable[[Tensor], Tensor]) -> Tensor:
     """The direction that best separates a class from all others if all share one covariance.
 
     w = normalise((m - mu) P), the linear discriminant of Fisher (1936) with shared statistics as in
@@ -41,13 +43,13 @@ def whitened(support: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     Args:
         support: `(..., k, D)` unit embeddings.
         mean: `(D,)` mean over base classes, mu.
-        precision: `(D, D)` inverse of the shrunk covariance within base classes, P.
+        whiten: multiplies `(..., D)` by P, the inverse of the shrunk covariance within base
+            classes.
 
     Returns:
         `(..., D)` unit proxies.
     """
-    # For row vectors; P is symmetric. (..., D)
-    return F.normalize((support.mean(-2) - mean) @ precision, dim=-1)
+    return F.normalize(whiten(support.mean(-2) - mean), dim=-1)
 
 
 def teen(support: Tensor, proxies: Tensor, sharpness: float = 16.0, share: float = 0.5) -> Tensor:

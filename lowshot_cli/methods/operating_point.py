@@ -23,7 +23,8 @@ from lowshot_cli.models.head import as_read, nearest_proxies
 
 # Points of base accuracy.
 DEFAULT_MAX_FORGETTING = 2.0
-# A bias this far below a critical shift stays below it when scores are summed in another order.
+# A bias this far below a critical shift, as a share of the largest score if that is above 1, stays
+# below it when scores are summed in another order.
 _CLEARANCE = 1e-6
 
 
@@ -40,6 +41,7 @@ class BaseQueries:
         right_before: `(n,)` bool, right under the pristine base model.
         right_now: `(n,)` bool, right under the present base proxies and backbone, among base
             classes alone.
+        labels: `(n,)` int64, base class of each.
         total: number of base queries, right or wrong.
     """
 
@@ -47,6 +49,7 @@ class BaseQueries:
     best: Tensor
     right_before: Tensor
     right_now: Tensor
+    labels: Tensor
     total: int
 
     @classmethod
@@ -72,7 +75,14 @@ class BaseQueries:
         before = right_now if right_before is None else right_before
         keep = before | right_now  # (N,), n of them true
         read = as_read(embeddings[keep], proxies)  # (n, R)
-        return cls(read, best[keep], before[keep], right_now[keep], len(labels))
+        return cls(
+            embeddings=read,
+            best=best[keep],
+            right_before=before[keep],
+            right_now=right_now[keep],
+            labels=labels[keep],
+            total=len(labels),
+        )
 
     @classmethod
     def pooled(cls, parts: Sequence[BaseQueries]) -> BaseQueries:
@@ -84,6 +94,7 @@ class BaseQueries:
             best=torch.cat([part.best for part in parts]),
             right_before=torch.cat([part.right_before for part in parts]),
             right_now=torch.cat([part.right_now for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
             total=sum(part.total for part in parts),
         )
 
@@ -160,7 +171,9 @@ def operating_bias(margins: Tensor, holdout: BaseQueries, max_forgetting: float)
     if bool(holdout.right_now.any()) and bool((shifts == -torch.inf).any()):
         least = margins[:, holdout.right_now].amin(1)  # (T,)
         shifts = torch.where(shifts == -torch.inf, least, shifts)
-    return torch.where(shifts.isfinite(), shifts - _CLEARANCE, torch.zeros_like(shifts))
+    largest = torch.cat([holdout.best.abs(), holdout.best.new_ones(1)]).amax()
+    biases = shifts - _CLEARANCE * torch.maximum(shifts.abs(), largest)
+    return torch.where(shifts.isfinite(), biases, torch.zeros_like(shifts))
 
 
 def resolve_budget(max_forgetting: float | str | None, *, biased: bool = True) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.adaptation.finetune import full_data
-from lowshot_cli.adaptation.methods import Supports, make_proxies, make_start
+from lowshot_cli.adaptation.methods import Supports, make_proxies, make_whitened
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.splits import split_holdout
@@ -68,7 +68,7 @@ def score_full_trial(
         for label, positions in zip(labels, tile.drawn[0], strict=True)
     ]
     network = checkpoint.network(context.device)
-    start = make_start(gather(embedded.train, tile), embedded.backgrounds[0])[0]
+    start = make_whitened(gather(embedded.train, tile), embedded.backgrounds[0])[0]
     proxies = finetune_network(
         network,
         checkpoint.head.with_novel(start),

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout
+from lowshot_cli.checkpoint.photos import no_photos
 from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
-from lowshot_cli.errors import CheckpointError, UsageError
+from lowshot_cli.errors import UsageError
 from lowshot_cli.models.backbones import detached_state
+from lowshot_cli.models.classifier import read_classifier
 from lowshot_cli.models.embedding import EmbeddingNetwork
-from lowshot_cli.models.head import INITIAL_SCALE, Head
-from lowshot_cli.models.weights import classifier_proxies, preprocessing, read_weights
+from lowshot_cli.models.evaluation import class_names, evaluation
+from lowshot_cli.models.head import Head
+from lowshot_cli.models.weights import Preprocessing, read_weights
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.linear_head import cross_fitted, draw_folds, embed_training_images
 from lowshot_cli.training.result import (
@@ -25,11 +26,7 @@ from lowshot_cli.training.result import (
     describe_base,
     make_checkpoint,
 )
-from lowshot_cli.training.task import BaseTask, build_network, input_side
-
-# A row of a classifier that is shorter than this, or than this share of the longest, is what weight
-# decay or rounding has left of it: it says nothing about its class.
-_LEAST_LENGTH, _LEAST_SHARE = 1e-12, 1e-6
+from lowshot_cli.training.task import BaseTask, build_network
 
 
 def adopt(
@@ -73,79 +70,47 @@ def adopt(
     )
 
 
-def _as_proxies(weights: Tensor, names: Sequence[str]) -> Tensor:
-    """Unit proxies `(C, E)` from the rows of a classifier.
-
-    Raises:
-        CheckpointError: a row has no direction, such as one of zeros.
-    """
-    lengths = weights.norm(dim=1)  # (C,)
-    longest = lengths.nan_to_num(0, 0).max().item()
-    usable = lengths.isfinite() & (lengths > max(_LEAST_LENGTH, _LEAST_SHARE * longest))
-    unusable = [name for name, fine in zip(names, usable.tolist(), strict=True) if not fine]
-    if unusable:
-        others = f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""
-        raise CheckpointError(
-            f"the classifier's weights of {unusable[0]!r}{others} are zero, nearly zero or not "
-            "finite",
-            "take such classes out of the weights and of `classes`, or adopt the model with images "
-            "of its classes, as `dataset=folder`",
-        )
-    return F.normalize(weights, dim=1)
-
-
 def adopt_without_data(config: Config) -> TrainResult:
-    """A base model from a weights file alone: its proxies are the classifier's weights, normalised.
+    """A base model from weights alone: the classifier as it is, on the network's features.
 
-    It has no hold-out, so nothing can be calibrated on it.
+    It decides as the library's own model does, with the same probabilities. It has no hold-out, so
+    nothing can be calibrated until it is given photos (`with_photos`).
 
     Args:
-        config: `train_base` with weights, 0 epochs and the names of all classes in the order of
-            the classifier's outputs.
+        config: `train_base` with weights and, unless they are a library's published ones, the names
+            of all classes in the order of the classifier's outputs.
 
     Raises:
         UsageError: one of these is missing.
+        DataError: the file of names cannot be used.
         CheckpointError: the weights cannot be used, or have no usable classifier.
     """
-    options, names = config.train_base, config.train_base.classes
-    expected = preprocessing(options) if ":" in options.backbone else None
-    if expected is None or options.epochs or not isinstance(names, tuple):
-        raise UsageError(
-            "`dataset=none` adopts a classifier from its weights",
-            "give `backbone=torchvision:NAME`, `weights=FILE`, `epochs=0` and the names of all "
-            "`classes`",
-        )
-    side = config.image_size or expected.side
-    pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
-    nothing, none = Images(pixels, labels), ImageSubset(pixels, labels)
-    flip = options.flip is not False
-    task = BaseTask(
-        names=names,
-        labels_in_dataset=[],
-        fit=none,
-        fit_labels=labels,
-        holdout=none,
-        holdout_labels=labels,
-        normalisation=expected.normalisation,
-        flip=flip,
-        input_size=input_side(options, side),
-    )
+    options = config.train_base
+    expected = evaluation(config)
+    _ensure_adoptable(options)
+    task = _task_without_images(options, expected, class_names(options))
     network, size, loaded = build_network(options, task, with_weights=True, strict=config.strict)
-    weights = classifier_proxies(network.backbone, read_weights(options))  # (C, E)
+    if loaded:
+        loaded.refuse_other()
+    names, nothing = task.names, Images(task.fit.pixels, task.fit_labels)
+    # (C, D), (C,)
+    weights, biases = read_classifier(network.backbone, read_weights(options))
     if len(weights) != len(names):
         raise UsageError(
-            f"`classes` names {len(names)} classes, the classifier has {len(weights)}",
+            f"{len(names)} classes are named, but the classifier has {len(weights)} outputs",
             "name them all, in the order of its outputs",
         )
-    dataset = Dataset("none", names, nothing, nothing, mirror=flip, default_classes=None)
-    head = Head.of_base(_as_proxies(weights, names), INITIAL_SCALE, size)
+    dataset = Dataset("none", names, nothing, nothing, mirror=False, default_classes=None)
+    dataset = replace(dataset, framing=expected.framing)
+    rows = torch.cat([weights, biases[:, None]], 1)  # (C, D + 1)
+    head = Head(rows, 1.0, len(names), is_linear=True)
+    network = EmbeddingNetwork(network.backbone, task.normalisation, unit=False)
+    counts = ((0, 0),) * len(names)
     checkpoint = Checkpoint(
-        meta=describe_base(
-            config, dataset, task, network, head=head, counts=((0, 0),) * len(names)
-        ),
+        meta=describe_base(config, dataset, task, network, head=head, counts=counts),
         head=head,
         backbone=detached_state(network.backbone),
-        holdout=Holdout(torch.empty(0, size).half(), labels, labels.bool()),
+        holdout=no_photos(size),
         centre=torch.empty(0),
     )
     return TrainResult(
@@ -153,4 +118,42 @@ def adopt_without_data(config: Config) -> TrainResult:
         base_accuracy=None,
         holdout_accuracy=None,
         weights=loaded,
+    )
+
+
+def _ensure_adoptable(options: TrainBaseConfig) -> None:
+    """Refuse settings by which there is nothing to adopt.
+
+    Raises:
+        UsageError: weights are to be trained, or none are given.
+    """
+    if options.epochs:
+        raise UsageError(
+            f"`dataset=none` adopts a classifier as it is, but `epochs` is {options.epochs}",
+            "leave `epochs` out, or give images to train on",
+        )
+    if not options.start:
+        raise UsageError(
+            f"`dataset=none` adopts a classifier, but {options.backbone} has no weights",
+            "give `weights=FILE`, or `weights=DEFAULT` for the published ones",
+        )
+
+
+def _task_without_images(
+    options: TrainBaseConfig, expected: Preprocessing, names: tuple[str, ...]
+) -> BaseTask:
+    """Classes that are known from weights alone, and how their images are normalised and sized."""
+    side = expected.side
+    pixels, labels = torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0).long()
+    none = ImageSubset(pixels, labels)
+    return BaseTask(
+        names=names,
+        labels_in_dataset=[],
+        fit=none,
+        fit_labels=labels,
+        holdout=none,
+        holdout_labels=labels,
+        normalisation=expected.normalisation,
+        flip=False,
+        input_size=options.input_size,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint.holdout import N_FOLDS, SAMPLES, Holdout, first_of_classes
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import Interrupted, TrainingError
-from lowshot_cli.methods.discriminant import Statistics, linear_proxies
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import Head, as_read
@@ -108,6 +108,10 @@ def cross_fitted(embeddings: Tensor, labels: Tensor, folds: Tensor) -> tuple[Hea
     apart = [whole.without(embeddings[fold], labels[fold]) for fold in inside]
     held = [(embeddings[fold], labels[fold]) for fold in inside]
     statistics, scale, right_of_folds = _fit(whole, apart, held)
+    bases = [
+        replace(each, shrinkage=statistics.shrinkage, unit=statistics.unit).base_proxies
+        for each in apart
+    ]
     # Images that are in no fold because their class has too few: they are kept as samples.
     few = torch.bincount(labels)[labels] < _LEAST_OF_CLASS  # (N,)
     right = torch.zeros(len(labels), dtype=torch.bool)
@@ -120,6 +124,7 @@ def cross_fitted(embeddings: Tensor, labels: Tensor, folds: Tensor) -> tuple[Hea
         right[kept],
         statistics=statistics,
         folds=folds[kept],
+        fold_bases=torch.stack(bases),
     )
     return _head(statistics, scale), holdout
 
@@ -243,9 +248,7 @@ def _fit(
     judged = [(judge(partial(base_proxies, shrinkage=each)), each) for each in SHRINKAGES]
     (_, scale, scores), shrinkage = min(judged, key=lambda found: found[0][0])
     _, novel_scale, _ = judge(partial(base_proxies, shrinkage=NOVEL_SHRINKAGE))
-    _, round_scale, _ = judge(
-        lambda each: linear_proxies(each.means, each.centre, each.round_precision)
-    )
+    _, round_scale, _ = judge(lambda each: each.round_proxies(each.means))
     length = base_proxies(whole, shrinkage)[:, :-1].norm(dim=1).mean().item()
     unit = length if length > 0 else 1.0
     fitted = replace(

@@ -11,8 +11,10 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
+from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.values import Precision
 from lowshot_cli.data.dataset import Dataset, ImageSubset
+from lowshot_cli.data.framing import CROP
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import Embedder, centre_of_stages, embed
@@ -162,21 +164,13 @@ def describe_base(
         counts: per class, how many test images it gets right and how many there are.
         precision: that of training.
     """
-    options, size = config.train_base, network.trained_size
+    options, size, is_adopted = config.train_base, network.trained_size, not network.unit
     portable = {**config.portable(), "dataset": dataset.name, "image_size": task.fit.side}
-    used = {
-        **portable["train_base"],
-        "classes": len(task.names) if options.classes is None else options.classes,
-        "embedding_size": size,
-        "crop": largest_shift(options, task.fit.side),
-        "flip": task.flip,
-        "input_size": task.input_size,
-        "precision": precision,
-        **({"epochs": 0, "blend": None} if options.is_frozen else {"blend": options.share}),
-    }
-    step = {"command": "train_base", "seed": config.seed, "options": used}
+    used = {**portable["train_base"], **_used(options, task), "embedding_size": size}
+    used["precision"] = precision
     return Meta(
-        format=3 if head.is_linear else 2,
+        format=4 if is_adopted or dataset.framing != CROP else 3 if head.is_linear else 2,
+        adopted=is_adopted,
         head="linear" if head.is_linear else "cosine",
         classes=task.names,
         n_base=len(task.names),
@@ -185,6 +179,7 @@ def describe_base(
         embedding_size=size,
         image_size=task.fit.side,
         input_size=task.input_size,
+        framing=dataset.framing,
         mirror=task.flip,
         mean=task.normalisation.mean,
         std=task.normalisation.std,
@@ -197,5 +192,16 @@ def describe_base(
         base_counts=counts,
         config=portable,
         version=__version__,
-        history=(step,),
+        history=({"command": "train_base", "seed": config.seed, "options": used},),
     )
+
+
+def _used(options: TrainBaseConfig, task: BaseTask) -> dict[str, object]:
+    """The settings that depend on the images, as they were used."""
+    return {
+        "classes": len(task.names) if options.classes is None else options.classes,
+        "crop": largest_shift(options, task.fit.side),
+        "flip": task.flip,
+        "input_size": task.input_size,
+        **({"epochs": 0, "blend": None} if options.is_frozen else {"blend": options.share}),
+    }

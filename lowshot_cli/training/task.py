@@ -50,6 +50,7 @@ class BaseTask:
 
 def make_task(options: TrainBaseConfig, dataset: Dataset) -> BaseTask:
     """Split the images of the base classes, and find how they are normalised and sized."""
+    options.refuse_adoption()
     names = base_classes(dataset, options.classes, options.split, options.class_order_seed)
     labels = [dataset.label(name) for name in names]
     fit, holdout = split_holdout(dataset.train, labels, 0 if options.is_frozen else options.holdout)

@@ -161,7 +161,7 @@ def _broken(path: Path, target: Path, **changes: object) -> None:
             "head.proxies is",
         ),
         ({"classes": ["a"] * 12}, "occurs twice"),
-        ({"format": 4}, "format"),
+        ({"format": 5}, "format"),
         ({"n_base": 13}, "disagree"),
         ({"embedding_size": 64}, "unlike the network's"),
         ({"backbone": "resnet18"}, "inconsistent"),

@@ -149,6 +149,18 @@ def test_a_random_direction_scores_the_centre_as_base_classes_do_on_average() ->
     assert (centre @ proxy).item() == pytest.approx(usual, abs=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(SIZE,), (2, SIZE), (2, 3, SIZE)])
+def test_proxies_are_the_same_with_the_inverse_and_without(shape: tuple[int, ...]) -> None:
+    _, solving = _background()
+    inverting = replace(solving)
+    assert inverting.precision.shape == (SIZE, SIZE)
+    means = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = solving.novel_proxies(means)
+    assert found.shape == (*shape[:-1], SIZE + 1)
+    assert "precision" not in vars(solving)
+    assert torch.allclose(found, inverting.novel_proxies(means), rtol=1e-3, atol=1e-4)
+
+
 def test_scores_of_a_linear_head_add_offsets_and_the_bias_of_novel_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     weights, offsets = torch.randn(4, 3, generator=generator), torch.tensor([1.0, -2.0, 0.5, 0.0])

@@ -26,13 +26,10 @@ def test_one_shot_is_its_own_proxy() -> None:
     assert torch.allclose(imprint(support), support[0])
 
 
-def _precision(within: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    """That of classes whose embeddings have this covariance."""
-    size = len(within)
-    nothing = torch.zeros(1, size)
-    return Statistics(
-        nothing[0], 1, nothing, torch.ones(1), within, 1, shrinkage, shrinkage
-    ).precision
+def _statistics(within: torch.Tensor, shrinkage: float) -> Statistics:
+    """Those of classes whose embeddings have this covariance."""
+    nothing = torch.zeros(1, len(within))
+    return Statistics(nothing[0], 1, nothing, torch.ones(1), within, 1, shrinkage, shrinkage)
 
 
 def test_whitening_is_fishers_discriminant() -> None:
@@ -43,13 +40,13 @@ def test_whitening_is_fishers_discriminant() -> None:
     ridge = 0.5 * np.trace(within.numpy()) / 6 * np.eye(6)
     direction = np.linalg.solve(within.numpy() + ridge, (support.mean(0) - mean).numpy())
     expected = direction / np.linalg.norm(direction)
-    found = whitened(support, mean, _precision(within, 0.5))
+    found = whitened(support, mean, _statistics(within, 0.5).whiten)
     assert found.numpy() == pytest.approx(expected, abs=1e-4)
 
 
 def test_strong_shrinkage_leaves_the_centred_mean() -> None:
     support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = whitened(support, torch.zeros(5), _precision(torch.eye(5), 1e6))
+    found = whitened(support, torch.zeros(5), _statistics(torch.eye(5), 1e6).whiten)
     assert torch.allclose(found, imprint(support), atol=1e-5)
 
 
@@ -74,7 +71,7 @@ def test_statistics_are_taken_within_classes() -> None:
 def test_statistics_of_one_image_a_class_still_whiten() -> None:
     embeddings = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     statistics = Statistics.of(embeddings, torch.arange(5), SHRINKAGE)
-    found = whitened(embeddings[:2], statistics.centre, statistics.precision)
+    found = whitened(embeddings[:2], statistics.centre, statistics.whiten)
     expected = F.normalize(embeddings[:2].mean(0) - statistics.centre, dim=0)
     assert torch.allclose(found, expected, atol=1e-4)
 
@@ -127,6 +124,26 @@ def test_the_operating_bias_is_the_largest_that_keeps_the_budget() -> None:
         assert bias.item() < expected
         kept = queries.accuracy(queries.margins(row), bias).item()
         assert kept == 75 - budget
+
+
+def test_the_budget_holds_for_scores_of_any_size() -> None:
+    labels = torch.zeros(4, dtype=torch.int64)
+    embeddings = torch.tensor([[41.7, 0.0], [60.3, 0.0], [80.9, 0.0], [99.1, 0.0]])
+    queries = BaseQueries.of(torch.eye(2)[:1], embeddings, labels)
+    margins = queries.margins(torch.tensor([[[0.0, 1.0]]]))
+    for budget in (0, 25, 50, 75):
+        bias = operating_bias(margins, queries, budget)
+        assert queries.accuracy(margins, bias).item() == 100 - budget
+
+
+def test_the_budget_holds_where_large_scores_differ_by_little() -> None:
+    novel = torch.tensor([1000.0, 2000.0, 3000.0])
+    base = novel + torch.tensor([0.25, 0.5, 1.0])
+    queries = BaseQueries.of(
+        torch.tensor([[1.0, 0.0]]), torch.stack([base, novel], 1), torch.zeros(3, dtype=torch.int64)
+    )
+    bias = operating_bias(queries.margins(torch.tensor([[[0.0, 1.0]]])), queries, 0)
+    assert bool((novel + bias < base).all())
 
 
 def test_queries_already_lost_count_against_the_budget() -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,12 +27,13 @@ from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.yaml_file import load_config
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.data.framing import Framing
 from lowshot_cli.errors import Interrupted
 from lowshot_cli.methods.discriminant import Statistics
-from lowshot_cli.methods.imprinting import imprint
 from lowshot_cli.models.backbones import build_backbone
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.weights import load_weights, photo_side
+from lowshot_cli.training.adopt import adopt_without_data
 from lowshot_cli.training.context import RunContext
 from lowshot_cli.training.task import make_task
 from lowshot_cli.training.train import train_base
@@ -183,7 +183,7 @@ def _spoil(published: dict[str, Tensor], how: str) -> object:
 @pytest.mark.parametrize(
     ("how", "complaint"),
     [
-        ("other", "holds no weight of this backbone: it has a.weight, b.weight, not conv1"),
+        ("other", "holds no weight of this backbone: it has a.weight, b.weight, but lacks conv1"),
         ("shape", r"does not fit the backbone: conv1.0.weight is \[2, 2\], not \[24, 3, 3, 3\]"),
         ("nan", "conv1.0.weight holds numbers that are not finite"),
         ("tensor", "holds a Tensor, not a state dict"),
@@ -424,7 +424,8 @@ def test_a_classifier_is_adopted_without_data(
     assert json.loads(result.stdout)["base_accuracy"] is None
     base = load(tmp_path / "runs" / "base.safetensors")
     assert base.meta.classes == tuple(names)
-    torch.testing.assert_close(base.head.proxies, F.normalize(published["fc.weight"], dim=1))
+    rows = torch.cat([published["fc.weight"], published["fc.bias"][:, None]], 1)
+    assert torch.equal(base.head.proxies, rows)
 
     folder = tmp_path / "mug"
     folder.mkdir()
@@ -433,9 +434,9 @@ def test_a_classifier_is_adopted_without_data(
         Image.fromarray(pixels).save(folder / f"{number}.png")
     result = lowshot("imprint", "--class", "my mug", "--images", folder)
     assert result.exit_code == 0, result.stderr
-    assert "not calibrated: the model has no hold-out images" in result.stdout
+    assert "not calibrated: the class wins only what is very like its photos" in result.stdout
     model = load(tmp_path / "runs" / "imprinted.safetensors")
-    torch.testing.assert_close(model.head.proxies[-1], imprint(model.supports[0]))
+    assert torch.equal(model.head.proxies[:-1], rows)
     assert model.head.bias == 0
     sets = ["predict", folder, "--confidence", 0.9]
     for refused in (["finetune"], ["predict", folder, "--unknown"], sets, ["evaluate"], ["sweep"]):
@@ -447,28 +448,59 @@ def test_a_classifier_is_adopted_without_data(
     assert lowshot("export", "--format", "torch").exit_code == 0
 
 
-def test_adopting_without_data_needs_all_it_says(lowshot: RunCommand, pth: Path) -> None:
-    alone = ["train-base", "--dataset", "none", "--epochs", 0, "--image-size", 32]
-    result = lowshot(*alone)
-    assert result.exit_code == 2
-    assert "--weights FILE" in result.stderr
-    result = lowshot(*alone, "--backbone", BACKBONE, "--weights", pth, "--classes", "cup,plate")
-    assert result.exit_code == 2
-    assert "names 2 classes, the classifier has 1000" in result.stderr
+def test_without_any_other_setting_a_classifier_of_imagenet_is_adopted() -> None:
+    meta = adopt_without_data(load_config(None, flags={"dataset": "none"})).checkpoint.meta
+    assert meta.backbone == "efficientnet-lite0"
+    assert (meta.n_base, meta.classes[0], meta.classes[999]) == (1000, "tench", "toilet tissue")
+    assert (meta.image_size, meta.input_size) == (224, None)
+    assert meta.framing == Framing("crop", 256, "bicubic")
+    assert meta.mean == meta.std == (127.5, 127.5, 127.5)
 
 
-@pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), 1e-9])
-def test_a_classifier_without_a_direction_for_a_class_is_refused(
+def test_adopting_without_data_needs_all_it_says(
+    lowshot: RunCommand, pth: Path, published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save({n: t for n, t in published.items() if "fc." not in n}, tmp_path / "bare.pth")
+    torch.save({n: t for n, t in published.items() if "branch1" not in n}, tmp_path / "cut.pth")
+    torch.save({**published, "stage5.weight": torch.ones(2)}, tmp_path / "larger.pth")
+    (tmp_path / "names.txt").write_text("cup\nplate\n")
+    alone = ["train-base", "--dataset", "none", "--image-size", 32, "--backbone", BACKBONE]
+    imagenet = [*alone, "--class-names", "imagenet", "--weights"]
+    for refused, said in [
+        (alone, f"but {BACKBONE} has no weights"),
+        ([*alone, "--weights", pth], "--class-names imagenet"),
+        ([*alone, "--weights", pth, "--epochs", 3], "but --epochs is 3"),
+        (
+            [*alone, "--weights", pth, "--classes", "cup,plate"],
+            "2 classes are named, but the classifier has 1000 outputs",
+        ),
+        (
+            [*alone, "--weights", pth, "--class-names", "names.txt"],
+            "2 classes are named, but the classifier has 1000 outputs",
+        ),
+        ([*imagenet, "bare.pth"], "no classifier: fc.weight is not in them"),
+        ([*imagenet, "cut.pth"], "another network: stage2.0.branch1.0.weight is missing"),
+        ([*imagenet, "larger.pth"], "another network: stage5.weight is not in the network"),
+        (
+            [*ADOPT, "--mean", "0.5", "--class-names", "names.txt"],
+            "--class-names is for a classifier that is adopted without images",
+        ),
+    ]:
+        result = lowshot(*refused)
+        assert result.exit_code in (2, 3), refused
+        assert said in result.stderr
+        assert not (tmp_path / "runs" / "base.safetensors").exists()
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_classifier_of_numbers_that_are_not_finite_is_refused(
     lowshot: RunCommand, published: dict[str, Tensor], tmp_path: Path, factor: float
 ) -> None:
     weight = published["fc.weight"].clone()
     weight[3] *= factor
     torch.save({**published, "fc.weight": weight}, tmp_path / "model.pth")
-    names = [f"class {number}" for number in range(1000)]
-    config = {"image_size": 32, "train_base": {"classes": names, "epochs": 0}}
-    (tmp_path / "names.yaml").write_text(json.dumps(config))
-    alone = ("train-base", "--dataset", "none", "--backbone", BACKBONE)
-    result = lowshot(*alone, "--weights", tmp_path / "model.pth", "--config", "names.yaml")
+    alone = ("train-base", "--dataset", "none", "--backbone", BACKBONE, "--image-size", 32)
+    result = lowshot(*alone, "--weights", "model.pth", "--class-names", "imagenet")
     assert result.exit_code == 3
-    assert "the classifier's weights of 'class 3' are zero" in result.stderr
+    assert "fc.weight holds numbers that are not finite" in result.stderr
     assert not (tmp_path / "runs" / "base.safetensors").exists()

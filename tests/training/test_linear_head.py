@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowshot_cli.checkpoint.holdout import N_FOLDS
-from lowshot_cli.methods.discriminant import Statistics, linear_proxies
+from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.models.head import as_read
 from lowshot_cli.training.linear_head import (
     NOVEL_SHRINKAGE,
@@ -91,7 +91,7 @@ def test_shrinkage_and_scale_make_unseen_images_likeliest() -> None:
     # In its unit, the same scale is the likeliest for every kind of score.
     novel = unseen(lambda others: others.base_proxies, NOVEL_SHRINKAGE) / known.novel_unit
     assert fitted_scale(novel, labels) == pytest.approx(head.scale, rel=2e-2)
-    alike = unseen(lambda s: linear_proxies(s.means, s.centre, s.round_precision), 1.0)
+    alike = unseen(lambda others: others.round_proxies(others.means), 1.0)
     assert fitted_scale(alike / known.round_unit, labels) == pytest.approx(head.scale, rel=2e-2)
 
 
