@@ -30,18 +30,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lowshot_cli.adaptation.background import give_photos
 from lowshot_cli.adaptation.bias import without_class
 from lowshot_cli.adaptation.finetune import finetune
 from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint import format as ckpt
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, FinetuneConfig, ImprintConfig
-from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss, given_path, normal_name
+from lowshot_cli.config.values import ExportFormat, FreezeBase, Loss, given_path
 from lowshot_cli.config.yaml_file import make_section
-from lowshot_cli.data.in_memory import AnyImage, AnyImages, decode_any, list_images
-from lowshot_cli.data.photos import Photos
+from lowshot_cli.data.in_memory import (
+    AnyClasses,
+    AnyImage,
+    AnyImages,
+    by_label,
+    decode_all,
+    list_images,
+    photos_by_class,
+    photos_of,
+)
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import DataError, UsageError
+from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation.evaluate import Evaluation, evaluate_embeddings
 from lowshot_cli.evaluation.open_set import unknown_threshold
 from lowshot_cli.evaluation.predict import Prediction, describe
@@ -123,7 +132,7 @@ class Model:
     def predict(
         self, images: AnyImages, *, top: int = 3, false_alarm: Rate = None, confidence: Rate = None
     ) -> Prediction | list[Prediction]:
-        """Classify one image or many.
+        """Classify one image, or many, which gives a list.
 
         Args:
             images: one image or many.
@@ -133,9 +142,6 @@ class Model:
             confidence: share of images whose `prediction_set` is to hold the right class, such as
                 0.9, on average over images of base classes; with too few hold-out images each set
                 holds every class. None makes no sets.
-
-        Returns:
-            One prediction for one image, a list of them for many.
 
         Raises:
             DataError: something is not an image.
@@ -163,7 +169,9 @@ class Model:
         return torch.cat([self.checkpoint.head.probabilities(part) for part in parts])
 
     def embed(self, images: AnyImages) -> Tensor:
-        """Unit embeddings `(B, D)` fp32, on the CPU; one image is B = 1.
+        """Embeddings `(B, D)` fp32, on the CPU; one image is B = 1.
+
+        They have length 1, except those of a classifier that was adopted without images.
 
         Raises:
             DataError: something that is not an image.
@@ -172,8 +180,8 @@ class Model:
 
     def imprint(
         self,
-        images: AnyImages,
-        name: str,
+        images: AnyClasses,
+        name: str | None = None,
         *,
         method: str = "whitened",
         max_forgetting: Budget | None = None,
@@ -182,41 +190,48 @@ class Model:
         seed: int = 0,
         replace: bool = False,
     ) -> Model:
-        """Learn a class from a few images (Qi, Brown, Lowe, CVPR 2018).
+        """Return the model with classes learnt from a few images (Qi, Brown, Lowe, CVPR 2018).
 
         Args:
-            images: support images of the class.
+            images: support images of one class; or, without `name`, a mapping of names to images, a
+                folder that holds a folder for each class, or a CSV file of `file,class`.
             name: the class.
             method: as in `lowshot imprint --method`.
             max_forgetting: points of base accuracy that all novel classes may cost together, or
                 `none` for bias 0; by default 2, and no bias for `imprint` and `random`.
-            shots: how many of the images to use, drawn by `seed`; None uses all.
+            shots: how many images of each class to use, drawn by `seed`; None uses all.
             views: augmented views of each image that the method `augmented` averages.
             seed: decides every draw, and the directions of the method `random`.
             replace: replace a class that the model already knows.
 
-        Returns:
-            The model with the class; this one stays as it is.
-
         Raises:
-            DataError: no images, not an image, or images that look like the average base class.
-            UsageError: the model already knows the class, or a setting is out of range.
+            DataError: no images, not an image, images that look like the average base class, or one
+                of two classes.
+            UsageError: the model already knows a class, or a setting is out of range.
         """
         options = make_section(
-            ImprintConfig,
-            classes=(name,),
-            method=method,
-            max_forgetting=max_forgetting,
-            shots=shots,
-            views=views,
+            ImprintConfig, method=method, max_forgetting=max_forgetting, shots=shots, views=views
         )
         config = make_section(Config, imprint=options, seed=seed)
-        given, _ = list_images(images)
-        names = (i if isinstance(i, str | Path) else f"image {n}" for n, i in enumerate(given))
-        photos = Photos(self._pixels(given), tuple(map(Path, names)))
+        meta = self.checkpoint.meta
+        classes = photos_by_class(images, name, meta.image_size, meta.framing)
         known, network = self.checkpoint, self.network
-        taught, _ = imprint_photos(known, network, photos, config, replace_known=replace)
+        taught, _ = imprint_photos(known, network, classes, config, replace_known=replace)
         return self._child(taught)
+
+    def with_background(self, photos: AnyImages) -> Model:
+        """Return a classifier that was adopted without images, calibrated on ordinary photos.
+
+        They are of anything but new classes, and need no labels.
+
+        Raises:
+            DataError: there are none, or one is not a readable image.
+            UsageError: the model was trained on images of its own, or there are too few photos.
+        """
+        meta = self.checkpoint.meta
+        given = photos_of(photos, meta.image_size, meta.framing)
+        known = give_photos(self.checkpoint, self.network, given)
+        return Model(known, self.network)
 
     def finetune(
         self,
@@ -229,7 +244,7 @@ class Model:
         freeze_base: FreezeBase | None = None,
         max_forgetting: Budget | None = None,
     ) -> Model:
-        """Fine-tune the head on the stored support embeddings of the novel classes.
+        """Return the model fine-tuned on the stored support embeddings of its novel classes.
 
         The settings and their defaults are those of `lowshot finetune`. Fine-tuning the whole
         network needs the images of the dataset: `lowshot finetune --scope full`.
@@ -242,9 +257,6 @@ class Model:
             novel_weight: fixed weight of a novel sample; a base sample has weight 1.
             freeze_base: when base proxies stay fixed: `always`, `alternate` or `never`.
             max_forgetting: as in `imprint`, by default 2.
-
-        Returns:
-            The fine-tuned model; this one stays as it is.
 
         Raises:
             UsageError: there is no novel class, or a setting is out of range.
@@ -270,28 +282,18 @@ class Model:
             labels: the class of each image, or one class for all of them.
 
         Returns:
-            Accuracies in percent, over all classes of the model. `forgetting` is None, as it needs
-            the test images of the dataset.
+            Accuracies in percent, over all classes of the model; `forgetting` is None.
 
         Raises:
             DataError: something is not an image, or the numbers of images and labels differ.
             UsageError: the model does not know a class.
         """
         given, _ = list_images(images)
-        names = [labels] * len(given) if isinstance(labels, str) else list(labels)
-        names = [normal_name(name) for name in names]
-        if len(names) != len(given):
-            raise DataError(
-                f"there are {len(given)} images and {len(names)} labels",
-                "give one label for each image",
-            )
-        members: dict[str, list[int]] = {}
-        for number, name in enumerate(names):
+        members = by_label(len(given), labels)
+        for name in members:
             self.checkpoint.position(name)
-            members.setdefault(name, []).append(number)
-        embeddings = self._embed(given)
-        found = ((name, embeddings[numbers]) for name, numbers in members.items())
-        return evaluate_embeddings(self.checkpoint, found)
+        found = self._embed(given)
+        return evaluate_embeddings(self.checkpoint, ((n, found[at]) for n, at in members.items()))
 
     def rename(self, old: str, new: str) -> Model:
         """Return the model with another name for a class.
@@ -300,9 +302,7 @@ class Model:
             UsageError: there is no such class, or the new name is taken or not allowed.
         """
         renamed = self.checkpoint.rename_class(old, new)
-        return Model(
-            renamed.with_history("classes rename", {"class": old, "to": new}), self.network
-        )
+        return self._changed(renamed, "classes rename", {"class": old, "to": new})
 
     def remove(self, name: str) -> Model:
         """Return the model without a class.
@@ -311,17 +311,17 @@ class Model:
             UsageError: there is no such class, or it is the last base class.
         """
         removed = without_class(self.checkpoint, name)
-        return Model(removed.with_history("classes remove", {"class": name}), self.network)
+        return self._changed(removed, "classes remove", {"class": name})
 
     def export(self, folder: str | Path, *, format: ExportFormat = "all") -> None:
         """Write the model to a folder as files that run without lowshot, replacing older ones.
 
         Args:
             folder: created if it does not exist.
-            format: `onnx`, `torch` for a PyTorch program, or `all`, beside labels and a model card.
+            format: as in `lowshot export --format`.
 
         Raises:
-            LowshotError: the folder cannot be written to, or the packages for ONNX are missing.
+            LowshotError: the folder cannot be written to, or the model not in this format.
         """
         folder, files = given_path(folder), exporter.export(self.checkpoint, format)
         ensure_writable(folder)
@@ -335,6 +335,9 @@ class Model:
         """
         ckpt.save(self.checkpoint, given_path(path))
 
+    def _changed(self, checkpoint: Checkpoint, command: str, options: dict[str, Any]) -> Model:
+        return Model(checkpoint.with_history(command, options), self.network)
+
     def _child(self, taught: Checkpoint) -> Model:
         """Another model with the same network; a second step of a kind keeps the parent."""
         meta, step = self.checkpoint.meta, taught.meta.history[-1]["command"]
@@ -343,8 +346,5 @@ class Model:
         return Model(taught.as_child_of(parent or ""), self.network)
 
     def _embed(self, images: Sequence[AnyImage]) -> Tensor:
-        return embed(self.network, self._pixels(images))
-
-    def _pixels(self, images: Sequence[AnyImage]) -> Tensor:
-        size = self.checkpoint.meta.image_size
-        return torch.stack([torch.from_numpy(decode_any(image, size)) for image in images])
+        meta = self.checkpoint.meta
+        return embed(self.network, decode_all(images, meta.image_size, meta.framing))

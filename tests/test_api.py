@@ -63,6 +63,29 @@ def test_the_model_taught_in_python_is_the_one_that_the_command_makes(
     assert model.checkpoint.meta.supports == command.meta.supports
 
 
+def test_several_classes_are_taught_from_a_mapping_a_folder_or_a_table(
+    model: Model, photos: list[Path], tmp_path: Path
+) -> None:
+    for path, name in zip(photos, ["mug", "mug", "mug", "cup", "cup"], strict=True):
+        (tmp_path / "support" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "support" / name)
+    (tmp_path / "support.csv").write_text(
+        "".join(f"{path},{'mug' if n < 3 else 'cup'}\n" for n, path in enumerate(photos))
+    )
+    given = {"mug": photos[:3], "cup": photos[3:]}
+    taught = [
+        model.imprint(images)
+        for images in (given, tmp_path / "support", str(tmp_path / "support.csv"))
+    ]
+    for one in taught:
+        assert one.classes[-2:] == ("cup", "mug")
+        assert torch.equal(one.checkpoint.head.proxies, taught[0].checkpoint.head.proxies)
+    with pytest.raises(UsageError, match="named beside a mapping"):
+        model.imprint(given, "mug")
+    with pytest.raises(UsageError, match="no class is named"):
+        model.imprint(photos)
+
+
 def test_every_kind_of_image_is_the_same_image(workdir: Path, photos: list[Path]) -> None:
     model = lowshot_cli.load(workdir / "base.safetensors")
     picture = Image.open(photos[0])

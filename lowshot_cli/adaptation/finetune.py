@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.adaptation.bias import can_calibrate, set_bias
-from lowshot_cli.adaptation.methods import check_proxy, make_start
+from lowshot_cli.adaptation.methods import check_proxy, make_whitened
 from lowshot_cli.adaptation.supports import pixel_hash
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
@@ -93,7 +93,7 @@ def _finetune_head(checkpoint: Checkpoint, options: FinetuneConfig) -> Checkpoin
     targets = torch.arange(len(shots)).repeat_interleave(shots)  # (n,)
     head, holdout, trained = checkpoint.head, checkpoint.holdout, list[Tensor]()
     for background in checkpoint.backgrounds:
-        start = [make_start(part, background) for part in checkpoint.supports]
+        start = [make_whitened(part, background) for part in checkpoint.supports]
         for name, proxy in zip(checkpoint.novel_classes, start, strict=True):
             check_proxy(name, proxy)
         base, novel, samples = head.base.proxies, torch.stack(start), background.samples  # (W, R)

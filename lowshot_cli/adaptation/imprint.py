@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowshot_cli.adaptation.bias import can_calibrate, set_bias, shared_budget, without_class
-from lowshot_cli.adaptation.methods import check_proxy, imprint_one
-from lowshot_cli.adaptation.supports import distinct, pixel_hash, support_record
+from lowshot_cli.adaptation.methods import check_proxy, imprint_each
+from lowshot_cli.adaptation.supports import (
+    distinct,
+    pixel_hash,
+    refuse_shared,
+    support_record,
+)
 from lowshot_cli.checkpoint.checkpoint import Checkpoint, check_dataset
 from lowshot_cli.checkpoint.metadata import SupportRecord
 from lowshot_cli.config.schema import Config, ImprintConfig
 from lowshot_cli.config.values import DEFAULT_SHOTS
+from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.duplicates import supports_seen_in_test
 from lowshot_cli.data.image_files import as_text
@@ -78,7 +87,7 @@ def imprint_classes(
         checkpoint = _without_known(checkpoint, name, replace_known)
     config = _usable(config, checkpoint)
     options = config.imprint
-    shots, drawn = options.shots or DEFAULT_SHOTS, []
+    shots, drawn, records, pixels = options.shots or DEFAULT_SHOTS, [], [], []
     for name, label in labels.items():
         members = dataset.train.of_class(label)
         avoided, count = supports_seen_in_test(dataset, label), len(members)
@@ -87,15 +96,15 @@ def imprint_classes(
             for avoiding in ((), avoided)
         )
         indices = members[torch.from_numpy(chosen)]
-        pixels = dataset.train.pixels[indices]
-        proxies, support = imprint_one(checkpoint, network, pixels, label, config)
-        check_proxy(name, proxies[0])
         record = support_record(dataset.train, indices, options.method)
-        checkpoint = checkpoint.with_class(name, proxies, support, record)
         described = tuple(dataset.train.describe(i) for i in record.indices)
         n_replaced = int(np.isin(first, avoided).sum())
         drawn.append(SupportDraw(name, record.indices, described, n_replaced))
-    taught, used = _with_bias(checkpoint, config.with_settings("imprint", shots=shots))
+        records.append(record)
+        pixels.append(dataset.train.pixels[indices])
+    made = imprint_each(checkpoint, network, pixels, list(labels.values()), config)
+    taught = _with_classes(checkpoint, names, made, records)
+    taught, used = _with_bias(taught, config.with_settings("imprint", shots=shots))
     return taught.with_settings("imprint", used), drawn
 
 
@@ -113,61 +122,129 @@ def ensure_classes(options: ImprintConfig) -> tuple[str, ...]:
 def imprint_photos(
     checkpoint: Checkpoint,
     network: EmbeddingNetwork,
-    photos: Photos,
+    photos: Mapping[str, Photos],
     config: Config,
     *,
     replace_known: bool = False,
-) -> tuple[Checkpoint, SupportDraw]:
-    """Add one class from photos outside any dataset; the checkpoint alone is needed.
+) -> tuple[Checkpoint, list[SupportDraw]]:
+    """Add classes from photos outside any dataset; the checkpoint alone is needed.
 
-    All photos are used, or a seeded draw of `shots` of them if the config sets that number. A model
-    without hold-out images learns by the plain mean, with bias 0. The returned model records the
-    settings as used, and this step in its history.
+    Classes are added in the order of their names. All photos are used, or a seeded draw of `shots`
+    of each class if the config sets that number. A model without hold-out images learns by the
+    plain mean, with bias 0. The returned model records the settings as used, and this step in its
+    history; `shots` is left unset where classes have different numbers of photos.
 
     Args:
         checkpoint: the model to add to.
         network: the checkpoint's embedding network.
-        photos: photos of the class.
-        config: `seed` and `imprint`.
+        photos: photos of each class, by its name.
+        config: `seed` and `imprint`, except `classes`.
         replace_known: imprint again a class that the model already knows.
 
     Raises:
-        UsageError: not exactly one class is named, the model knows it already, or there are fewer
-            photos than shots.
-        DataError: the photos have no direction of their own, or some repeat others with `strict`.
+        UsageError: there is no class, a name is not allowed, the model knows a class already, or
+            one has fewer photos than shots.
+        DataError: the photos of a class have no direction of their own, two classes share a
+            picture, or some photos repeat others with `strict`.
     """
-    given = len(photos.files)
-    photos = distinct(photos)
-    count = len(photos.files)
-    if config.strict and count < given:
+    named = make_section(ImprintConfig, classes=tuple(photos)).classes or ()
+    given = dict(sorted(zip(named, photos.values(), strict=True), key=itemgetter(0)))
+    kept = _distinct(given, strict=config.strict)
+    for name in kept:
+        checkpoint = _without_known(checkpoint, name, replace_known)
+    config = _usable(config, checkpoint)
+    options, labels = config.imprint, {name: _label(name) for name in kept}
+    _ensure_enough(kept, options.shots)
+    drawn = {n: _draw(kept[n], options.shots, config.seed, labels[n]) for n in kept}
+    pixels = [each.pixels for each in drawn.values()]
+    made = imprint_each(checkpoint, network, pixels, list(labels.values()), config)
+    records = [_photo_record(each, options.method) for each in drawn.values()]
+    taught = _with_classes(checkpoint, tuple(drawn), made, records)
+    counts = {len(each.files) for each in drawn.values()}
+    shots = counts.pop() if len(counts) == 1 else None
+    used = config.with_settings("imprint", classes=tuple(drawn), shots=shots)
+    taught, used = _with_bias(taught, used)
+    draws = [
+        SupportDraw(
+            name,
+            (),
+            tuple(map(str, each.files)),
+            n_duplicates=len(given[name].files) - len(kept[name].files),
+        )
+        for name, each in drawn.items()
+    ]
+    return taught.with_settings("imprint", used), draws
+
+
+def _distinct(classes: Mapping[str, Photos], *, strict: bool) -> dict[str, Photos]:
+    """The photos of each class without those that repeat another one of it.
+
+    Raises:
+        DataError: two classes share a picture, or some photos repeat others with `strict`.
+    """
+    kept = {name: distinct(photos) for name, photos in classes.items()}
+    given, left = (sum(len(p.files) for p in each.values()) for each in (classes, kept))
+    if strict and left < given:
         raise DataError(
-            f"{given - count} of {given} images repeat another one",
+            f"{given - left} of {given} images repeat another one",
             "move them away, or omit `strict=True`",
         )
-    if config.imprint.classes is None or len(config.imprint.classes) != 1:
-        raise UsageError("`images` must be of one class", "name just one in `classes`")
-    (name,) = config.imprint.classes
-    checkpoint = _without_known(checkpoint, name, replace_known)
-    config = _usable(config, checkpoint)
-    options = config.imprint
-    label = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-    shots = options.shots or count
-    if shots > count:
-        raise UsageError(f"`shots` is {shots}, there are {count} images", f"give up to {count}")
-    chosen = torch.from_numpy(draw_supports(config.seed, label, [0], shots, count)[0]).sort().values
-    pixels, files = photos.pixels[chosen], [photos.files[i] for i in chosen.tolist()]
-    proxies, support = imprint_one(checkpoint, network, pixels, label, config)
-    check_proxy(name, proxies[0])
-    record = SupportRecord(
-        method=options.method,
-        indices=(),
-        files=tuple(as_text(file.name) for file in files),
-        pixel_hashes=tuple(pixel_hash(image) for image in pixels),
+    refuse_shared(kept)
+    return kept
+
+
+def _label(name: str) -> int:
+    """A number for a class outside the dataset, on which its draw depends."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+
+
+def _ensure_enough(classes: Mapping[str, Photos], shots: int | None) -> None:
+    """Check that no class has fewer photos than shots.
+
+    Raises:
+        UsageError: one has.
+    """
+    name, least = min(
+        ((name, len(photos.files)) for name, photos in classes.items()), key=itemgetter(1)
     )
-    taught = checkpoint.with_class(name, proxies, support, record)
-    taught, used = _with_bias(taught, config.with_settings("imprint", shots=shots))
-    drawn = SupportDraw(name, (), tuple(str(file) for file in files), n_duplicates=given - count)
-    return taught.with_settings("imprint", used), drawn
+    if shots and shots > least:
+        images = "is 1 image" if least == 1 else f"are {least} images"
+        raise UsageError(f"`shots` is {shots}, there {images} of {name!r}", f"give up to {least}")
+
+
+def _draw(photos: Photos, shots: int | None, seed: int, label: int) -> Photos:
+    """A draw of `shots` photos, in their order; all of them for None."""
+    count = len(photos.files)
+    drawn = torch.from_numpy(draw_supports(seed, label, [0], shots or count, count)[0])
+    chosen = drawn.sort().values
+    files = tuple(photos.files[i] for i in chosen.tolist())
+    return replace(photos, pixels=photos.pixels[chosen], files=files)
+
+
+def _photo_record(photos: Photos, method: str) -> SupportRecord:
+    return SupportRecord(
+        method=method,
+        indices=(),
+        files=tuple(as_text(file.name) for file in photos.files),
+        pixel_hashes=tuple(pixel_hash(image) for image in photos.pixels),
+    )
+
+
+def _with_classes(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    made: Sequence[tuple[Tensor, Tensor]],
+    records: Sequence[SupportRecord],
+) -> Checkpoint:
+    """Append novel classes, each with its proxies and the embeddings of its support images.
+
+    Raises:
+        DataError: the images of one have no direction of their own.
+    """
+    for name, (proxies, support), record in zip(names, made, records, strict=True):
+        check_proxy(name, proxies[0])
+        checkpoint = checkpoint.with_class(name, proxies, support, record)
+    return checkpoint
 
 
 def _with_bias(taught: Checkpoint, config: Config) -> tuple[Checkpoint, Config]:
@@ -181,7 +258,15 @@ def _usable(config: Config, checkpoint: Checkpoint) -> Config:
     """The config, with the plain mean for a model without hold-out images in one of the halves.
 
     Where none are left to set a bias on, it is 0.
+
+    Raises:
+        UsageError: the method needs images of base classes, which an adopted classifier lacks.
     """
+    if checkpoint.meta.adopted and config.imprint.method == "teen":
+        raise UsageError(
+            "`teen` needs images of base classes, which an adopted classifier lacks",
+            "try `whitened`",
+        )
     if can_calibrate(checkpoint):
         return config
     config = config.with_settings("imprint", method="imprint")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,12 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.schema import Config, ImprintConfig
 from lowshot_cli.data.supports import draw_directions
 from lowshot_cli.errors import DataError
+from lowshot_cli.methods.adopted import cautious_proxies
 from lowshot_cli.methods.background import Background
-from lowshot_cli.methods.discriminant import Statistics, linear_proxies, shrunk_mean
+from lowshot_cli.methods.discriminant import shrunk_mean
 from lowshot_cli.methods.finetuning import finetune_proxies
 from lowshot_cli.methods.imprinting import cluster_means, imprint, teen, whitened
-from lowshot_cli.models.embedder import Views, embed
+from lowshot_cli.models.embedder import Views, embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import pad_to
 
@@ -60,34 +62,30 @@ def make_proxies(method: str, supports: Supports, background: Background, config
     return BOUND[method](supports, background, config)
 
 
-def make_start(support: Tensor, background: Background) -> Tensor:
-    """The proxies `(..., R)` that fine-tuning starts from, of supports `(..., k, D)`."""
+def make_whitened(support: Tensor, background: Background) -> Tensor:
+    """Whitened proxies `(..., R)`, which fine-tuning starts from, of supports `(..., k, D)`."""
     return _whitened(support, background)
 
 
 def _imprint(support: Tensor, background: Background) -> Tensor:
-    """The paper's method; for a cosine head on the trained part of embeddings."""
+    """The paper's method; for a cosine head on the trained part of embeddings.
+
+    For a linear head a class is as likely as its mean is near, in the units of base classes.
+    """
+    if background.is_blind:
+        return cautious_proxies(support, background.proxies)
     if background.is_linear:
-        return _by_distance(support.mean(-2), background.statistics)
+        return background.anchor + background.statistics.round_proxies(support.mean(-2))
     size = support.shape[-1]
     return pad_to(imprint(support[..., : background.trained]), size)
-
-
-def _by_distance(means: Tensor, statistics: Statistics) -> Tensor:
-    """Linear proxies `(..., D + 1)` of classes with means `(..., D)` that vary in all directions.
-
-    A class is then as likely as its mean is near, as in the paper, but in the units of base
-    classes.
-    """
-    return linear_proxies(means, statistics.centre, statistics.round_precision)
 
 
 def _whitened(support: Tensor, background: Background) -> Tensor:
     statistics = background.statistics
     if background.is_linear:
         mean = shrunk_mean(support, statistics.centre)
-        return linear_proxies(mean, statistics.centre, statistics.precision)
-    return whitened(support, statistics.centre, statistics.precision)
+        return background.anchor + statistics.novel_proxies(mean)
+    return whitened(support, statistics.centre, statistics.whiten)
 
 
 def _teen(support: Tensor, background: Background) -> Tensor:
@@ -96,7 +94,7 @@ def _teen(support: Tensor, background: Background) -> Tensor:
         means, centre = background.statistics.means, background.statistics.centre
         calibrated = teen(support - centre, F.normalize(means - centre, dim=1))  # (..., D)
         length = (support.mean(-2) - centre).norm(dim=-1, keepdim=True)  # (..., 1)
-        return _by_distance(centre + length * calibrated, background.statistics)
+        return background.statistics.round_proxies(centre + length * calibrated)
     size, trained = support.shape[-1], background.trained
     return pad_to(teen(support[..., :trained], background.proxies[:, :trained]), size)
 
@@ -147,31 +145,45 @@ BOUND: Mapping[str, MakeProxies] = {
 }
 
 
-def imprint_one(
-    checkpoint: Checkpoint, network: EmbeddingNetwork, pixels: Tensor, label: int, config: Config
-) -> tuple[Tensor, Tensor]:
-    """The proxies of a class and the embeddings `(k, D)` of its support images.
+def imprint_each(
+    checkpoint: Checkpoint,
+    network: EmbeddingNetwork,
+    pixels: Sequence[Tensor],
+    labels: Sequence[int],
+    config: Config,
+) -> list[tuple[Tensor, Tensor]]:
+    """The proxies of classes and the embeddings of their support images, embedded all at once.
 
     Args:
         checkpoint: the model that is taught.
         network: its embedding network.
-        pixels: `(k, 3, S, S)` uint8 support images.
-        label: number of the class, on which a random direction depends.
+        pixels: for each class `(k, 3, S, S)` uint8 support images.
+        labels: number of each class, on which a random direction depends.
         config: `seed` and `imprint`.
 
     Returns:
-        Proxies `(1 + F, R)`, of the model and with cross-fitting of each fold, and the embeddings.
+        For each class proxies `(1 + F, R)`, of the model and with cross-fitting of each fold, and
+        embeddings `(k, D)`.
     """
-    options = config.imprint
-    support = embed(network, pixels)
+    options, network = config.imprint, fused(network)
+    joined, counts = torch.cat(list(pixels)), [len(images) for images in pixels]
     views = augmented_views(options, checkpoint.meta.mirror)
-    supports = Supports(
-        support,
-        lambda: embed(network, pixels, views=views),
-        lambda size: draw_directions(config.seed, label, [0], size)[0],
-    )
-    made = (make_proxies(options.method, supports, b, config) for b in checkpoint.backgrounds)
-    return torch.stack(list(made)), support
+
+    @cache
+    def viewed() -> list[Tensor]:
+        return list(embed(network, joined, views=views).split(counts))
+
+    def make(place: int, label: int, support: Tensor) -> Tensor:
+        supports = Supports(
+            support,
+            lambda: viewed()[place],
+            lambda size: draw_directions(config.seed, label, [0], size)[0],
+        )
+        made = (make_proxies(options.method, supports, b, config) for b in checkpoint.backgrounds)
+        return torch.stack(list(made))
+
+    embedded = zip(labels, embed(network, joined).split(counts), strict=True)
+    return [(make(n, label, support), support) for n, (label, support) in enumerate(embedded)]
 
 
 def check_proxy(name: str, proxy: Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.metadata import SupportRecord
 from lowshot_cli.data.dataset import Images
 from lowshot_cli.data.photos import Photos
+from lowshot_cli.errors import DataError
 
 
 def distinct(photos: Photos) -> Photos:
@@ -22,6 +25,23 @@ def distinct(photos: Photos) -> Photos:
     return replace(
         photos, pixels=photos.pixels[kept], files=tuple(photos.files[place] for place in kept)
     )
+
+
+def refuse_shared(classes: Mapping[str, Photos]) -> None:
+    """Refuse photos of two classes that show, pixel for pixel, the same.
+
+    Raises:
+        DataError: there are some; the first two are named.
+    """
+    first: dict[str, tuple[str, Path]] = {}
+    for name, photos in classes.items():
+        for image, file in zip(photos.pixels, photos.files, strict=True):
+            other, before = first.setdefault(pixel_hash(image), (name, file))
+            if other != name:
+                raise DataError(
+                    f"two classes share a picture: {before} of {other!r} and {file} of {name!r}",
+                    "leave out one of the two",
+                )
 
 
 def support_record(images: Images, indices: Tensor, method: str) -> SupportRecord:

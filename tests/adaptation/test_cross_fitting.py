@@ -16,7 +16,7 @@ from lowshot_cli.adaptation.methods import BOUND, Supports, make_proxies
 from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
-from lowshot_cli.checkpoint.holdout import N_FOLDS, Holdout
+from lowshot_cli.checkpoint.holdout import N_FOLDS
 from lowshot_cli.config.methods import IMPRINT_METHODS
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.supports import draw_directions
@@ -69,10 +69,17 @@ def _with_other_images(model: Checkpoint, unchanged: str | None = None) -> Check
     found = replace(found, **units)
     base = found.base_proxies
     head = replace(model.head, proxies=torch.cat([base, model.head.novel_proxies]))
+    insides = [held.folds == number for number in range(N_FOLDS)]
+    apart = [found.without(embeddings[inside].float(), held.labels[inside]) for inside in insides]
     return replace(
         model,
         head=head,
-        holdout=Holdout(embeddings, held.labels, held.right, None, None, found, held.folds),
+        holdout=replace(
+            held,
+            embeddings=embeddings,
+            statistics=found,
+            fold_bases=torch.stack([each.base_proxies for each in apart]),
+        ),
     )
 
 
@@ -102,6 +109,16 @@ def test_no_image_shapes_a_proxy_that_it_is_compared_with(method: str, removed: 
     for one, two in ((own, other), (folds[0], other_folds[0])):
         assert not torch.allclose(one.proxies, two.proxies, atol=1e-2)
         assert not torch.allclose(_novel(method, one), _novel(method, two), atol=1e-3)
+
+
+def test_base_proxies_of_folds_that_a_file_lacks_are_found_anew(tmp_path: Path) -> None:
+    model = _model().checkpoint
+    older = replace(model, holdout=replace(model.holdout, fold_bases=None))
+    save(older, tmp_path / "older.safetensors")
+    again = load(tmp_path / "older.safetensors")
+    assert again.holdout.fold_bases is None
+    pairs = zip(model.backgrounds[1:], again.backgrounds[1:], strict=True)
+    assert all(torch.allclose(one.proxies, two.proxies, atol=1e-5) for one, two in pairs)
 
 
 def test_fine_tuned_proxies_of_a_fold_know_nothing_of_its_images() -> None:

@@ -15,7 +15,7 @@ from lowshot_cli.adaptation.imprint import imprint_photos
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.checkpoint.holdout import Holdout
-from lowshot_cli.config.schema import Config, ImprintConfig
+from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.photos import Photos
 from tests.conftest import RunCommand, save_images
@@ -106,8 +106,8 @@ def test_a_model_without_hold_out_records_the_method_it_was_really_taught_by(
     base: Checkpoint, photos: Photos
 ) -> None:
     empty = Holdout(base.holdout.embeddings[:0], base.holdout.labels[:0], base.holdout.right[:0])
-    config = Config(imprint=ImprintConfig(classes=("mug",)))
-    taught, _ = imprint_photos(replace(base, holdout=empty), base.network(), photos, config)
+    model = replace(base, holdout=empty)
+    taught, _ = imprint_photos(model, base.network(), {"mug": photos}, Config())
     options = taught.meta.history[-1]["options"]
     assert (options["method"], options["max_forgetting"]) == ("imprint", "none")
     assert taught.meta.supports[-1].method == "imprint"
@@ -117,15 +117,14 @@ def test_photos_that_are_the_same_picture_are_counted_as_duplicates(
     base: Checkpoint, photos: Photos
 ) -> None:
     twice = Photos(torch.cat([photos.pixels] * 2), photos.files * 2)
-    config = Config(imprint=ImprintConfig(classes=("mug",)))
-    _, draw = imprint_photos(base, base.network(), twice, config)
+    _, (draw,) = imprint_photos(base, base.network(), {"mug": twice}, Config())
     assert (draw.n_duplicates, draw.n_replaced) == (4, 0)
 
 
 def test_the_budget_of_the_bias_stands_in_the_metadata(base: Checkpoint, photos: Photos) -> None:
     def taught(model: Checkpoint, name: str, **options: object) -> Checkpoint:
-        config = Config.model_validate({"imprint": {"classes": [name], **options}})
-        return imprint_photos(model, base.network(), photos, config)[0]
+        config = Config.model_validate({"imprint": options})
+        return imprint_photos(model, base.network(), {name: photos}, config)[0]
 
     assert base.meta.max_forgetting is None
     assert taught(base, "mug").meta.max_forgetting == 2
@@ -144,10 +143,8 @@ def test_the_budget_of_the_bias_stands_in_the_metadata(base: Checkpoint, photos:
 def test_a_step_that_mentions_the_setting_does_not_change_the_budget(
     base: Checkpoint, photos: Photos
 ) -> None:
-    config = Config.model_validate({"imprint": {"classes": ["mug"], "max_forgetting": 7}})
-    other = Config.model_validate({"imprint": {"classes": ["cup"], "max_forgetting": 7}})
-    model, _ = imprint_photos(base, base.network(), photos, config)
-    both, _ = imprint_photos(
-        model.with_history("note", {"max_forgetting": 1}), base.network(), photos, other
-    )
+    config = Config.model_validate({"imprint": {"max_forgetting": 7}})
+    model, _ = imprint_photos(base, base.network(), {"mug": photos}, config)
+    noted = model.with_history("note", {"max_forgetting": 1})
+    both, _ = imprint_photos(noted, base.network(), {"cup": photos}, config)
     assert without_class(both, "cup").head.bias == pytest.approx(model.head.bias)
