@@ -1,4 +1,4 @@
-"""A checkpoint as files that run without lowshot: ONNX, a PyTorch program, labels, a model card."""
+"""A checkpoint as files for use without lowshot, with labels and a model card."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.export.formats import (
+    ALL_MODEL_FILES,
     CARD_FILE,
     LABELS_FILE,
     MODEL_FILES,
     ONNX_FILE,
+    OPSET,
+    STATE_FILE,
     TORCH_FILE,
     ensure_installed,
 )
-from lowshot_cli.export.model_card import model_card
-from lowshot_cli.models.embedder import fused
+from lowshot_cli.export.model_card import model_card, preprocessing
+from lowshot_cli.export.state_dict import state_dict
+from lowshot_cli.models.embedder import folded
 from lowshot_cli.progress import silenced
 from lowshot_cli.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-# The ONNX version that PyTorch's exporter writes without a conversion.
-OPSET = 18
 
 
 class Classifier(nn.Module):
@@ -38,34 +40,28 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
-    proxies: Tensor
-    offsets: Tensor
-    scale: Tensor
+    weights: Tensor
+    biases: Tensor
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         head, meta = checkpoint.head, checkpoint.meta
-        self.network = fused(checkpoint.network())
-        offsets = torch.zeros(len(head.proxies))
-        if head.is_linear:
-            offsets += head.proxies[:, head.size]
-        offsets[head.n_base :] += head.bias
+        self.network = folded(checkpoint.network())
+        weights, biases = head.layer()
         for name, tensor in (
             ("mean", torch.tensor(meta.mean).view(1, 3, 1, 1)),
             ("std", torch.tensor(meta.std).view(1, 3, 1, 1)),
-            ("proxies", head.proxies[:, : head.size].clone()),
-            ("offsets", offsets),
-            ("scale", torch.tensor(head.scale)),
+            ("weights", weights),
+            ("biases", biases),
         ):
             self.register_buffer(name, tensor)
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities `(B, C)` and unit embeddings `(B, D)` of images `(B, 3, S, S)` uint8."""
+        """Probabilities `(B, C)` and embeddings `(B, D)` of images `(B, 3, S, S)` uint8."""
         embeddings = self.network((images.float() - self.mean) / self.std)  # (B, D)
         # As `Head.probabilities`, but without its additions in place, which cannot be exported.
-        scores = embeddings @ self.proxies.T + self.offsets  # (B, C)
-        return (self.scale * scores).softmax(1), embeddings
+        return (embeddings @ self.weights.T + self.biases).softmax(1), embeddings
 
 
 def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
@@ -73,19 +69,23 @@ def export(checkpoint: Checkpoint, form: ExportFormat) -> dict[str, bytes]:
 
     Raises:
         LowshotError: ONNX is asked for and its packages are not installed.
+        UsageError: a state dict is asked for, which cannot hold the classifier.
     """
     ensure_installed(form, making=True, checking=False)
     models = MODEL_FILES[form]
     made: dict[str, bytes] = {}
-    with silenced():
-        program = _program(checkpoint)
-        if ONNX_FILE in models:
-            made[ONNX_FILE] = _onnx(program)
-        if TORCH_FILE in models:
-            made[TORCH_FILE] = _torch(program)
+    if STATE_FILE in models:
+        made[STATE_FILE] = save(state_dict(checkpoint), {"format": "pt"})
+    else:
+        with silenced():
+            program = _program(checkpoint)
+            if ONNX_FILE in models:
+                made[ONNX_FILE] = _onnx(program, preprocessing(checkpoint.meta))
+            if TORCH_FILE in models:
+                made[TORCH_FILE] = _torch(program)
     labels = json.dumps(checkpoint.meta.classes, ensure_ascii=False, indent=1)
     made[LABELS_FILE] = f"{labels}\n".encode()
-    made[CARD_FILE] = model_card(checkpoint, OPSET if ONNX_FILE in models else None).encode()
+    made[CARD_FILE] = model_card(checkpoint, form).encode()
     return made
 
 
@@ -95,7 +95,7 @@ def write(folder: Path, made: Mapping[str, bytes]) -> None:
     Raises:
         OSError: the folder cannot be written to.
     """
-    for name in MODEL_FILES["all"]:
+    for name in ALL_MODEL_FILES:
         if name not in made:
             (folder / name).unlink(missing_ok=True)
     for name, content in made.items():
@@ -118,7 +118,7 @@ def _program(checkpoint: Checkpoint) -> ExportedProgram:
     return program
 
 
-def _onnx(program: ExportedProgram) -> bytes:
+def _onnx(program: ExportedProgram, how: str) -> bytes:
     exported: Any = torch.onnx.export(
         program,
         dynamo=True,
@@ -134,6 +134,7 @@ def _onnx(program: ExportedProgram) -> bytes:
         del part.metadata_props[:]
     for part in (*graph.input, *graph.output):
         part.type.tensor_type.shape.dim[0].dim_param = "batch"
+    model.metadata_props.add(key="preprocessing", value=how)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

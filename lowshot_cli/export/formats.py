@@ -9,17 +9,17 @@ from typing import Any
 from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.errors import LowshotError
 
-ONNX_FILE, TORCH_FILE, LABELS_FILE, CARD_FILE = (
-    "model.onnx",
-    "model.pt2",
-    "labels.json",
-    "README.md",
-)
+ONNX_FILE, TORCH_FILE, STATE_FILE = "model.onnx", "model.pt2", "model.safetensors"
+LABELS_FILE, CARD_FILE = "labels.json", "README.md"
 MODEL_FILES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": (ONNX_FILE,),
     "torch": (TORCH_FILE,),
+    "state-dict": (STATE_FILE,),
     "all": (ONNX_FILE, TORCH_FILE),
 }
+ALL_MODEL_FILES = (ONNX_FILE, TORCH_FILE, STATE_FILE)
+# The ONNX version that PyTorch's exporter writes without a conversion.
+OPSET = 18
 
 
 def ensure_installed(form: ExportFormat, *, making: bool, checking: bool) -> None:

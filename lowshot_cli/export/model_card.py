@@ -8,45 +8,18 @@ from typing import Any
 import yaml
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-
-PREPROCESSING = "upright, RGB, shorter side to {side}, centre crop to {side} x {side}, uint8"
-_ONNX_EXAMPLE = """\
-session = onnxruntime.InferenceSession("model.onnx")
-probabilities, embeddings = session.run(None, {"images": images})
-"""
-_TORCH_EXAMPLE = """\
-model = torch.export.load("model.pt2").module()
-probabilities, embeddings = (found.numpy() for found in model(torch.from_numpy(images)))
-"""
-_EXAMPLE = """\
-import json
-from pathlib import Path
-
-import numpy as np
-import {library}
-from PIL import Image, ImageOps
-
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-square = ImageOps.fit(photo, ({side}, {side}), Image.Resampling.BILINEAR)
-images = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)[None])
-
-{run}
-labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))
-print(labels[probabilities[0].argmax()])
-"""
+from lowshot_cli.checkpoint.metadata import Meta
+from lowshot_cli.config.values import ExportFormat
+from lowshot_cli.data.framing import in_words
+from lowshot_cli.export.example import example, library_call
+from lowshot_cli.export.formats import MODEL_FILES, ONNX_FILE, OPSET
 
 
-def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
-    """Markdown about a model, without time, host or path.
-
-    Args:
-        checkpoint: the model.
-        opset: opset of its ONNX file; None if it has only a PyTorch program.
-    """
-    meta, side = checkpoint.meta, checkpoint.meta.image_size
+def model_card(checkpoint: Checkpoint, form: ExportFormat) -> str:
+    """Markdown about a model, without time, host or path."""
+    meta = checkpoint.meta
+    opset = OPSET if ONNX_FILE in MODEL_FILES[form] else None
     header = yaml.safe_dump(_header(checkpoint, opset), sort_keys=False, allow_unicode=True)
-    library, run = ("torch", _TORCH_EXAMPLE) if opset is None else ("onnxruntime", _ONNX_EXAMPLE)
-    example = _EXAMPLE.format(side=side, library=library, run=run)
     n_images = sum(total for _, total in meta.base_counts or ())
     accuracy = "not measured, as there were no test images"
     if meta.base_counts is None:
@@ -61,18 +34,20 @@ def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
         [number, str(step.get("command", "")).replace("_", "-"), step.get("seed", "")]
         for number, step in enumerate(meta.history, 1)
     ]
+    origin = (
+        "of a classifier that was adopted as it was"
+        if meta.adopted
+        else "trained with all their images"
+    )
     parts = [
         f"---\n{header}---",
         f"# {meta.backbone}, {len(meta.classes)} classes",
-        f"An image classifier. Base classes: {meta.n_base}, trained with all their images. Novel "
+        f"An image classifier. Base classes: {meta.n_base}, {origin}. Novel "
         f"classes: {len(checkpoint.novel_classes)}, added from a few images each by weight "
         "imprinting ([Qi, Brown, Lowe, CVPR 2018](https://arxiv.org/abs/1712.07136)).",
         "## Input and output",
-        f"`images`, uint8, `(B, 3, {side}, {side})`: {PREPROCESSING.format(side=side)}. Pixels are "
-        "normalised inside the model.",
-        f"`probabilities`, fp32, `(B, {len(meta.classes)})`, in the order of `labels.json`; "
-        f"`embeddings`, fp32, `(B, {checkpoint.head.size})`, of length 1.",
-        f"```python\n{example}```",
+        *_interface(checkpoint, form),
+        f"```python\n{example(checkpoint, form)}```",
         "## Accuracy",
         f"The base model, before any class was added: {accuracy}.",
         "## Classes",
@@ -82,6 +57,32 @@ def model_card(checkpoint: Checkpoint, opset: int | None) -> str:
         "The options of each step are in the header of this file.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _interface(checkpoint: Checkpoint, form: ExportFormat) -> list[str]:
+    """What goes in and what comes out, in words."""
+    meta, side = checkpoint.meta, checkpoint.meta.image_size
+    if form == "state-dict":
+        resized = meta.input_size or side
+        then = f" and resized to {resized} x {resized} pixels" if meta.input_size else ""
+        return [
+            f"`model.safetensors` is the state dict of `{library_call(meta)}`. Its input is fp32, "
+            f"`(B, 3, {resized}, {resized})`: {preprocessing(meta)}, then normalised{then}, as "
+            "below.",
+            f"It returns logits `(B, {len(meta.classes)})`, in the order of `labels.json`.",
+        ]
+    length = "" if meta.adopted else ", of length 1"
+    return [
+        f"`images`, uint8, `(B, 3, {side}, {side})`, no other size: {preprocessing(meta)}. Pixels "
+        "are normalised inside the model.",
+        f"`probabilities`, fp32, `(B, {len(meta.classes)})`, in the order of `labels.json`; "
+        f"`embeddings`, fp32, `(B, {checkpoint.head.size})`{length}.",
+    ]
+
+
+def preprocessing(meta: Meta) -> str:
+    """How a photo becomes the input of an exported model, in words."""
+    return f"upright, RGB, {in_words(meta.image_size, meta.framing)}, uint8"
 
 
 def _header(checkpoint: Checkpoint, opset: int | None) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _header(checkpoint: Checkpoint, opset: int | None) -> dict[str, Any]:
         header["opset"] = opset
     return header | {
         "classes": _classes(checkpoint),
-        "preprocessing": PREPROCESSING.format(side=meta.image_size),
+        "preprocessing": preprocessing(meta),
         "history": list(meta.history),
         "lowshot_version": meta.version,
     }

@@ -22,6 +22,7 @@ from lowshot_cli.api import Model
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.cli.main import app
+from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.photos import load_photos
 from lowshot_cli.errors import LowshotError
@@ -151,14 +152,14 @@ def test_the_example_in_the_card_runs(
     glyphs: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    form: str,
+    form: ExportFormat,
 ) -> None:
     image = glyphs.test.pixels[0].permute(1, 2, 0).numpy()
     Image.fromarray(image).resize((90, 60)).save(exported / "photo.jpg")
     pixels = load_photos([exported / "photo.jpg"], 32).pixels
     expected = int(taught.head.predict(embed(taught.network(), pixels)))
     monkeypatch.chdir(exported)
-    card = model_card(taught, 18 if form == "onnx" else None)
+    card = model_card(taught, form)
     exec(card.split("```python\n")[1].split("```")[0], {})
     assert capsys.readouterr().out == f"{taught.meta.classes[expected]}\n"
 
