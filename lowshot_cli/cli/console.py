@@ -146,12 +146,18 @@ class Output:
 
     def listing(self, start: str, items: Sequence[str]) -> None:
         """Print items separated by commas, breaking lines between items only."""
-        lines = [start]
-        for number, item in enumerate(items, 1):
-            part = f" {item}" + "," * (number < len(items))
-            if len(lines[-1]) + len(part) > self.results.width:
+        self._fold([start, *(f"{item}," for item in items[:-1]), *items[-1:]])
+
+    def sentence(self, text: str) -> None:
+        """Print a sentence of results, breaking lines between words."""
+        self._fold(text.split(" "))
+
+    def _fold(self, parts: Sequence[str]) -> None:
+        lines = [parts[0]]
+        for part in parts[1:]:
+            if len(lines[-1]) + 1 + len(part) > self.results.width:
                 lines.append(" ")
-            lines[-1] += part
+            lines[-1] += f" {part}"
         for line in lines:
             self.line(line)
 

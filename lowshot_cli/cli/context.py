@@ -8,7 +8,6 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
@@ -28,15 +27,16 @@ from lowshot_cli.checkpoint.workdir import (
 )
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.model_choice import choose_model, tell_stale
+from lowshot_cli.cli.photos import report_blank, report_skipped
 from lowshot_cli.cli.torchrun import readable_errors
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data import cifar100
 from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.data.image_files import LISTING, Unused, summaries
+from lowshot_cli.data.framing import Framing
+from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.data.loading import load_dataset
-from lowshot_cli.data.photos import Photos, find_photos, load_photos
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import CheckpointError, UsageError, first_few
+from lowshot_cli.errors import CheckpointError, UsageError
 from lowshot_cli.evaluation.prediction_sets import images_needed, set_quantile
 from lowshot_cli.models.embedder import Embedder
 from lowshot_cli.progress import OnProgress
@@ -78,48 +78,27 @@ def with_dataset_of(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def load(
-    config: Config, output: Output, image_size: int | None = None, *, rules: int = LISTING
+    config: Config,
+    output: Output,
+    image_size: int | None = None,
+    *,
+    framing: Framing | None = None,
+    rules: int = LISTING,
 ) -> Dataset:
     """Load the dataset that the config names, and report files that were left out."""
     with output.progress() as on_progress:
-        dataset = load_dataset(config, image_size, on_progress, rules=rules)
+        dataset = load_dataset(config, image_size, on_progress, framing=framing, rules=rules)
     report_skipped(output, dataset.skipped, dataset.unused)
     report_blank(output, dataset.blank)
     return dataset
-
-
-def report_skipped(
-    output: Output, unreadable: Sequence[str], unused: Sequence[Unused] = ()
-) -> None:
-    """Report files that were left out, and why.
-
-    Args:
-        output: prints notes.
-        unreadable: a line about each image that cannot be read.
-        unused: other files that look like input; the first few of each kind are named.
-    """
-    if unreadable:
-        output.note(f"left out {len(unreadable):,} unreadable images:")
-    for line in unreadable:
-        output.note(f"  {line}")
-    for line in summaries(unused):
-        output.note(f"left out {line}")
-
-
-def report_blank(output: Output, files: Sequence[str]) -> None:
-    """Report the images of which nothing is left; the first ten are named."""
-    if not files:
-        return
-    count = "1 image is" if len(files) == 1 else f"{len(files)} images are"
-    output.note(f"{count} blank, every pixel white or transparent: {first_few(files, 10)}")
 
 
 def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> Dataset:
     """Load the dataset that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: the config names another dataset, or another image size, or the data are
-            not those that it was trained on.
+        CheckpointError: the config names another dataset, image size or fit, or the data are not
+            those that it was trained on.
     """
     if config.dataset:
         check_dataset_name(checkpoint.meta, config.dataset)
@@ -129,9 +108,15 @@ def load_dataset_of(checkpoint: Checkpoint, config: Config, output: Output) -> D
             f"the checkpoint was trained on images of {side} pixels, not {config.image_size}",
             "leave out `image_size`",
         )
+    framing = checkpoint.meta.framing
+    if config.fit not in (None, framing.fit):
+        raise CheckpointError(
+            f"the checkpoint was trained with `fit={framing.fit}`, not {config.fit}",
+            "leave out `fit`: only photos that you name may be framed otherwise",
+        )
     _ensure_folder_named(checkpoint, config)
-    rules = checkpoint.meta.listing
-    dataset = load(with_dataset_of(config, checkpoint), output, side, rules=rules)
+    own, rules = with_dataset_of(config, checkpoint), checkpoint.meta.listing
+    dataset = load(own, output, side, framing=framing, rules=rules)
     try:
         check_dataset(checkpoint, dataset)
     except CheckpointError as error:
@@ -182,16 +167,6 @@ def set_quantile_of(
             f"images, and the model has {count:,}"
         )
     return quantile
-
-
-def photos_at(config: Config, output: Output, sources: Sequence[Path], image_size: int) -> Photos:
-    """Load the photos that files, folders and globs name, and report files left out."""
-    files, unused = find_photos(sources, strict=config.strict)
-    report_skipped(output, (), unused)
-    photos = load_photos(files, image_size, skip_bad=config.skip_bad)
-    report_skipped(output, photos.skipped)
-    report_blank(output, photos.blank)
-    return replace(photos, unused=tuple(unused))
 
 
 def model_in_use(config: Config, output: Output, source: Path | None) -> tuple[Path, Checkpoint]:

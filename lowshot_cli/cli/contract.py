@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lowshot_cli.adaptation.imprint import SupportDraw
+    from lowshot_cli.adaptation.review import Confusion, Review, Weakened
     from lowshot_cli.checkpoint.checkpoint import Checkpoint
     from lowshot_cli.checkpoint.metadata import Meta
     from lowshot_cli.estimate import Stage
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from lowshot_cli.training.result import TrainResult
 
 Record = dict[str, Any]
+
+
+def _known(**values: float | None) -> Record:
+    """The keys that a record has only if they are known."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _named(one: Confusion | Weakened) -> Record:
+    """The fields of a result about a class."""
+    return {"class" if name == "name" else name: value for name, value in asdict(one).items()}
 
 
 def with_skipped(record: Record, count: int) -> Record:
@@ -81,7 +92,7 @@ def photo_imprint_record(
     path: Path,
     method: str,
     taught: Checkpoint,
-    drawn: SupportDraw,
+    drawn: Sequence[SupportDraw],
     *,
     expected_forgetting: float | None,
 ) -> Record:
@@ -91,8 +102,28 @@ def photo_imprint_record(
         "method": method,
         "bias": taught.head.bias,
         "expected_forgetting": expected_forgetting,
-        "classes": [{"class": drawn.name, "support": list(drawn.described)}],
+        **_known(n_background=taught.n_background),
+        "classes": [{"class": one.name, "support": list(one.described)} for one in drawn],
     }
+
+
+def with_reviews(
+    record: Record, reviews: Sequence[Review], weakened: Sequence[Weakened] = ()
+) -> Record:
+    """The record of `imprint` with what may mislead each of its classes, and what others lost."""
+    classes = [
+        {
+            **one,
+            "confused": [_named(one) for one in review.confused],
+            "outliers": [
+                {"image": one["support"][outlier.position], "resembles": outlier.resembles}
+                for outlier in review.outliers
+            ],
+            **_known(supports_won=review.supports_won),
+        }
+        for one, review in zip(record["classes"], reviews, strict=True)
+    ]
+    return {**record, "classes": classes, "weakened": [_named(one) for one in weakened]}
 
 
 def finetune_record(

@@ -13,6 +13,7 @@ from typing import Any
 from lowshot_cli.cli import options as o
 from lowshot_cli.cli.app import Call, Commands, app, command, open_standard_streams
 from lowshot_cli.cli.flags import (
+    ALL_SETTINGS,
     DATASET_SETTINGS,
     PHOTO_SETTINGS,
     CheckpointFile,
@@ -29,7 +30,7 @@ classes = Commands(no_args_is_help=True, help="List, remove and rename the class
 data = Commands(no_args_is_help=True, help="Inspect datasets and the cache.")
 
 
-@command(app, "train-base", section="train_base")
+@command(app, "train-base", section="train_base", settings=(*ALL_SETTINGS, "fit", "background"))
 def train_base(
     call: Call,
     resume: o.ResumeTraining = False,
@@ -50,7 +51,7 @@ def train_base(
     make(call.config, call.output, out, resume=resume, overwrite=overwrite)
 
 
-@command(app, "imprint", section="imprint")
+@command(app, "imprint", section="imprint", settings=(*ALL_SETTINGS, "fit", "background"))
 def imprint(
     call: Call,
     images: o.ClassImages = None,
@@ -62,11 +63,13 @@ def imprint(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Add a class from a few images of the dataset, or from your own photos.
+    """Add classes from a few images of the dataset, or from your own photos.
 
     Example: lowshot imprint --class apple --shots 5
 
     Example: lowshot imprint --class "my mug" --images photos/
+
+    Example: lowshot imprint --images support/
     """
     from lowshot_cli.cli.commands import imprint as work
 
@@ -182,7 +185,7 @@ def sweep(
         work.sweep(config, output, checkpoint, resume, workers, save_models=save_models)
 
 
-@command(app, "predict", settings=PHOTO_SETTINGS)
+@command(app, "predict", settings=(*PHOTO_SETTINGS, "fit"))
 def predict(
     call: Call,
     sources: o.Sources = None,
@@ -218,9 +221,13 @@ def export(
 ) -> None:
     """Write the model as ONNX and as a PyTorch program, with labels and a model card.
 
+    A classifier adopted with `train-base --dataset none` goes back to its library as a state dict.
+
     Example: lowshot export
 
     Example: lowshot export --format onnx --check
+
+    Example: lowshot export --format state-dict
     """
     from lowshot_cli.cli.commands import export as work
 

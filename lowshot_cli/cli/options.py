@@ -21,7 +21,9 @@ ClassImages = Annotated[
     list[Path] | None,
     option(
         "--images",
-        "Photos of the class: a file, folder or glob, such as photos/; repeat it for several.",
+        "Photos of the class: a file, folder or glob, such as photos/; repeat it for several. "
+        "Without --class: a folder that holds a folder for each class, or a CSV file of "
+        "`file,class`.",
         panel=NEW_CLASSES,
         metavar="FOLDER|FILE",
         default="drawn from the dataset",
@@ -225,9 +227,9 @@ ExportFormatName = Annotated[
     ExportFormat,
     option(
         "--format",
-        "ONNX, a PyTorch program, or both.",
+        "ONNX, a PyTorch program, a state dict for torchvision or timm, or the first two.",
         panel=EXPORT,
-        metavar="onnx|torch|all",
+        metavar="onnx|torch|state-dict|all",
         default="all",
     ),
 ]

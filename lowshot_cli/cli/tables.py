@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from lowshot_cli.adaptation.imprint import SupportDraw
+from lowshot_cli.adaptation.review import Review, Weakened
 from lowshot_cli.cli.console import Output, prints_unicode
 from lowshot_cli.cli.contract import DryRun
 from lowshot_cli.errors import first_few
@@ -73,13 +76,98 @@ def show_change(
     output.line(f"expected cost, estimated on the hold-out: {cost}")
 
 
-def show_estimate(output: Output, before: float, after: float, title: str) -> None:
-    """Base accuracy on the stored hold-out before and after, if there are no test images."""
+def show_supports(output: Output, drawn: Sequence[SupportDraw]) -> None:
+    """What each class was learnt from: a list for one class, a table for several."""
+    if len(drawn) == 1:
+        output.listing(f"{drawn[0].name}: learnt from", drawn[0].described)
+        return
+    rows = []
+    for one in drawn:
+        folders = dict.fromkeys(str(Path(file).parent) for file in one.described)
+        rows.append([one.name, len(one.described), first_few(list(folders), _MOST_FOLDERS)])
+    output.table(["class", "images", "learnt from"], rows)
+
+
+def show_estimate(
+    output: Output, before: float, after: float, title: str, n_background: int | None
+) -> None:
+    """What classes cost the others, where there are no test images.
+
+    That is base accuracy on the stored hold-out, or how many of the background photos of an adopted
+    classifier keep their decision.
+    """
+    if n_background:
+        changed = f"{100 - after:.1f}"
+        output.table(
+            ["estimated on", "photos", "decisions changed %"],
+            [["the background", f"{n_background:,}", changed]],
+            title=title,
+        )
+        return
     output.table(
         ["estimated on the hold-out", "before %", "after %", "change"],
         [["base classes", percent(before), percent(after), f"{after - before:+.1f}"]],
         title=title,
     )
+
+
+def show_reviews(
+    output: Output,
+    reviews: Sequence[Review],
+    drawn: Sequence[SupportDraw],
+    advice: str,
+    held: str = "hold-out images",
+) -> None:
+    """What may mislead classes: nothing if nothing does.
+
+    Args:
+        output: where to.
+        reviews: of each class.
+        drawn: the supports of each class.
+        advice: what to do about supports that do not belong.
+        held: what the base images are that set the bias.
+    """
+    for review, draw in zip(reviews, drawn, strict=True):
+        for one in review.confused:
+            counts = []
+            if one.lost:
+                counts.append(f"loses {one.lost} of its {one.n_holdout} {held}")
+            if one.won:
+                counts.append(f"gets {one.won} of the {review.n_support} supports")
+            output.sentence(
+                f"{review.name} is confused with {one.name}, which {' and '.join(counts)}"
+            )
+        if review.outliers:
+            named = [
+                f"{draw.described[one.position]} (like {one.resembles})" for one in review.outliers
+            ]
+            output.listing(f"{review.name}: unlike the other supports:", named)
+        won, shots = review.supports_won, review.n_support
+        # A support that does not belong may be why, so it comes first.
+        if won is not None and 2 * won < shots and not review.outliers:
+            output.sentence(
+                f"{review.name} gets {won} of its {shots} supports if it is learnt from the "
+                "others, so few other photos of it will be known"
+            )
+            output.sentence(
+                f"the background may show {review.name}: take such photos out of it, "
+                "or allow more --max-forgetting"
+            )
+    if any(review.outliers for review in reviews):
+        output.line(f"look at them; {advice}")
+
+
+def show_weakened(output: Output, weakened: Sequence[Weakened], bias: float) -> None:
+    """Classes taught earlier that are known less well, if there are any."""
+    for one in weakened:
+        output.sentence(
+            f"{one.name} is known less well now: of its {one.n_support} supports, each judged by "
+            f"the others, it gets {one.after}, before {one.before}"
+        )
+    if weakened:
+        output.sentence(
+            f"all new classes share one bias, now {bias:+.3f}; a larger --max-forgetting raises it"
+        )
 
 
 def show_evaluations(
@@ -112,7 +200,7 @@ def show_predictions(output: Output, found: Sequence[Prediction]) -> None:
         output.line("  ".join(cells).rstrip())
 
 
-_BAR, _HARDEST, _MOST_IN_SET = 10, 5, 10
+_BAR, _HARDEST, _MOST_IN_SET, _MOST_FOLDERS = 10, 5, 10, 2
 
 
 def _set(one: Prediction) -> str:

@@ -29,6 +29,7 @@ from lowshot_cli.config.values import (
     DatasetName,
     Device,
     FilePath,
+    Fit,
     FreezeBase,
     ImprintMethod,
     Loss,
@@ -193,6 +194,20 @@ class Config(Section):
     image_size: Side | None = setting(
         None, "Side of the images in pixels.", COMMON, unset="the dataset's"
     )
+    fit: Fit | None = setting(
+        None,
+        "Crop photos to their centre, or pad them so that all of each is seen.",
+        COMMON,
+        unset="crop, or the model's",
+    )
+    background: FilePath | None = setting(
+        None,
+        "Folder of ordinary photos, such as photos/, of anything but the new classes; calibrates a "
+        "classifier that was adopted without images.",
+        COMMON,
+        metavar="FOLDER",
+        unset="none, or the model's",
+    )
     skip_bad: bool = setting(False, "Leave out image files that cannot be read.", COMMON)
     strict: bool = setting(
         False, "Refuse files that look like input and would not be used.", COMMON
@@ -218,13 +233,19 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _backbone_of_photos(cls, values: Any) -> Any:
-        """Name the default backbone of a folder, so that a dump shows it."""
-        if not isinstance(values, dict) or values.get("dataset") != "folder":
+        """Fill in what depends on the dataset, so that a dump shows it.
+
+        That is the backbone of a folder, and of a classifier without images, which has no epochs.
+        """
+        if not isinstance(values, dict) or values.get("dataset") not in ("folder", "none"):
             return values
         options = values.get("train_base", {})
-        if not isinstance(options, dict) or "backbone" in options:
+        if not isinstance(options, dict):
             return values
-        return {**values, "train_base": {**options, "backbone": PHOTO_BACKBONE}}
+        usual: dict[str, Any] = {"backbone": PHOTO_BACKBONE}
+        if values["dataset"] == "none":
+            usual["epochs"] = 0
+        return {**values, "train_base": {**usual, **options}}
 
     @field_validator("strict")
     @classmethod
@@ -240,9 +261,12 @@ class Config(Section):
 
     def portable(self) -> dict[str, Any]:
         """The config as JSON values, without what differs by machine or decides about errors."""
-        values = self.model_dump(mode="json", exclude={"data_dir", "workdir", "device", "strict"})
-        if weights := values["train_base"]["weights"]:
-            values["train_base"]["weights"] = Path(weights).name
+        left_out = {"data_dir", "background", "workdir", "device", "strict"}
+        values = self.model_dump(mode="json", exclude=left_out)
+        options = values["train_base"]
+        for name in ("weights", "class_names"):
+            if options[name]:
+                options[name] = Path(options[name]).name
         return values
 
     def to_yaml(self, *, ascii_only: bool = False) -> str:

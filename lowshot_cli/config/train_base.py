@@ -19,12 +19,16 @@ from lowshot_cli.config.values import (
     BackboneName,
     BaseClasses,
     Count,
+    Deviations,
+    Interpolation,
+    Means,
     Precision,
     Rate,
     Side,
     Split,
     StorableText,
 )
+from lowshot_cli.errors import UsageError
 
 # Defaults of the backbones that come with weights, where they differ from those of others.
 _PRETRAINED_DEFAULTS = {
@@ -53,6 +57,14 @@ class TrainBaseConfig(Section):
         metavar="N|NAMES",
         unset="40; all classes of a folder",
     )
+    class_names: StorableText | None = setting(
+        None,
+        "Names of the outputs of a classifier adopted with `--dataset none`: imagenet, or a file "
+        "of one a line or JSON, such as names.txt.",
+        BASE_CLASSES,
+        metavar="imagenet|FILE",
+        unset="those of --classes, or of published weights",
+    )
     split: Split = setting(
         "seeded", "Order of classes from which `--classes N` takes the first.", BASE_CLASSES
     )
@@ -70,7 +82,7 @@ class TrainBaseConfig(Section):
         "timm:NAME, such as torchvision:resnet50.",
         BACKBONE,
         metavar="NAME",
-        unset=f"{DEFAULT_BACKBONE}; {PHOTO_BACKBONE} for a folder",
+        unset=f"{DEFAULT_BACKBONE}; {PHOTO_BACKBONE} for a folder, or with --dataset none",
     )
     width: Count = setting(32, "Channels of the first stage of resnet9.", BACKBONE)
     embedding_size: Count | None = setting(
@@ -101,11 +113,39 @@ class TrainBaseConfig(Section):
         unset="not resized; with weights, what they expect; for an efficientnet, 160 if images "
         "are smaller than 64, or 128 to train it",
     )
+    resize: Annotated[int, Field(ge=8, le=4096)] | None = setting(
+        None,
+        "Shorter side in pixels of a photo before it is cropped, with `--dataset none`.",
+        BACKBONE,
+        unset="the library's",
+    )
+    interpolation: Interpolation | None = setting(
+        None,
+        "Filter that resizes photos, with `--dataset none`: nearest, bilinear, bicubic, lanczos, "
+        "box or hamming.",
+        BACKBONE,
+        metavar="FILTER",
+        unset="the library's",
+    )
+    mean: Means | None = setting(
+        None,
+        "Mean of red, green and blue, with `--dataset none`, such as 0.485,0.456,0.406.",
+        BACKBONE,
+        metavar="R,G,B",
+        unset="the library's",
+    )
+    std: Deviations | None = setting(
+        None,
+        "Standard deviation of red, green and blue, with `--dataset none`.",
+        BACKBONE,
+        metavar="R,G,B",
+        unset="the library's",
+    )
     epochs: Annotated[int, Field(ge=0)] = setting(
         54,
         "Epochs (passes over the training images); 0 leaves the network as it is.",
         TRAINING,
-        unset="54; 0 for an efficientnet",
+        unset="54; 0 for an efficientnet, or with --dataset none",
     )
     batch_size: Annotated[int, Field(ge=2)] = setting(
         128, "Images in a step.", TRAINING, unset="128; 64 for an efficientnet"
@@ -188,6 +228,19 @@ class TrainBaseConfig(Section):
         if value and info.data.get("backbone", PHOTO_BACKBONE) not in PRETRAINED:
             raise ValueError("should be 0 for a backbone that is no efficientnet")
         return value
+
+    def refuse_adoption(self) -> None:
+        """Refuse settings that only a classifier which is adopted without images has.
+
+        Raises:
+            UsageError: one of them is given.
+        """
+        for name in ("class_names", "resize", "interpolation", "mean", "std"):
+            if getattr(self, name) is not None:
+                raise UsageError(
+                    f"`{name}` is for a classifier that is adopted without images",
+                    "leave it out, or give `dataset=none`",
+                )
 
     @property
     def start(self) -> str | None:

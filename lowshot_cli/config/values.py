@@ -22,7 +22,10 @@ Split = Literal["seeded", "alphabetical"]
 Scope = Literal["head", "full"]
 Loss = Literal["adaptive", "plain"]
 FreezeBase = Literal["always", "alternate", "never"]
-ExportFormat = Literal["onnx", "torch", "all"]
+# How any picture becomes a square, and Pillow's filters, as torchvision and timm name them.
+Fit = Literal["crop", "pad"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+ExportFormat = Literal["onnx", "torch", "state-dict", "all"]
 Executor = Literal["local", "ray"]
 ImprintMethod = Annotated[str, AfterValidator(imprint_method)]
 SweepMethod = Annotated[str, AfterValidator(sweep_method)]
@@ -41,6 +44,8 @@ LIBRARIES = ("torchvision", "timm")
 EMBEDDING_SIZE = 64
 # Stands for a library's published weights, in place of a file.
 DEFAULT_WEIGHTS = "DEFAULT"
+# Stands for the names of ImageNet's 1,000 classes, in place of a file.
+IMAGENET = "imagenet"
 # Percent of hold-out images that may be taken for unknown ones, by default.
 FALSE_ALARM = 5.0
 # Checkpoints of a work folder, each made from the previous one.
@@ -104,6 +109,25 @@ def _none_or_points(value: object) -> object:
     if isinstance(value, bool) or not 0 <= points <= 100:
         raise ValueError("should be points from 0 to 100, or none")
     return points
+
+
+def _channels(value: object) -> object:
+    """`0.485,0.456,0.406` of red, green and blue; one number stands for all three."""
+    parts = _split_commas(value)
+    parts = parts if isinstance(parts, list | tuple) else (parts,)
+    try:
+        numbers = [float(part) for part in parts]
+    except (ValueError, TypeError, OverflowError):
+        numbers = []
+    if len(numbers) not in (1, 3) or not all(0 <= number <= 1 for number in numbers):
+        raise ValueError("should be three numbers from 0 to 1, of red, green and blue")
+    return tuple(numbers * 3 if len(numbers) == 1 else numbers)
+
+
+def _positive(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not min(values):
+        raise ValueError("should be above 0")
+    return values
 
 
 def storable(value: str) -> str:
@@ -204,5 +228,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BaseClasses = Annotated[Count | Names | None, BeforeValidator(_names_or_number)]
 NovelClasses = Annotated[Literal["all"] | Count | Names, BeforeValidator(_all_or_names)]
 BackboneName = Annotated[str, AfterValidator(_backbone)]
+Means = Annotated[tuple[float, float, float], BeforeValidator(_channels)]
+Deviations = Annotated[Means, AfterValidator(_positive)]
 Side = Annotated[int, Field(ge=8, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

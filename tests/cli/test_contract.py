@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from lowshot_cli.adaptation.review import Confusion, Outlier, Review, Weakened
+from lowshot_cli.cli.contract import with_reviews
 from lowshot_cli.cli.main import app
 from lowshot_cli.data.dataset import Dataset
 from tests.conftest import save_images
@@ -167,6 +169,24 @@ def test_train_base(trained: dict[str, Any]) -> None:
     check(trained, shape)
 
 
+# That these lists may be empty, and what is in them, is tested on a review of its own.
+_REVIEW = {"confused": list, "outliers": list}
+
+
+def test_a_review_of_an_imprinted_class() -> None:
+    confused, outlier = Confusion("dress", 7, 100, 0), Outlier(1, "shirt")
+    record = {"classes": [{"class": "hat", "support": ["a.jpg", "b.jpg", "c.jpg"]}]}
+    (found,) = with_reviews(record, [Review("hat", 3, (confused,), (outlier,))])["classes"]
+    assert found.pop("outliers") == [{"image": "b.jpg", "resembles": "shirt"}]
+    shape = {"class": str, "lost": int, "n_holdout": int, "won": int}
+    check(found.pop("confused"), [shape])
+    assert [found] == record["classes"]
+    weakened = with_reviews({"classes": []}, [], [Weakened("cap", 5, 2, 6)])["weakened"]
+    assert weakened == [{"class": "cap", "before": 5, "after": 2, "n_support": 6}]
+    (found,) = with_reviews(record, [Review("hat", 3, (), (), 1)])["classes"]
+    assert found["supports_won"] == 1
+
+
 def test_imprint(imprinted: dict[str, Any]) -> None:
     shape = {
         "checkpoint": str,
@@ -176,7 +196,8 @@ def test_imprint(imprinted: dict[str, Any]) -> None:
         "base_accuracy_before": float,
         "base_accuracy": float,
         "novel_accuracy": float,
-        "classes": [{"class": str, "support": [int], "accuracy": float}],
+        "classes": [{"class": str, "support": [int], "accuracy": float, **_REVIEW}],
+        "weakened": list,
         **SKIPPED,
     }
     check(imprinted, shape)
@@ -188,10 +209,12 @@ def test_imprint_of_photos(trained: dict[str, Any], run: Run) -> None:
         "method": str,
         "bias": float,
         "expected_forgetting": float,
-        "classes": [{"class": str, "support": [str]}],
+        "classes": [{"class": str, "support": [str], **_REVIEW}],
+        "weakened": list,
         **SKIPPED,
     }
     check(run("imprint", "--class", "mug", "--images", "mug", "--out", "photos.safetensors"), shape)
+    check(run("imprint", "--images", "images/train", "--out", "folders.safetensors"), shape)
 
 
 def test_imprint_of_a_trial(swept: dict[str, Any], run: Run) -> None:

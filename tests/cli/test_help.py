@@ -39,6 +39,7 @@ COMMON = {
     "--json",
     "--quiet",
 }
+ABOUT_PHOTOS = {"--image-size", "--fit", "--background", "--skip-bad", "--strict", "--dry-run"}
 # Numbers of these options count nothing.
 UNITLESS = {"--seed", "--class-order-seed", "--lr", "--backbone-lr", "--novel-weight", "--at-least"}
 UNITS = (
@@ -215,7 +216,7 @@ def test_options_stand_in_panels_common_ones_last(lowshot: RunCommand, command: 
     common = text.partition("\nCommon options:\n")[2]
     options = {name for parameter in ALL_COMMANDS[command].params for name in parameter.opts}
     assert set(re.findall(r"^  (--[\w-]+)", common, re.MULTILINE)) == {
-        *(options & {*COMMON, "--image-size", "--skip-bad", "--strict", "--dry-run"}),
+        *(options & COMMON | options & ABOUT_PHOTOS),
         "--help",
     }
 

@@ -73,6 +73,10 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
         ["resnet9", "resnet18", "efficientnet-lite0", "timm:x", "torchvision:resnet50"]
     ),
     "weights": st.one_of(TEXT, PATH, st.just("DEFAULT")),
+    "class_names": st.one_of(TEXT, PATH, st.just("imagenet")),
+    "mean": st.sampled_from(["0.5", "0.485,0.456,0.406", "0, 0, 1"]),
+    "std": st.sampled_from(["0.5", "0.229,0.224,0.225"]),
+    "resize": st.integers(8, 4096).map(str),
     "method": st.sampled_from([*IMPRINT_METHODS, "calibrated"]),
     "methods": st.lists(st.sampled_from([*SWEEP_METHODS, "calibrated"]), min_size=1).map(",".join),
     "shots": st.lists(st.integers(1, 99).map(str), min_size=1, max_size=3).map(",".join),

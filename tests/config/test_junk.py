@@ -59,7 +59,7 @@ def test_junk_in_yaml_is_answered_with_what_is_allowed(tmp_path: Path, name: str
 
 FLAGS = {
     (
-        name.rpartition(".")[0].replace("_", "-") or "sweep",
+        name.rpartition(".")[0].replace("_", "-") or "train-base",
         flag_name(name.rpartition(".")[2], field),
     )
     for name, field in SETTINGS.items()
@@ -84,7 +84,14 @@ def test_junk_in_a_flag_is_answered_with_what_is_allowed(
 
 
 # A file, a folder and a class of that name may exist.
-TAKEN = {("--weights", "-1"), ("--data-dir", "-1"), ("--workdir", "-1"), ("--class", "-1")}
+TAKEN = {
+    ("--weights", "-1"),
+    ("--class-names", "-1"),
+    ("--background", "-1"),
+    ("--data-dir", "-1"),
+    ("--workdir", "-1"),
+    ("--class", "-1"),
+}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def masked(text: str) -> str:
 
 
 def compared(text: str) -> list[str]:
-    """What of a masked text is the same on every machine: not widths, bars and mistaken classes.
+    """What of a masked text is the same on every machine: not widths, bars and confused classes.
 
     Of lines that are then the same one after the other, one stays.
     """
@@ -92,6 +92,8 @@ def compared(text: str) -> list[str]:
     named = rf"(?<=  )({classes})(?=  | #)|^ ({classes})(?=  )|(?<=, )({classes})(?= #)"
     lines = []
     for printed in text.splitlines():
+        if " is confused with " in printed:
+            continue
         line = re.sub(r"[█·]+", "BAR", re.sub(r"─+", "─", printed))
         line = re.sub(r"[+-]?#[#,.]*(e[+-]##)?", "#", line)
         if line.startswith(" ") or "BAR" in line:

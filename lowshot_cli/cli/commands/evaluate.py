@@ -13,12 +13,12 @@ from lowshot_cli.cli.context import (
     load_dataset_of,
     make_embedder,
     model_in_use,
-    photos_at,
     reject_with,
     set_quantile_of,
 )
 from lowshot_cli.cli.contract import evaluation_record, photo_evaluation_record
 from lowshot_cli.cli.model_choice import choose_models
+from lowshot_cli.cli.photos import photos_at
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import normal_name, user_path
 from lowshot_cli.environment import pick_device
@@ -140,7 +140,7 @@ def evaluate_photos(
         embedded, repeated = {}, 0
         for name, places in sources.items():
             checkpoint.position(name)
-            photos = photos_at(config, output, places, checkpoint.meta.image_size)
+            photos = photos_at(config, output, places, checkpoint.meta)
             repeated += count_repeats(checkpoint, name, photos.pixels)
             embedded[name] = embed(network, photos.pixels)
         if repeated:

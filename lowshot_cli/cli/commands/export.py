@@ -14,10 +14,10 @@ from lowshot_cli.cli.context import (
     load_dataset_of,
     model_in_use,
     next_command,
-    photos_at,
     with_dataset_of,
 )
 from lowshot_cli.cli.contract import export_record, with_skipped
+from lowshot_cli.cli.photos import photos_at
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data import cifar100
@@ -26,6 +26,7 @@ from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.export import export as exporter
 from lowshot_cli.export import formats
 from lowshot_cli.export.check import compare_with_checkpoint, exported_models
+from lowshot_cli.export.state_dict import ensure_possible
 from lowshot_cli.storage.files import ensure_writable
 
 _MOST_IMAGES = 1000
@@ -58,6 +59,8 @@ def export(
     writes = overwrite or not there
     if writes:
         formats.ensure_installed(form, making=True, checking=check)
+        if form == "state-dict":
+            ensure_possible(checkpoint.meta)
     which, pixels, n_skipped = "", None, 0
     if check:
         which, pixels, n_skipped = _check_images(config, output, checkpoint, images)
@@ -83,7 +86,7 @@ def export(
         output.line(
             f"probabilities differ by {found.largest_difference:.1e} at most, decisions {decisions}"
         )
-    opset = exporter.OPSET if formats.ONNX_FILE in files else None
+    opset = formats.OPSET if formats.ONNX_FILE in files else None
     record = export_record(folder, files, opset, found, which)
     output.data(with_skipped(record, n_skipped))
     if writes:
@@ -102,7 +105,7 @@ def _check_images(
     """
     size = checkpoint.meta.image_size
     if images:
-        photos = photos_at(config, output, images, size)
+        photos = photos_at(config, output, images, checkpoint.meta)
         return "photos", photos.pixels, photos.n_skipped
     generator = torch.Generator().manual_seed(config.seed)
     dataset, why_not = _dataset(config, output, checkpoint)

@@ -10,13 +10,9 @@ from pathlib import Path
 
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.context import (
-    model_in_use,
-    report_blank,
-    report_skipped,
-    set_quantile_of,
-)
+from lowshot_cli.cli.context import model_in_use, set_quantile_of
 from lowshot_cli.cli.contract import predictions_csv
+from lowshot_cli.cli.photos import report_blank, report_skipped
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import user_path
 from lowshot_cli.data.image_files import Unused
@@ -47,6 +43,7 @@ def predict(
         raise UsageError("no images named", "name files or folders, or - for a list on stdin")
     files = files_at(config, output, sources)
     _, checkpoint = model_in_use(config, output, source)
+    checkpoint = checkpoint.with_fit(config.fit)
     threshold = unknown_threshold(checkpoint, false_alarm)
     quantile = set_quantile_of(checkpoint, output, confidence)
     network = checkpoint.network(pick_device(config.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lowshot_cli.checkpoint import format as ckpt
@@ -11,11 +12,13 @@ from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
 from lowshot_cli.cli.contract import training_record, with_skipped
+from lowshot_cli.cli.photos import with_background
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import DEFAULT_DATASET, DEFAULT_WEIGHTS
+from lowshot_cli.data.framing import in_words
 from lowshot_cli.environment import pick_device
-from lowshot_cli.errors import RankLost
+from lowshot_cli.errors import RankLost, UsageError
 from lowshot_cli.models import weights
 from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.training.adopt import adopt_without_data
@@ -70,8 +73,13 @@ def _make_base(
 ) -> None:
     if config.dataset == "none":
         _fetch_weights(config, output, resume=resume)
-        finish_base(config, output, path, adopt_without_data(config), report=report)
+        finish_base(config, output, path, _adopt(config, output), report=report)
         return
+    if config.background is not None:
+        raise UsageError(
+            "`background` is for a classifier that is adopted without images",
+            "leave it out, or give `dataset=none`",
+        )
     with ranks.first_here():
         _fetch_weights(config, output, resume=resume)
         dataset = load(config, output, weights.photo_side(config))
@@ -101,6 +109,16 @@ def _make_base(
         n_skipped=dataset.n_skipped,
     )
     delete_states(state)
+
+
+def _adopt(config: Config, output: Output) -> TrainResult:
+    """A classifier from its weights alone, with the photos of `background`, if there are any."""
+    result = adopt_without_data(config)
+    meta = result.checkpoint.meta
+    output.note(f"photos: {in_words(meta.image_size, meta.framing)}")
+    network = result.checkpoint.network(pick_device(config.device))
+    known = with_background(config, output, result.checkpoint, network)
+    return replace(result, checkpoint=known)
 
 
 def _fetch_weights(config: Config, output: Output, *, resume: bool) -> None:
