@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot_cli.adaptation.bias import set_bias
+from lowshot_cli.adaptation.bias import can_calibrate, set_bias
 from lowshot_cli.adaptation.methods import Supports, make_proxies
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
@@ -30,15 +30,17 @@ NAME = "new class"
 
 
 def teach(base: Checkpoint, support: Tensor) -> Checkpoint:
-    """The model with one class more, from embeddings `(k, D)`, by the default method."""
+    """The model with one class more, from embeddings `(k, D)`, as `imprint` adds it by default."""
     supports = Supports(support, lambda: support, torch.zeros)
     config = Config()
-    method = config.imprint.method
+    calibrated = can_calibrate(base)
+    method = config.imprint.method if calibrated else "imprint"
     made = [make_proxies(method, supports, each, config) for each in base.backgrounds]
     record = SupportRecord(
         method=method, indices=(), files=None, pixel_hashes=tuple(map(str, range(len(support))))
     )
-    return set_bias(base.with_class(NAME, torch.stack(made), support, record), BUDGET)
+    taught = base.with_class(NAME, torch.stack(made), support, record)
+    return set_bias(taught, BUDGET if calibrated else None)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowshot_cli.adaptation.methods import make_start
+from lowshot_cli.adaptation.methods import make_whitened
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.config.schema import Config, FinetuneConfig
 from lowshot_cli.data.loading import load_dataset
@@ -61,7 +61,7 @@ def main() -> None:
             batch = TrialBatch("whitened", shots, place, place + 1)
             tile = make_tile(batch, plan, embedded.available, embedded.avoided, 1)
             support = gather(embedded.train, tile)[0, 0]
-            start = make_start(support[None], checkpoint.backgrounds[0])
+            start = make_whitened(support[None], checkpoint.backgrounds[0])
             targets = torch.zeros(shots, dtype=torch.int64)
             for way in WAYS:
                 options = FinetuneConfig(freeze_base=way)

@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowshot_cli.adaptation.bias import set_bias
-from lowshot_cli.adaptation.methods import make_start
+from lowshot_cli.adaptation.methods import make_whitened
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.checkpoint.holdout import Holdout
@@ -204,7 +204,7 @@ def near(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 def append(model: Checkpoint, support: Tensor, name: str) -> Checkpoint:
     """Imprint one class from its embeddings `(k, D)` and set the bias anew."""
-    row = make_start(support, model.backgrounds[0])
+    row = make_whitened(support, model.backgrounds[0])
     hashes = tuple(map(str, range(len(support))))
     record = SupportRecord(method="whitened", indices=(), files=None, pixel_hashes=hashes)
     return set_bias(model.with_class(name, row[None], support, record), 2.0)
