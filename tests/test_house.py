@@ -89,13 +89,11 @@ def _drawn(page: str) -> set[str]:
     return {line.split()[0] for line in block.splitlines() if line.strip()}
 
 
-def test_the_layouts_name_every_package_and_module_and_nothing_else() -> None:
+def test_the_layout_names_every_package_and_module_and_nothing_else() -> None:
     inside = [p for p in (ROOT / "lowshot_cli").iterdir() if not p.name.startswith("__")]
     packages = {f"{path.name}/" for path in inside if (path / "__init__.py").is_file()}
     modules = {path.name for path in inside if path.suffix == ".py"}
     assert _drawn("lowshot_cli/README.md") == packages | modules
-    folders = {f"lowshot_cli/{package}" for package in packages} | {"configs/", "tests/"}
-    assert _drawn("README.md") == folders
 
 
 def test_links_between_pages_lead_somewhere() -> None:

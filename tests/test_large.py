@@ -20,6 +20,7 @@ from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import Dataset, Images
+from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.data.image_files import Photo
 from lowshot_cli.data.image_store import load_or_decode
 from lowshot_cli.errors import Interrupted
@@ -110,7 +111,7 @@ class Constant(torch.nn.Module):
         super().__init__()
         self.backbone = torch.fx.symbolic_trace(torch.nn.Identity())
         self.normalisation, self.mirror, self.weights = network.normalisation, False, (1.0,)
-        self.device, self.input_size = torch.device("cpu"), None
+        self.device, self.input_size, self.unit = torch.device("cpu"), None, True
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.ones(len(images), 8) / 8**0.5
@@ -143,7 +144,7 @@ def photos_of_one_file(folder: Path, count: int) -> list[list[Photo]]:
     return [[Photo(f"a/{number}", str(path), (1, number)) for number in range(count)]]
 
 
-def decode(source: IO[bytes], size: int) -> np.ndarray:
+def decode(source: IO[bytes], size: int, framing: Framing = CROP) -> np.ndarray:
     return np.full((3, size, size), source.read()[0], np.uint8)
 
 
@@ -167,7 +168,7 @@ def test_an_interrupted_decoding_ends_soon_and_leaves_nothing(tmp_path: Path) ->
     cache = DiskCache(tmp_path / "cache", 10**10)
     decoded = 0
 
-    def counted(source: IO[bytes], size: int) -> np.ndarray:
+    def counted(source: IO[bytes], size: int, framing: Framing) -> np.ndarray:
         nonlocal decoded
         decoded += 1
         return decode(source, size)

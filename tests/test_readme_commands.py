@@ -11,7 +11,8 @@ They run on `glyphs`, with these changes and no others:
 - A line that stands in several places runs once.
 
 Left to other tests are the command reference, whose lines are the examples of `--help`
-(`tests/cli/test_help.py`), the photos of `lowshot_cli/data/README.md`
+(`tests/cli/test_help.py`), the first commands of the main page
+(`tests/cli/test_adopted_classifier.py`), the photos of `lowshot_cli/data/README.md`
 (`tests/cli/test_own_photos.py`), and the lines of `ELSEWHERE`. What needs CIFAR-100, a cluster or
 several machines is parsed only, and so is what stands in the text.
 """
@@ -28,6 +29,7 @@ import pytest
 
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.dataset import Dataset
+from tests.cli.test_adopted_classifier import first_commands
 from tests.cli.test_own_photos import photo_commands
 from tests.conftest import TINY, RunCommand, save_images
 from tests.faults.conftest import Server
@@ -38,6 +40,12 @@ CLASSES = {"apple": "omega", "clock": "Z", "whale": "T", "wolf": "phi"}
 ELSEWHERE = {
     "lowshot train-base --dataset folder --data-dir photos --backbone torchvision:resnet50 "
     "--weights model.pth --epochs 0": "tests/training/test_adopt.py",
+    "lowshot train-base --dataset none": "tests/training/test_adopt.py",
+    "lowshot train-base --dataset none --backbone torchvision:resnet50 --weights DEFAULT": (
+        "tests/models/test_evaluation.py"
+    ),
+    "lowshot train-base --dataset none --backbone timm:convnext_tiny --weights model.safetensors "
+    "--class-names names.txt": "tests/training/test_adopt.py",
     "lowshot sweep --executor ray": "tests/sweep/test_ray_executor.py",
     "lowshot sweep --executor ray --class-order-seeds 0,1,2": "tests/sweep/test_ray_executor.py",
 }
@@ -96,7 +104,8 @@ def _on_glyphs(line: str, config: Path) -> list[str]:
 
 
 def _runs_here(line: str) -> bool:
-    return line not in ELSEWHERE and line not in photo_commands() and not re.search(PARSED, line)
+    elsewhere = {*ELSEWHERE, *photo_commands(), *first_commands()}
+    return line not in elsewhere and not re.search(PARSED, line)
 
 
 @pytest.fixture
@@ -146,7 +155,7 @@ def test_what_is_left_to_other_tests_is_in_a_readme() -> None:
 
 
 def test_the_four_lines_on_photos_are_those_that_are_tested() -> None:
-    four = _section(ROOT / "README.md", "Teach it a class from your own photos")[0]
+    four = _section(ROOT / "README.md", "Or teach one made from your photos")[0]
     assert len(four) == 4
     assert four == photo_commands()[:4]
 
