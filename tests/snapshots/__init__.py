@@ -82,8 +82,16 @@ def masked(text: str) -> str:
     return "".join(re.sub(r"\d", "#", line.rstrip()) + "\n" for line in text.splitlines())
 
 
+# Sentences about classes, with the lines that they go on in; machines differ in which ones they
+# name.
+MISLED = re.compile(
+    r"^(?:\w+ is (?:confused with|known less well)|all new classes share) .*\n(?:  .*\n)*",
+    re.MULTILINE,
+)
+
+
 def compared(text: str) -> list[str]:
-    """What of a masked text is the same on every machine: not widths, bars and confused classes.
+    """What of a masked text is the same on every machine: not widths, bars and misled classes.
 
     Of lines that are then the same one after the other, one stays.
     """
@@ -91,9 +99,7 @@ def compared(text: str) -> list[str]:
     classes = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     named = rf"(?<=  )({classes})(?=  | #)|^ ({classes})(?=  )|(?<=, )({classes})(?= #)"
     lines = []
-    for printed in text.splitlines():
-        if " is confused with " in printed:
-            continue
+    for printed in re.sub(MISLED, "", text).splitlines():
         line = re.sub(r"[█·]+", "BAR", re.sub(r"─+", "─", printed))
         line = re.sub(r"[+-]?#[#,.]*(e[+-]##)?", "#", line)
         if line.startswith(" ") or "BAR" in line:
