@@ -113,12 +113,20 @@ class Resized(nn.Module):
         return f"side={self.side}, mode={self.mode}"
 
 
-def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+def _norm_conv(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
     )
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+    return _norm_conv(channels_in, channels_out).append(nn.ReLU(inplace=True))
+
+
+def _pool() -> nn.Sequential:
+    """Halve the sides, then activate; the other way round is the same, on four times the data."""
+    return nn.Sequential(nn.MaxPool2d(2), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Module):
@@ -144,13 +152,13 @@ class ResNet9(nn.Module):
         self.part_weights = _PART_WEIGHTS
         self.early = nn.Sequential(
             _conv(3, width),
-            _conv(width, 2 * width),
-            nn.MaxPool2d(2),
+            _norm_conv(width, 2 * width),
+            _pool(),
             Residual(2 * width),
-            _conv(2 * width, 4 * width),
-            nn.MaxPool2d(2),
+            _norm_conv(2 * width, 4 * width),
+            _pool(),
         )
-        self.late = nn.Sequential(_conv(4 * width, 8 * width), nn.MaxPool2d(2), Residual(8 * width))
+        self.late = nn.Sequential(_norm_conv(4 * width, 8 * width), _pool(), Residual(8 * width))
         self.project = nn.Linear(8 * width, embedding_size, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

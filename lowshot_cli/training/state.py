@@ -1,4 +1,4 @@
-"""The saved state of unfinished training: weights, momentum and progress."""
+"""The saved state of unfinished training: weights, their means, momentum and progress."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     state: TrainingState,
     config: Mapping[str, Any],
+    *,
+    means: Mapping[str, torch.Tensor],
 ) -> None:
-    """Write weights, momentum and progress atomically; the state before is kept beside it.
+    """Write weights, momentum, means and progress atomically; the state before is kept beside it.
 
     Args:
         path: the file to write.
@@ -50,11 +52,13 @@ def save_state(
         optimiser: over the model's parameters.
         state: how far training has come.
         config: what the config must be when training is resumed.
+        means: running means of the weights, by name; empty before there are any.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"mean.{name}": tensor for name, tensor in means.items()}
     for index, parameter in enumerate(_parameters(optimiser)):
         momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
@@ -93,14 +97,17 @@ def restore_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     config: Mapping[str, Any],
+    *,
+    means: dict[str, torch.Tensor],
 ) -> tuple[TrainingState, str | None]:
-    """Load weights and momentum of the newest undamaged state.
+    """Load weights, momentum and means of the newest undamaged state.
 
     Args:
         path: the newest state.
         model: of the same shape as the saved one.
         optimiser: over the model's parameters, in the same order.
         config: what the saved config must be.
+        means: is filled with the running means of the weights.
 
     Returns:
         How far training had come, and what is wrong with a newer state that was skipped, if any.
@@ -128,17 +135,21 @@ def restore_state(
             f"{path} was made with another config: {'; '.join(changed)}",
             "use the same settings, or delete it to start again",
         )
-    prefix = "model."
-    load_state(
-        model,
-        {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
-    )
+    load_state(model, _with_prefix(tensors, "model."))
+    live = model.state_dict()
+    for name, mean in _with_prefix(tensors, "mean.").items():
+        # In the weight's memory layout, as kernels may round differently in another.
+        means[name] = torch.empty_like(live[name]).copy_(mean)
     for index, parameter in enumerate(_parameters(optimiser)):
         if (momentum := tensors.get(f"momentum.{index}")) is not None:
-            # In the parameter's memory layout, as kernels may round differently in another.
             buffer = torch.empty_like(parameter).copy_(momentum)
             optimiser.state[parameter]["momentum_buffer"] = buffer
     return TrainingState(**{f.name: about[f.name] for f in fields(TrainingState)}), problem
+
+
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors whose names start with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -21,25 +21,35 @@ from lowshot_cli.data.augment import (
     mix_up,
     quarter_turns,
     shift_and_mirror,
+    shrink,
     turn,
     with_partners,
 )
 from lowshot_cli.errors import UsageError
 from lowshot_cli.models.head import CosineClassifier
 from lowshot_cli.seeding import Stream, generator
+from lowshot_cli.training.average import include, sample_number, use
 from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.precision import autocast_type, pick_precision
 from lowshot_cli.training.task import BaseTask, largest_shift
 
-_FINAL_LR_SHARE = 0.01
+# Side of small images, as a share of that of the others, and the smallest one in pixels.
+_SMALL, _SMALLEST = 3 / 4, 8
 
 
-def one_cycle(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018)."""
+def one_cycle(step: int, total: int, warmup: float, final: float) -> float:
+    """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018).
+
+    Args:
+        step: number of the step, from 0.
+        total: steps of the whole training.
+        warmup: share of the steps in which it rises, above 0.
+        final: what it falls to and stays at.
+    """
     turn = max(1.0, warmup * total)
     if step < turn:
         return (step + 1) / (turn + 1)
-    return max((total - step) / (total - turn), _FINAL_LR_SHARE)
+    return max((total - step) / (total - turn), final)
 
 
 def parameter_groups(trainee: CosineClassifier, options: TrainBaseConfig) -> list[dict[str, Any]]:
@@ -97,6 +107,7 @@ class TrainingSteps:
         per_epoch: steps of an epoch.
         total: steps of the whole training.
         optimiser: over the trainee's parameters.
+        means: running means of the trainee's weights by name; the last step puts them in place.
 
     Raises:
         UsageError: a batch cannot be shared evenly between the ranks.
@@ -124,6 +135,7 @@ class TrainingSteps:
         self.images = task.fit.to_device_if_it_fits(trainee.network.device)
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
+        self.means: dict[str, Tensor] = {}
         self.model = ranks.parallel(trainee)
 
     def draw_order(self, epoch: int) -> Tensor:
@@ -142,9 +154,13 @@ class TrainingSteps:
         """
         options, task, size = self.options, self.task, len(chosen)
         draws = generator(self.seed, Stream.TRAIN_STEP, step)
-        shift = largest_shift(options, task.fit.side)
+        side = self._side(step)
+        shift, hole = (
+            round(pixels * side / task.fit.side)
+            for pixels in (largest_shift(options, task.fit.side), options.cutout)
+        )
         shifts, mirrored = draw_crops(size, shift, task.flip, draws)  # (B, 2), (B,)
-        holes = draw_holes(size, task.fit.side, options.cutout, draws)  # (B, 1, S, S)
+        holes = draw_holes(size, side, hole, draws)  # (B, 1, S, S)
         weight, partners = 1.0, torch.arange(size)  # (B,)
         if options.mixup:
             beta = np.random.default_rng((self.seed, step))
@@ -154,7 +170,8 @@ class TrainingSteps:
         own = torch.arange(size)[self.ranks.part]  # (b,)
         places, partners = with_partners(own, partners)  # (n,), (b,)
         device = self.trainee.network.device
-        pixels = shift_and_mirror(self.images[chosen[places]], shifts[places], mirrored[places])
+        pixels = shrink(self.images[chosen[places]], side)  # (n, 3, S, S)
+        pixels = shift_and_mirror(pixels, shifts[places], mirrored[places])
         images = task.normalisation.apply(pixels, device)  # (n, 3, S, S)
         # After normalisation 0 is the mean colour.
         images = images.masked_fill(holes[places].to(device), 0.0)
@@ -189,10 +206,26 @@ class TrainingSteps:
         if not math.isfinite(value):
             return value
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * one_cycle(step, self.total, options.warmup)
+            share = one_cycle(step, self.total, options.warmup, options.final_lr)
+            group["lr"] = group["peak"] * share
         self.optimiser.step()
         self._average_statistics()
+        self._average_weights(step)
         return value
+
+    def _side(self, step: int) -> int:
+        """Side in pixels of a step's images."""
+        side = self.task.fit.side
+        is_small = step < round(self.options.small_images * self.total)
+        return max(_SMALLEST, int(_SMALL * side)) if is_small else side
+
+    def _average_weights(self, step: int) -> None:
+        """Include the weights in the means now and then; after the last step, use the means."""
+        number = sample_number(step, self.total, self.options.average)
+        if number:
+            include(self.means, self.trainee, number)
+            if step + 1 == self.total:
+                use(self.means, self.trainee)
 
     def _average_statistics(self) -> None:
         """Average BatchNorm's running statistics, which each rank computes from its own images."""

@@ -248,8 +248,14 @@ class BaseTraining:
             return
         if not are_finite(self.trainee.state_dict().values()):
             raise self._diverged("weights are", (self.state.step - 1) // self.steps.per_epoch)
+        steps, identity = self.steps, self._identity()
         save_state(
-            self.state_path, self.trainee, self.steps.optimiser, self.state, self._identity()
+            self.state_path,
+            self.trainee,
+            steps.optimiser,
+            self.state,
+            identity,
+            means=steps.means,
         )
 
     def restore(self) -> None:
@@ -258,8 +264,9 @@ class BaseTraining:
         Raises:
             CheckpointError: there is no state, only damaged ones, or one of another config.
         """
+        steps, identity = self.steps, self._identity()
         self.state, problem = restore_state(
-            self.state_path, self.trainee, self.steps.optimiser, self._identity()
+            self.state_path, self.trainee, steps.optimiser, identity, means=steps.means
         )
         if problem:
             epoch = self.state.step / self.steps.per_epoch
