@@ -45,9 +45,13 @@ def show_plan(output: Output, plan: DryRun) -> None:
 
 
 def show_training(output: Output, result: TrainResult) -> None:
-    """One row about a trained base model."""
+    """One row about a trained base model, or a line about an adopted one."""
+    meta = result.checkpoint.meta
+    if meta.adopted:
+        output.line(f"classifier of {meta.n_base:,} classes, as it was")
+        return
     row = [
-        result.checkpoint.meta.n_base,
+        meta.n_base,
         percent(result.base_accuracy),
         percent(result.holdout_accuracy),
         result.epochs,

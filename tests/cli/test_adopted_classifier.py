@@ -38,6 +38,7 @@ def test_a_classifier_is_adopted_taught_used_and_given_back(
     adopt, teach, use, give_back = typed
     result = lowshot(*adopt)
     assert result.exit_code == 0, result.stderr
+    assert result.stdout == "classifier of 1,000 classes, as it was\n"
     assert "background: 12 photos" in result.stderr
     assert "shorter side to 256 (bicubic), centre crop to 224" in result.stderr
     found = lowshot(*teach, "--json")
