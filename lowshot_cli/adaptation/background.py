@@ -22,6 +22,19 @@ from lowshot_cli.progress import OnProgress, Progress, silent
 _AT_ONCE = 64
 
 
+def ensure_adopted(checkpoint: Checkpoint) -> None:
+    """Check that a model is a classifier that was adopted without images.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not checkpoint.meta.adopted:
+        raise UsageError(
+            "the model was trained on images of its own, which set the bias of new classes",
+            "leave `background` out",
+        )
+
+
 def give_photos(
     checkpoint: Checkpoint,
     network: EmbeddingNetwork,
@@ -43,11 +56,7 @@ def give_photos(
     Raises:
         UsageError: the model was not adopted in this way, or there are too few photos.
     """
-    if not checkpoint.meta.adopted:
-        raise UsageError(
-            "the model was trained on images of its own, which set the bias of new classes",
-            "leave `background` out",
-        )
+    ensure_adopted(checkpoint)
     pixels, parts = distinct(photos).pixels, []
     network, done = fused(network), 0
     for part in pixels.split(_AT_ONCE):

@@ -62,11 +62,6 @@ def make_proxies(method: str, supports: Supports, background: Background, config
     return BOUND[method](supports, background, config)
 
 
-def make_whitened(support: Tensor, background: Background) -> Tensor:
-    """Whitened proxies `(..., R)`, which fine-tuning starts from, of supports `(..., k, D)`."""
-    return _whitened(support, background)
-
-
 def _imprint(support: Tensor, background: Background) -> Tensor:
     """The paper's method; for a cosine head on the trained part of embeddings.
 
@@ -80,7 +75,8 @@ def _imprint(support: Tensor, background: Background) -> Tensor:
     return pad_to(imprint(support[..., : background.trained]), size)
 
 
-def _whitened(support: Tensor, background: Background) -> Tensor:
+def make_whitened(support: Tensor, background: Background) -> Tensor:
+    """Whitened proxies `(..., R)`, which fine-tuning starts from, of supports `(..., k, D)`."""
     statistics = background.statistics
     if background.is_linear:
         mean = shrunk_mean(support, statistics.centre)
@@ -121,12 +117,12 @@ def _nearest(supports: Supports, background: Background, config: Config) -> Tens
 def _proxies(supports: Supports, background: Background, config: Config) -> Tensor:
     """The mean of each of a class's clusters as a proxy, whitened: `(T, W·c, R)`."""
     clusters = cluster_means(supports.embeddings, _CLUSTERS)  # (T, W, c, D)
-    return _whitened(clusters.flatten(1, 2).unsqueeze(2), background)
+    return make_whitened(clusters.flatten(1, 2).unsqueeze(2), background)
 
 
 def _finetune_head(supports: Supports, background: Background, config: Config) -> Tensor:
     support = supports.embeddings
-    start = _whitened(support, background)  # (T, W, R)
+    start = make_whitened(support, background)  # (T, W, R)
     trials, ways, shots, size = support.shape
     targets = torch.arange(ways, device=support.device).repeat_interleave(shots)  # (W·k,)
     samples = support.view(trials, ways * shots, size)  # (T, W·k, D)
@@ -137,7 +133,7 @@ BOUND: Mapping[str, MakeProxies] = {
     "imprint": lambda supports, background, config: _imprint(supports.embeddings, background),
     "random": _random,
     "augmented": lambda supports, background, config: _imprint(supports.views(), background),
-    "whitened": lambda supports, background, config: _whitened(supports.embeddings, background),
+    "whitened": lambda supports, background, config: make_whitened(supports.embeddings, background),
     "teen": lambda supports, background, config: _teen(supports.embeddings, background),
     "nearest": _nearest,
     "proxies": _proxies,

@@ -150,8 +150,9 @@ def _review(checkpoint: Checkpoint, place: int, margins: Tensor, lost: Tensor) -
     """The review of a novel class, given its columns of `_base_margins`."""
     excess, rivals = _support_margins(checkpoint, place)  # (k,), (k,)
     positions = find_outliers(excess, margins)
-    counted = excess > checkpoint.head.bias  # a tie goes to the novel class
-    of_base = rivals < checkpoint.meta.n_base
+    lost_to = excess > checkpoint.head.bias  # a tie goes to the novel class
+    to_base = lost_to & (rivals < checkpoint.meta.n_base)
+    counted = lost_to.clone()
     counted[positions] = False  # each is named by itself
     n_classes = len(checkpoint.meta.classes)
     won = torch.bincount(rivals[counted], minlength=n_classes)
@@ -163,7 +164,7 @@ def _review(checkpoint: Checkpoint, place: int, margins: Tensor, lost: Tensor) -
         n_support=shots,
         confused=_worst(names, lost, totals, won, shots),
         outliers=tuple(Outlier(i, names[int(rivals[i])]) for i in positions),
-        supports_won=len(excess) - int(((excess > checkpoint.head.bias) & of_base).sum())
+        supports_won=len(excess) - int(to_base.sum())
         if checkpoint.n_background and len(excess)
         else None,
     )

@@ -21,7 +21,7 @@ from lowshot_cli.methods.background import Background
 from lowshot_cli.methods.operating_point import BaseQueries, pooled_margins
 from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
-from lowshot_cli.models.head import Head
+from lowshot_cli.models.head import Head, without_proxy
 from lowshot_cli.version import __version__
 
 _Item = TypeVar("_Item")
@@ -186,9 +186,8 @@ class Checkpoint:
         if is_base and meta.n_base == 1:
             raise UsageError(f"{name!r} is the last base class")
         novel = position - meta.n_base
-        keep = [i for i in range(len(meta.classes)) if i != position]
         update: dict[str, Any] = {
-            "classes": tuple(meta.classes[i] for i in keep),
+            "classes": _without(meta.classes, position),
             "renamed": {new: own for new, own in meta.renamed.items() if new != name},
         }
         supports, holdout, of_folds = self.supports, self.holdout, self.fold_proxies
@@ -200,10 +199,9 @@ class Checkpoint:
             update["supports"] = _without(meta.supports, novel)
             supports = _without(supports, novel)
             if of_folds is not None:
-                of_folds = torch.cat([of_folds[:, :novel], of_folds[:, novel + 1 :]], 1)
-        head = replace(
-            self.head, proxies=self.head.proxies[keep], n_base=meta.n_base - int(is_base)
-        )
+                of_folds = without_proxy(of_folds, novel)
+        proxies = without_proxy(self.head.proxies, position)
+        head = replace(self.head, proxies=proxies, n_base=meta.n_base - int(is_base))
         return replace(
             self,
             meta=meta.model_copy(update=update),

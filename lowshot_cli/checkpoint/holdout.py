@@ -13,7 +13,7 @@ from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.finetuning import BaseSamples
 from lowshot_cli.methods.imprinting import SHRINKAGE
 from lowshot_cli.methods.operating_point import BaseQueries
-from lowshot_cli.models.head import Head, nearest_proxies
+from lowshot_cli.models.head import Head, nearest_proxies, without_proxy
 from lowshot_cli.threads import map_in_order
 
 # Folds of cross-fitting.
@@ -36,11 +36,6 @@ def fit_half(images: Tensor) -> Tensor:
 def calibration_half(images: Tensor) -> Tensor:
     """The other half, which sets the bias and must not shape any proxy."""
     return images[1::2]
-
-
-def _dropped(proxies: Tensor, position: int) -> Tensor:
-    """Proxies `(..., C, R)` without that of a class."""
-    return torch.cat([proxies[..., :position, :], proxies[..., position + 1 :, :]], -2)
 
 
 def first_of_classes(labels: Tensor, count: int) -> Tensor:
@@ -253,15 +248,18 @@ class Holdout:
         """
         proxies = head.base.proxies
         if self.unlabelled:  # the others decide about all photos
-            labels = nearest_proxies(self.embeddings.float(), _dropped(proxies, position))[1]
+            labels = nearest_proxies(self.embeddings.float(), without_proxy(proxies, position))[1]
             return replace(self, labels=labels, nearest=None)
         kept = self.labels != position
         embeddings, labels = self.embeddings[kept], self.labels[kept]
         labels = labels - (labels > position).to(labels.dtype)
         taken_for_it = nearest_proxies(embeddings.float(), proxies)[1] == position  # (N,)
-        others = _dropped(proxies, position)
+        others = without_proxy(proxies, position)
         right = self.right[kept]
         again = nearest_proxies(embeddings[taken_for_it].float(), others)[1]
+        fold_bases = self.fold_bases
+        if fold_bases is not None:  # the others do not depend on the mean of the one that goes
+            fold_bases = without_proxy(fold_bases, position)
         right[taken_for_it] |= again == labels[taken_for_it]
         return Holdout(
             embeddings,
@@ -270,8 +268,7 @@ class Holdout:
             calibrates=None if self.folds is not None else self._halves_of(kept),
             statistics=self.statistics and self.statistics.without_class(position),
             folds=None if self.folds is None else self.folds[kept],
-            # Those of the other classes do not depend on the mean of the one that goes.
-            fold_bases=None if self.fold_bases is None else _dropped(self.fold_bases, position),
+            fold_bases=fold_bases,
         )
 
     def _halves_of(self, kept: Tensor) -> Tensor | None:

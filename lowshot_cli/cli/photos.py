@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lowshot_cli.adaptation.background import give_photos
+from lowshot_cli.adaptation.background import ensure_adopted, give_photos
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.cli.console import Output
@@ -61,6 +61,7 @@ def with_background(
     """The model with the photos of `background`, if there are any."""
     if config.background is None:
         return checkpoint
+    ensure_adopted(checkpoint)
     photos = photos_at(config, output, [config.background], checkpoint.meta)
     with output.progress() as on_progress:
         known = give_photos(checkpoint, network, photos, on_progress)

@@ -14,7 +14,7 @@ from zipfile import is_zipfile
 from lowshot_cli.config.values import normal_name, storable, user_path
 from lowshot_cli.data.class_folders import files_by_class
 from lowshot_cli.data.image_files import Photo, Unused, list_photos, refuse_unused, suffix_of
-from lowshot_cli.data.photos import Found, Photos
+from lowshot_cli.data.photos import Found, Photos, searching
 from lowshot_cli.errors import DataError, UsageError, first_few, one_line
 
 # From the one that is rarest in names of files to the commonest.
@@ -66,12 +66,8 @@ def find_classes(sources: Iterable[Path], *, strict: bool = False) -> FoundClass
     unused: dict[Unused, None] = {}
     archived: dict[Path, Photo] = {}
     for source in sources:
-        try:
+        with searching(source):
             found = _find(source)
-        except OSError as error:
-            raise DataError(
-                f"{source}: {one_line(error)}", "check the path and your permissions there"
-            ) from None
         for name, files in found.files.items():
             classes.setdefault(name, {}).update(dict.fromkeys(files))
         unused |= dict.fromkeys(found.unused)

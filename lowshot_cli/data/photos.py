@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import has_magic
@@ -95,17 +96,28 @@ def find_photos(sources: Iterable[Path], *, strict: bool = False) -> Found:
     files: dict[Path, None] = {}
     unused: dict[Unused, None] = {}
     for source in sources:
-        try:
+        with searching(source):
             found = _find(source)
-        except OSError as error:
-            raise DataError(
-                f"{source}: {one_line(error)}", "check the path and your permissions there"
-            ) from None
         files |= dict.fromkeys(found.files)
         unused |= dict.fromkeys(found.unused)
     if strict:
         refuse_unused(unused)
     return Found(list(files), list(unused))
+
+
+@contextmanager
+def searching(source: Path) -> Iterator[None]:
+    """Turn an error of the system about a source of photos into one line.
+
+    Raises:
+        DataError: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{source}: {one_line(error)}", "check the path and your permissions there"
+        ) from None
 
 
 def _find(source: Path) -> Found:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.errors import UsageError, one_line
-from lowshot_cli.models.backbones import Resized
+from lowshot_cli.models.backbones import unresized
 from lowshot_cli.models.efficientnet_lite import LITES, EfficientNetLite, of_timm
 from lowshot_cli.models.pretrained import PretrainedBackbone, library_model
 
@@ -60,7 +60,7 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
     meta, head = checkpoint.meta, checkpoint.head
     ensure_possible(meta)
     backbone = checkpoint.network().backbone
-    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    inner = unresized(backbone)
     assert isinstance(inner, PretrainedBackbone | EfficientNetLite)
     model, layer = own_model(meta), inner.classifier[0]
     own = model.state_dict()

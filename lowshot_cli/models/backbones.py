@@ -113,6 +113,11 @@ class Resized(nn.Module):
         return f"side={self.side}, mode={self.mode}"
 
 
+def unresized(backbone: nn.Module) -> nn.Module:
+    """The backbone itself, whether or not images are resized before it."""
+    return backbone.backbone if isinstance(backbone, Resized) else backbone
+
+
 def _norm_conv(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),

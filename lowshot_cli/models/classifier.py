@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowshot_cli.errors import CheckpointError, UsageError, first_few
-from lowshot_cli.models.backbones import Resized
+from lowshot_cli.models.backbones import unresized
 from lowshot_cli.models.efficientnet_lite import EfficientNetLite
 from lowshot_cli.models.pretrained import PretrainedBackbone
 from lowshot_cli.models.state_names import belongs, fitting
 
+_WITH_IMAGES = (
+    "adopt it with images of its classes: `dataset=folder`, and their folder as `data_dir`"
+)
 # Names that a message shows.
 _SHOWN = 3
 
 
-def read_classifier(
-    backbone: Resized | nn.Module, tensors: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def read_classifier(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The classifier in a state dict, which a backbone leaves out, as it is.
 
     It may be a layer within the library's classifier, such as `fc.1` after dropout, and have any
@@ -40,7 +41,7 @@ def read_classifier(
         CheckpointError: the state dict has no such layer, or one of another shape, or its numbers
             are not finite.
     """
-    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    inner = unresized(backbone)
     if not isinstance(inner, PretrainedBackbone | EfficientNetLite):
         raise UsageError(
             "the classifier of this `backbone` cannot be adopted without images",
@@ -58,7 +59,7 @@ def read_classifier(
     if len(weight) == 1:
         raise CheckpointError(
             f"the classifier {name} has one output, so it cannot tell classes apart",
-            "adopt it with images of its classes: `dataset=folder`, and their folder as `data_dir`",
+            _WITH_IMAGES,
         )
     # Some are 1x1 convolutions, (C, E, 1, 1).
     weight, bias = weight.flatten(1).float(), bias.float()
@@ -75,7 +76,7 @@ def read_classifier(
         raise UsageError(
             f"the logits of {inner.name} are not a linear function of its features, so its "
             "classifier cannot be adopted without images",
-            "adopt it with images of its classes: `dataset=folder`, and their folder as `data_dir`",
+            _WITH_IMAGES,
         )
     return weight, bias
 
@@ -94,21 +95,20 @@ def _last_layer(
         for name, tensor in given.items()
         if belongs(name, expected) and name.endswith(".weight") and tensor.ndim > 1
     }
-    hint = "adopt it with its images: `dataset=folder`, and their folder as `data_dir`"
     if not layers:
         named = f": {expected[0]}.weight is not in them" if expected else ""
-        raise CheckpointError(f"the weights hold no classifier{named}", hint)
+        raise CheckpointError(f"the weights hold no classifier{named}", _WITH_IMAGES)
     if len(layers) > 1:
         raise CheckpointError(
             f"the weights hold no classifier of one layer: it is {first_few(list(layers), _SHOWN)}",
-            hint,
+            _WITH_IMAGES,
         )
     ((name, weight),) = layers.items()
     if weight.shape[1:].numel() != inner.embedding_size or not weight.is_floating_point():
         raise CheckpointError(
             f"the weights hold no classifier of this backbone's {inner.embedding_size} features: "
             f"{name}.weight is {list(weight.shape)} of {str(weight.dtype).removeprefix('torch.')}",
-            hint,
+            _WITH_IMAGES,
         )
     return name, weight
 

@@ -145,6 +145,11 @@ def nearest_proxies(embeddings: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor
     return Head(proxies, 1.0, len(proxies)).best(embeddings)
 
 
+def without_proxy(proxies: Tensor, position: int) -> Tensor:
+    """Proxies `(..., C, R)` without that of a class."""
+    return torch.cat([proxies[..., :position, :], proxies[..., position + 1 :, :]], -2)
+
+
 def pad_to(proxies: Tensor, size: int) -> Tensor:
     """Pad proxies `(..., E)` with zeros to size D, so that they read only the trained part."""
     return F.pad(proxies, (0, size - proxies.shape[-1]))

@@ -16,7 +16,7 @@ from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.config.values import DEFAULT_WEIGHTS, user_path
 from lowshot_cli.data.framing import CROP, Framing
 from lowshot_cli.errors import CheckpointError, UsageError, first_few, one_line
-from lowshot_cli.models.backbones import Resized
+from lowshot_cli.models.backbones import unresized
 from lowshot_cli.models.efficientnet_lite import (
     LITES,
     NORMALISATION,
@@ -192,9 +192,7 @@ def _download(backbone: str, *, show_progress: bool) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(
-    backbone: Resized | nn.Module, tensors: Mapping[str, Tensor], source: str
-) -> LoadedWeights:
+def load_weights(backbone: nn.Module, tensors: Mapping[str, Tensor], source: str) -> LoadedWeights:
     """Copy weights into a backbone, in place.
 
     Args:
@@ -207,7 +205,7 @@ def load_weights(
         CheckpointError: less than half of the weights are there, a shape differs, or a number is
             not finite.
     """
-    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    inner = unresized(backbone)
     model, left_out = inner, tuple[str, ...]()
     if isinstance(inner, PretrainedBackbone | EfficientNetLite):
         model, left_out = inner.model, inner.classifier

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 
@@ -11,6 +10,7 @@ from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.photos import no_photos
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
+from lowshot_cli.config.values import DEFAULT_WEIGHTS
 from lowshot_cli.data.dataset import Dataset, Images, ImageSubset
 from lowshot_cli.errors import UsageError
 from lowshot_cli.models.backbones import detached_state
@@ -18,7 +18,7 @@ from lowshot_cli.models.classifier import read_classifier
 from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.evaluation import class_names, evaluation
 from lowshot_cli.models.head import Head
-from lowshot_cli.models.weights import Preprocessing, read_weights
+from lowshot_cli.models.weights import Preprocessing, load_weights, read_weights
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.linear_head import cross_fitted, draw_folds, embed_training_images
 from lowshot_cli.training.result import (
@@ -89,19 +89,26 @@ def adopt_without_data(config: Config) -> TrainResult:
     expected = evaluation(config)
     _ensure_adoptable(options)
     task = _task_without_images(options, expected, class_names(options))
-    network, size, loaded = build_network(options, task, with_weights=True, strict=config.strict)
-    if loaded:
-        loaded.refuse_other()
+    network, size, _ = build_network(options, task, with_weights=False)
+    tensors = read_weights(options)
+    loaded = load_weights(network.backbone, tensors, options.start or DEFAULT_WEIGHTS)
+    if config.strict:
+        loaded.refuse_unused()
+    loaded.refuse_other()
     names, nothing = task.names, Images(task.fit.pixels, task.fit_labels)
     # (C, D), (C,)
-    weights, biases = read_classifier(network.backbone, read_weights(options))
+    weights, biases = read_classifier(network.backbone, tensors)
     if len(weights) != len(names):
         raise UsageError(
             f"{len(names)} classes are named, but the classifier has {len(weights)} outputs",
             "name them all, in the order of its outputs",
         )
-    dataset = Dataset("none", names, nothing, nothing, mirror=False, default_classes=None)
-    dataset = replace(dataset, framing=expected.framing)
+    dataset = Dataset(
+        *("none", names, nothing, nothing),
+        mirror=False,
+        default_classes=None,
+        framing=expected.framing,
+    )
     rows = torch.cat([weights, biases[:, None]], 1)  # (C, D + 1)
     head = Head(rows, 1.0, len(names), is_linear=True)
     network = EmbeddingNetwork(network.backbone, task.normalisation, unit=False)

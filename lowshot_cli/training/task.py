@@ -9,7 +9,7 @@ from torch import Tensor
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
-from lowshot_cli.models.backbones import Resized, build_backbone
+from lowshot_cli.models.backbones import build_backbone, unresized
 from lowshot_cli.models.efficientnet_lite import (
     ENLARGED,
     ENLARGED_TO_TRAIN,
@@ -111,7 +111,7 @@ def build_network(
         task.fit.side,
         task.input_size,
     )
-    inner = backbone.backbone if isinstance(backbone, Resized) else backbone
+    inner = unresized(backbone)
     if isinstance(inner, EfficientNetLite):
         inner.freeze(options.freeze_blocks)
     loaded = None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowshot_cli.adaptation.background import ensure_adopted
 from lowshot_cli.adaptation.bias import expected_accuracy, expected_forgetting
 from lowshot_cli.adaptation.imprint import ensure_classes, imprint_classes
 from lowshot_cli.adaptation.imprint import imprint_photos as imprint_from_photos
@@ -58,9 +59,8 @@ def imprint(
         usual = "imprinted" if add else "base"
         _, parent, ancestor = open_parent(config, "imprinted", usual, source, out)
         dataset = load_dataset_of(parent, config, output)
-        if config.background:
-            network = parent.network(pick_device(config.device))
-            parent = with_background(config, output, parent, network)
+        if config.background is not None:
+            ensure_adopted(parent)  # which no model with a dataset is
         with output.progress() as on_progress:
             embedder = make_embedder(parent, config, on_progress)
             taught, drawn = imprint_classes(
