@@ -206,6 +206,31 @@ def _not_needed(*_: object) -> Tensor:
     raise AssertionError("neither views nor random directions are left out")
 
 
+def supports_known(checkpoint: Checkpoint, biases: Sequence[float]) -> tuple[list[int], int]:
+    """How many supports their own classes get at each bias, each support judged by the others.
+
+    Returns:
+        The number at each bias, and how many supports can be judged.
+    """
+    own = [_own_scores(checkpoint, place) for place in range(len(checkpoint.supports))]
+    counts = []
+    for bias in biases:
+        biased = checkpoint.with_bias(bias, None)
+        excess = [_margins(biased, place, scores)[0] for place, scores in enumerate(own)]
+        counts.append(sum(int((part <= bias).sum()) for part in excess))
+    return counts, sum(len(scores) for scores in own)
+
+
+def _own_scores(checkpoint: Checkpoint, place: int) -> Tensor:
+    """Scores `(k,)` of supports by a class learnt from the others; empty if they cannot judge."""
+    support = checkpoint.supports[place]
+    method = _LEFT_OUT.get(checkpoint.meta.supports[place].method)
+    if method is None or len(support) < LEAST_SHOTS:
+        return torch.empty(0)
+    proxies = leave_one_out(support, method, checkpoint.backgrounds[0])  # (k, R)
+    return (as_read(support, proxies) * proxies).sum(1)
+
+
 def _support_margins(checkpoint: Checkpoint, place: int) -> tuple[Tensor, Tensor]:
     """How far each support is from its class, learnt from the others, and the class it is nearest.
 
@@ -213,13 +238,15 @@ def _support_margins(checkpoint: Checkpoint, place: int) -> tuple[Tensor, Tensor
         Margins `(k,)`, the bias below which another class gets the support; and the position `(k,)`
         of that class in the head. Both are empty if the supports cannot judge each other.
     """
-    support, head = checkpoint.supports[place], checkpoint.head
-    method = _LEFT_OUT.get(checkpoint.meta.supports[place].method)
-    if method is None or len(support) < LEAST_SHOTS:
+    return _margins(checkpoint, place, _own_scores(checkpoint, place))
+
+
+def _margins(checkpoint: Checkpoint, place: int, own: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, from the scores of `_own_scores`."""
+    if not len(own):
         return torch.empty(0), torch.empty(0, dtype=torch.int64)
-    proxies = leave_one_out(support, method, checkpoint.backgrounds[0])  # (k, R)
-    own = (as_read(support, proxies) * proxies).sum(1)  # (k,)
-    scores = head.scores(support)  # (k, C + W)
+    head = checkpoint.head
+    scores = head.scores(checkpoint.supports[place])  # (k, C + W)
     scores[:, head.n_base + place] = -torch.inf
     best, rivals = scores.max(1)
     return best - own, rivals

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lowshot_cli.cli import groups
 from lowshot_cli.cli import options as o
-from lowshot_cli.cli.app import Call, Commands, app, command, open_standard_streams
+from lowshot_cli.cli.app import Call, app, command, open_standard_streams
 from lowshot_cli.cli.flags import (
     ALL_SETTINGS,
-    DATASET_SETTINGS,
     PHOTO_SETTINGS,
     CheckpointFile,
     DryRun,
@@ -25,9 +25,6 @@ from lowshot_cli.cli.flags import (
 )
 from lowshot_cli.cli.torchrun import silence_other_ranks
 from lowshot_cli.config.values import FALSE_ALARM
-
-classes = Commands(no_args_is_help=True, help="List, remove and rename the classes of a model.")
-data = Commands(no_args_is_help=True, help="Inspect datasets and the cache.")
 
 
 @command(app, "train-base", section="train_base", settings=(*ALL_SETTINGS, "fit", "background"))
@@ -235,102 +232,27 @@ def export(
     work.export(call.config, call.output, format, checkpoint, out, images or [], **how)
 
 
-app.add_typer(classes, name="classes")
-
-
-@command(classes, "list", settings=("workdir",))
-def classes_list(call: Call, checkpoint: ModelFile = None) -> None:
-    """List the classes that a model knows and how it learnt them.
-
-    Example: lowshot classes list
-
-    Example: lowshot classes list --checkpoint runs/base.safetensors
-    """
-    from lowshot_cli.cli.commands.classes import list_classes
-
-    list_classes(call.config, call.output, checkpoint)
-
-
-@command(classes, "remove", settings=("workdir",))
-def classes_remove(
-    call: Call, name: o.OldName, force: o.Force = False, checkpoint: ModelFile = None
-) -> None:
-    """Remove a class from a model.
-
-    Example: lowshot classes remove "my mug"
-
-    Example: lowshot classes remove apple --force
-    """
-    from lowshot_cli.cli.commands.classes import remove_class
-
-    remove_class(call.config, call.output, name, checkpoint, force=force)
-
-
-@command(classes, "rename", settings=("workdir",))
-def classes_rename(
+@command(app, "serve", settings=("dataset", "data_dir", "seed", "device", "workdir"))
+def serve(
     call: Call,
-    name: o.OldName,
-    new_name: o.NewName,
-    force: o.Force = False,
     checkpoint: ModelFile = None,
+    port: o.Port = 8000,
+    host: o.Host = "127.0.0.1",
+    open: o.Open = False,
 ) -> None:
-    """Rename a class of a model.
+    """Serve the model: a page to use it and to teach it from photos, and the same for programs.
 
-    Example: lowshot classes rename "my mug" "blue mug"
+    Example: lowshot serve --open
 
-    Example: lowshot classes rename sweet_pepper "bell pepper" --force
+    Example: lowshot serve --checkpoint runs/imprinted.safetensors --port 9000
     """
-    from lowshot_cli.cli.commands.classes import rename_class
+    from lowshot_cli.cli.commands import serve as work
 
-    rename_class(call.config, call.output, name, new_name, checkpoint, force=force)
-
-
-app.add_typer(data, name="data")
+    work.serve(call.config, call.output, checkpoint, host=host, port=port, opens=open)
 
 
-@command(data, "classes", settings=DATASET_SETTINGS)
-def data_classes(call: Call) -> None:
-    """List the classes of a dataset.
-
-    Example: lowshot data classes
-
-    Example: lowshot data classes --dataset glyphs
-    """
-    from lowshot_cli.cli.commands import data as work
-
-    work.data_classes(call.config, call.output)
-
-
-@command(data, "cache", settings=())
-def data_cache(
-    call: Call,
-    clear: o.Clear = False,
-) -> None:
-    """Show the cache of embeddings and decoded images, or empty it.
-
-    Example: lowshot data cache
-
-    Example: lowshot data cache --clear
-    """
-    from lowshot_cli.cli.commands import data as work
-
-    work.data_cache(call.output, clear=clear)
-
-
-@command(data, "duplicates", settings=DATASET_SETTINGS)
-def data_duplicates(
-    call: Call,
-    at_least: o.AtLeast = 0.85,
-) -> None:
-    """Find test images that look like a training image.
-
-    Example: lowshot data duplicates --dataset glyphs
-
-    Example: lowshot data duplicates --at-least 0.95 --json
-    """
-    from lowshot_cli.cli.commands import data as work
-
-    work.data_duplicates(call.config, call.output, at_least)
+app.add_typer(groups.classes, name="classes")
+app.add_typer(groups.data, name="data")
 
 
 def _typed(call: Call, options: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from lowshot_cli.config.presentation import NEW_CLASSES, TRAINING
 from lowshot_cli.config.values import Executor, ExportFormat
 
 _REBUILD, _BASES = "A trial of a sweep", "Several base models"
-_RUN, _WORKERS = "Run folder", "Where trials run"
+_RUN, _WORKERS, _ADDRESS = "Run folder", "Where trials run", "Address"
 
 ResumeTraining = Annotated[
     bool, option("--resume", "Continue an interrupted training.", panel=TRAINING)
@@ -293,3 +293,30 @@ AtLeast = Annotated[
         max=1,
     ),
 ]
+
+Port = Annotated[
+    int,
+    option(
+        "--port",
+        "Number of the port to listen at; 0 takes a free one.",
+        panel=_ADDRESS,
+        metavar="N",
+        default="8000",
+        min=0,
+        max=65535,
+    ),
+]
+
+Host = Annotated[
+    str,
+    option(
+        "--host",
+        "Address to listen at. Beyond this machine, such as with 0.0.0.0, requests need a token, "
+        "which is printed.",
+        panel=_ADDRESS,
+        metavar="ADDRESS",
+        default="127.0.0.1",
+    ),
+]
+
+Open = Annotated[bool, option("--open", "Open the page in the browser.", panel=_ADDRESS)]

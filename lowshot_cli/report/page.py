@@ -296,10 +296,10 @@ def _thumbnails(images: Tensor) -> list[str]:
 
 def _page(title: str, lead: str, sections: Sequence[_Section]) -> str:
     """Fill the template; everything but the package's own SVG is escaped."""
-    loader = jinja2.PackageLoader("lowshot_cli.report", "")
+    loader = jinja2.PackageLoader("lowshot_cli", "")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
     shown = [{"heading": heading, "blocks": blocks} for heading, blocks in sections if blocks]
-    template = environment.get_template("page.html.jinja")
+    template = environment.get_template("report/page.html.jinja")
     return f"{template.render(title=title, lead=lead, sections=shown)}\n"

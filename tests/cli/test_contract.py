@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lowshot_cli.adaptation.review import Confusion, Outlier, Review, Weakened
-from lowshot_cli.cli.contract import with_reviews
 from lowshot_cli.cli.main import app
 from lowshot_cli.data.dataset import Dataset
+from lowshot_cli.records import with_reviews
 from tests.conftest import save_images
 from tests.reference import REFERENCE, all_commands
 

@@ -42,6 +42,7 @@ COMMON = {
 ABOUT_PHOTOS = {"--image-size", "--fit", "--background", "--skip-bad", "--strict", "--dry-run"}
 # Numbers of these options count nothing.
 UNITLESS = {"--seed", "--class-order-seed", "--lr", "--backbone-lr", "--novel-weight", "--at-least"}
+UNITLESS |= {"--port"}
 UNITS = (
     "pixels|percent|gpus|threads|points|images|epochs|steps|channels|dimensions|classes|trials|row"
 )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.contract import changed_record, known_classes
 from lowshot_cli.cli.model_choice import choose_model, tell_stale
 from lowshot_cli.config.schema import Config
 from lowshot_cli.errors import UsageError
+from lowshot_cli.records import changed_record, known_classes
 from lowshot_cli.storage.locks import locked
 
 if TYPE_CHECKING:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import astuple
 
 from lowshot_cli.cli.console import Output
-from lowshot_cli.cli.contract import (
-    CacheUse,
-    ClassSize,
-    LookalikePair,
-    duplicates_record,
-    with_skipped,
-)
+from lowshot_cli.cli.contract import CacheUse, ClassSize, LookalikePair, duplicates_record
 from lowshot_cli.config.schema import Config
+from lowshot_cli.records import with_skipped
 from lowshot_cli.storage.cache import embedding_cache, image_cache
 
 _MOST_PAIRS = 10

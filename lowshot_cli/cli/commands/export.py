@@ -16,7 +16,7 @@ from lowshot_cli.cli.context import (
     next_command,
     with_dataset_of,
 )
-from lowshot_cli.cli.contract import export_record, with_skipped
+from lowshot_cli.cli.contract import export_record
 from lowshot_cli.cli.photos import photos_at
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.values import ExportFormat
@@ -27,6 +27,7 @@ from lowshot_cli.export import export as exporter
 from lowshot_cli.export import formats
 from lowshot_cli.export.check import compare_with_checkpoint, exported_models
 from lowshot_cli.export.state_dict import ensure_possible
+from lowshot_cli.records import with_skipped
 from lowshot_cli.storage.files import ensure_writable
 
 _MOST_IMAGES = 1000

@@ -17,11 +17,12 @@ from lowshot_cli.cli.context import (
     open_parent,
     output_file,
 )
-from lowshot_cli.cli.contract import finetune_record, with_skipped
+from lowshot_cli.cli.contract import finetune_record
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
 from lowshot_cli.environment import pick_device
 from lowshot_cli.evaluation.evaluate import evaluate
+from lowshot_cli.records import with_skipped
 from lowshot_cli.training.context import RunContext
 
 

@@ -25,13 +25,7 @@ from lowshot_cli.cli.context import (
     output_file,
     reject_with,
 )
-from lowshot_cli.cli.contract import (
-    evaluation_record,
-    imprint_record,
-    photo_imprint_record,
-    with_reviews,
-    with_skipped,
-)
+from lowshot_cli.cli.contract import evaluation_record, imprint_record
 from lowshot_cli.cli.photos import load_found, photos_at, with_background
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.labelled_photos import find_classes, is_table, split_classes
@@ -40,6 +34,7 @@ from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import UsageError
 from lowshot_cli.evaluation.evaluate import evaluate
 from lowshot_cli.methods.operating_point import allowed_losses
+from lowshot_cli.records import photo_imprint_record, with_reviews, with_skipped
 from lowshot_cli.sweep.replay import as_imprinting, rebuild
 
 

@@ -11,7 +11,7 @@ from lowshot_cli.checkpoint.workdir import chain_path
 from lowshot_cli.cli import tables
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.context import exclusive_folder, load, next_command, stop_on_ctrl_c
-from lowshot_cli.cli.contract import training_record, with_skipped
+from lowshot_cli.cli.contract import training_record
 from lowshot_cli.cli.photos import with_background
 from lowshot_cli.cli.torchrun import process_group
 from lowshot_cli.config.schema import Config
@@ -20,6 +20,7 @@ from lowshot_cli.data.framing import in_words
 from lowshot_cli.environment import pick_device
 from lowshot_cli.errors import RankLost, UsageError
 from lowshot_cli.models import weights
+from lowshot_cli.records import with_skipped
 from lowshot_cli.storage.cache import embedding_cache
 from lowshot_cli.training.adopt import adopt_without_data
 from lowshot_cli.training.context import RunContext

@@ -1,0 +1,30 @@
+"""What was done to a model, read from the histories of two checkpoints."""
+
+from __future__ import annotations
+
+from lowshot_cli.checkpoint.metadata import Meta
+from lowshot_cli.records import Record
+
+
+def changes_since(earlier: Meta, now: Meta) -> str:
+    """What was done to a model, in words; empty if it was not made from the earlier one."""
+    known = len(earlier.history)
+    if now.history[:known] != earlier.history:
+        return ""
+    said = [_in_words(step) for step in now.history[known:]]
+    return "" if None in said else ", ".join(filter(None, said))
+
+
+def _in_words(step: Record) -> str | None:
+    """A step of the history, or None for one that cannot be undone here."""
+    options = step["options"]
+    match step["command"]:
+        case "imprint":
+            return f"taught {', '.join(options.get('classes') or ())}"
+        case "classes rename":
+            return f"renamed {options['class']} to {options['to']}"
+        case "classes remove":
+            return f"removed {options['class']}"
+        case "serve":
+            return f"set the budget to {options['max_forgetting']:g} points"
+    return None

@@ -1,0 +1,108 @@
+/** The page: what it knows of the model, and how its sections learn of changes. */
+
+import { budgeting } from "./budget.js";
+import { listing } from "./classes.js";
+import { $, count, joined, say, sentence, show, whileBusy } from "./dom.js";
+import { ask, askJson, beat, onReturn } from "./server.js";
+import { isCollecting, teaching } from "./teach.js";
+import { trying } from "./tried.js";
+
+const BEAT_MS = 10000;
+const known = {
+  model: { limits: { images: Infinity, bytes: Infinity, request: Infinity }, n_base: 0, n_novel: 0 },
+  classes: [],
+};
+const state = () => known;
+
+const teach = teaching(state, changed);
+const tried = trying(state);
+const showClasses = listing(state, (text) => { teach.forget(); return changed(text); });
+const showBudget = budgeting(state, (text) => { teach.forget(); return changed(text); });
+
+/** Learn what the model is now, and show it. */
+async function refresh() {
+  const [model, classes] = await Promise.all([askJson("model"), askJson("classes")]);
+  Object.assign(known, { model, classes });
+  const counts = [count(model.n_base, "base class", "base classes")];
+  if (model.n_novel) counts.push(count(model.n_novel, "novel class", "novel classes"));
+  const [file, target] = [model.checkpoint, model.writes_to].map((path) => path.split(/[\\/]/));
+  $("#about").textContent = `${file.at(-1)}: ${model.backbone} with ${joined(counts)}.`;
+  $("#saved").textContent = `Every change is saved in ${target.slice(-2).join("/")}.`;
+  $("#saved").title = model.writes_to;
+  $("#undo").hidden = !model.can_undo;
+  $("#undo").textContent = model.can_undo ? `Undo: ${model.undoes}` : "Undo";
+  showClasses();
+  teach.refresh();
+  tried.refresh();
+  tried.askAgain();
+  showBudget();
+}
+
+/** Show the model after a change that a text describes. */
+async function changed(text) {
+  await refresh();
+  say(text);
+}
+
+$("#undo").addEventListener("click", () => whileBusy($("#undo"), async () => {
+  const { undoes } = known.model;
+  try {
+    await ask("undo", { method: "POST" });
+    teach.forget();
+    await changed(`Undone: ${undoes}.`);
+  } catch (refused) {
+    say(refused.message);
+  }
+  if ($("#undo").hidden) $("#main").focus();
+}));
+
+for (const button of document.querySelectorAll("[data-format]")) {
+  button.addEventListener("click", () => {
+    whileBusy(button, () => download(button.dataset.format), $("#files progress"));
+  });
+}
+
+/** Save an export that the server makes, or say why it cannot. */
+async function download(format) {
+  show($("#files-error"));
+  try {
+    const response = await ask(`export?format=${format}`);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await response.blob());
+    [, link.download] = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition"));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    say(`Exported ${link.download}.`);
+  } catch (refused) {
+    show($("#files-error"), refused);
+  }
+}
+
+// Files that miss a drop zone would open in place of the page.
+for (const name of ["dragover", "drop"]) {
+  window.addEventListener(name, (event) => event.preventDefault());
+}
+document.addEventListener("paste", (event) => {
+  const files = [...event.clipboardData.files];
+  if (!files.length) return;
+  event.preventDefault();
+  ($("#try").contains(document.activeElement) ? tried : teach).take(files);
+});
+window.addEventListener("beforeunload", (event) => { if (isCollecting()) event.preventDefault(); });
+
+/** Show everything anew, as another page or a new server may have changed it. */
+async function renew() {
+  try {
+    await refresh();
+  } catch (refused) {
+    if (refused.status) $("#about").textContent = sentence(refused.message);
+  }
+}
+
+onReturn(renew);
+setInterval(async () => {
+  if (document.hidden) return;
+  const n = await beat();
+  if (n !== null && n !== known.classes.length) renew();
+}, BEAT_MS);
+renew();

@@ -1,0 +1,114 @@
+/** Where photos come from, and how they are shown. */
+
+import { camera } from "./camera.js";
+import { $, count, h } from "./dom.js";
+
+const PREVIEW = 192; // pixels, twice the side that is shown
+const MOST_NAMED = 3;
+
+/** Fill an element with everything that gives photos.
+ *
+ * `limits()` has the largest number of `images` and of `bytes` of one, `room()` how many more there
+ * may be, and `give` gets a list of photos (`file`, `name`) and the name of the folder that held
+ * them all, or "". Returns a function that takes files, for those that are pasted.
+ */
+export function photoSource(place, purpose, { limits, room, give }) {
+  place.append($("#source").content.cloneNode(true));
+  const [drop, input, note] = [$(".drop", place), $("input", place), $(".note", place)];
+  input.setAttribute("aria-label", `Choose photos ${purpose}`);
+  $(".open", place).setAttribute("aria-label", `Use the camera ${purpose}`);
+  const tell = (text) => { note.textContent = text; };
+
+  function take(files, folder = "") {
+    const { kept, left } = sorted(files, limits().bytes, room());
+    tell(left.length ? `Left out: ${named(left)}.` : "");
+    if (kept.length) give(kept.map((file) => ({ file, name: file.name || "photo" })), folder);
+  }
+
+  input.addEventListener("change", () => {
+    take([...input.files]);
+    input.value = ""; // the same file may be chosen again
+  });
+  drop.addEventListener("dragover", () => drop.classList.add("over"));
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", async (event) => {
+    drop.classList.remove("over");
+    const { files, folder } = await dropped(event.dataTransfer);
+    if (files.length) take(files, folder);
+    else tell("These are no files: save the picture first, and drop its file.");
+  });
+  camera($(".camera", place), $(".open", place), (file) => take([file]), tell);
+  return take;
+}
+
+/** Which files are worth sending, and those that are left out, with the reason. */
+function sorted(files, bytes, room) {
+  const kept = [];
+  const left = [];
+  for (const file of files) {
+    if (file.name.startsWith(".")) continue; // made by the system beside photos
+    if (file.type && !file.type.startsWith("image/")) left.push(`${file.name}, which is no image`);
+    else if (file.size > bytes) left.push(`${file.name}, which is larger than ${mega(bytes)}`);
+    else if (kept.length >= room) left.push(`${file.name}, as there is no room for more`);
+    else kept.push(file);
+  }
+  return { kept, left };
+}
+
+/** A number of bytes in words. */
+export const mega = (bytes) => `${Math.round(bytes / 1e6)}\u00a0MB`;
+
+function named(left) {
+  const others = left.length - MOST_NAMED;
+  const more = others > 0 ? `; and ${count(others, "other file")}` : "";
+  return left.slice(0, MOST_NAMED).join("; ") + more;
+}
+
+/** The files of a drop, those in folders included, and the name of the folder if it is just one. */
+async function dropped(transfer) {
+  // Entries must be asked for before the first wait.
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) {
+    return { files: [...transfer.files], folder: "" };
+  }
+  const files = (await Promise.all(entries.map(walked))).flat();
+  return { files, folder: entries.length === 1 ? entries[0].name : "" };
+}
+
+async function walked(entry) {
+  if (entry.isFile) return [await new Promise((done, fail) => entry.file(done, fail))];
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) { // a reader gives a hundred at a time
+    const some = await new Promise((done, fail) => reader.readEntries(done, fail));
+    if (!some.length) break;
+    found.push(...some);
+  }
+  found.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+  return (await Promise.all(found.map(walked))).flat();
+}
+
+/** A small picture of a photo, or its name if the browser cannot read it. */
+export function preview({ file, name }) {
+  const place = h("div", { className: "photo" });
+  createImageBitmap(file).then((image) => {
+    const scale = Math.min(1, PREVIEW / Math.min(image.width, image.height));
+    const canvas = h("canvas", { width: image.width * scale, height: image.height * scale });
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    image.close();
+    place.replaceChildren(canvas);
+  }).catch(() => place.append(name));
+  return place;
+}
+
+/** A name that no other photo has, as the server's answers name photos. */
+export function distinct(name, taken) {
+  if (!taken.has(name)) return name;
+  const [, stem, suffix] = name.match(/^(.*?)(\.[^.]*)?$/s);
+  for (let n = 2; ; n += 1) {
+    const other = `${stem}-${n}${suffix ?? ""}`;
+    if (!taken.has(other)) return other;
+  }
+}
