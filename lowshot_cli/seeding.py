@@ -41,6 +41,9 @@ class Stream(IntEnum):
     DROPOUT = 23
     """Dropout and the like inside a library's network, in a step of base training."""
 
+    TRAIN_MIRROR = 24
+    """Which images the first epoch of base training mirrors."""
+
     GROUP = 31
     """Novel classes that a trial of several ways adds together."""
 

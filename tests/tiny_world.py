@@ -17,6 +17,7 @@ from lowshot_cli.checkpoint.photos import no_photos, with_photos
 from lowshot_cli.config.schema import Config
 from lowshot_cli.data.dataset import Dataset, Images
 from lowshot_cli.methods.discriminant import Statistics
+from lowshot_cli.models.backbones import build_backbone, load_state
 from lowshot_cli.models.efficientnet_lite import NORMALISATION
 from lowshot_cli.models.embedder import embed, fused
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -85,6 +86,9 @@ def _start(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network, _, _ = build_network(config.train_base, task, with_weights=False)
+        torch.manual_seed(0)
+        plain = build_backbone("resnet9", 1, 4, SIDE)
+    load_state(network.backbone, plain.state_dict())  # its first layer is random too
     return config, task, network.eval()
 
 

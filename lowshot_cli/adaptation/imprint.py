@@ -275,15 +275,20 @@ def _usable(config: Config, checkpoint: Checkpoint) -> Config:
     return config.with_settings("imprint", max_forgetting="none")
 
 
+def known_as(checkpoint: Checkpoint, name: str) -> str | None:
+    """What the model calls a class that it was taught by this name, or None if it knows none."""
+    classes = checkpoint.meta.classes
+    own = {checkpoint.dataset_name(known): known for known in classes}
+    return name if name in classes else own.get(name)
+
+
 def _without_known(checkpoint: Checkpoint, name: str, replace_known: bool) -> Checkpoint:
     """The checkpoint without a class that is to be imprinted again, whatever it is called now.
 
     Raises:
         UsageError: the model knows the class, and it is not to be replaced.
     """
-    classes = checkpoint.meta.classes
-    own = {checkpoint.dataset_name(known): known for known in classes}
-    called = name if name in classes else own.get(name)
+    called = known_as(checkpoint, name)
     if called is None:
         return checkpoint
     if not replace_known:

@@ -92,7 +92,8 @@ def _teen(support: Tensor, background: Background) -> Tensor:
         length = (support.mean(-2) - centre).norm(dim=-1, keepdim=True)  # (..., 1)
         return background.statistics.round_proxies(centre + length * calibrated)
     size, trained = support.shape[-1], background.trained
-    return pad_to(teen(support[..., :trained], background.proxies[:, :trained]), size)
+    proxies = F.normalize(background.proxies[:, :trained], dim=1)
+    return pad_to(teen(support[..., :trained], proxies), size)
 
 
 def _random(supports: Supports, background: Background, config: Config) -> Tensor:

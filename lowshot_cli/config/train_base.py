@@ -38,6 +38,7 @@ _PRETRAINED_DEFAULTS = {
     "backbone_lr": 0.02,
     "weight_decay": 1e-4,
     "warmup": 0.1,
+    "average": 0.0,
     "cutout": 0,
     "freeze_blocks": 3,
     # Rounding to bf16 moves its features by several percent, and is slower on processors.
@@ -142,10 +143,10 @@ class TrainBaseConfig(Section):
         unset="the library's",
     )
     epochs: Annotated[int, Field(ge=0)] = setting(
-        54,
+        32,
         "Epochs (passes over the training images); 0 leaves the network as it is.",
         TRAINING,
-        unset="54; 0 for an efficientnet, or with --dataset none",
+        unset="32; 0 for an efficientnet, or with --dataset none",
     )
     batch_size: Annotated[int, Field(ge=2)] = setting(
         128, "Images in a step.", TRAINING, unset="128; 64 for an efficientnet"
@@ -173,12 +174,10 @@ class TrainBaseConfig(Section):
         "Share of the steps in which the learning rate rises to its peak.",
         unset="0.2; 0.1 for an efficientnet",
     )
-    final_lr: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.01, "Share of its peak to which the learning rate falls."
-    )
     average: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0,
+        0.3333,
         "Share of the steps, the last ones, whose weights are averaged; 0 takes those of the last.",
+        unset="0.3333; 0 for an efficientnet",
     )
     mixup: Amount = setting(
         0.2, "Parameter of the beta distribution by which pairs of images are mixed; 0 mixes none."

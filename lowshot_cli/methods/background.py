@@ -18,8 +18,8 @@ class Background:
     Attributes:
         samples: base images that fine-tuning reads, with base proxies `(C, R)` and scale.
         statistics: of base images.
-        trained: E, the size of the trained part of embeddings, which base proxies of a cosine head
-            read; the others are made for it alone by the paper's method.
+        trained: E, the size of the trained part of embeddings, for which alone the paper's method
+            makes proxies of a cosine head.
         is_linear: whether proxies are linear (`Head.is_linear`).
         is_adopted: whether the base classes are those of a classifier that was adopted as it is.
             `statistics` are then those of unlabelled photos; of nothing if there are none.

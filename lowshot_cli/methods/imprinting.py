@@ -18,6 +18,8 @@ from torch import Tensor
 
 # Shrinkage of the statistics that `whitened` reads; the larger, the closer it is to `imprint`.
 SHRINKAGE = 0.5
+# Weight of the whitened proxy of a base class beside its trained one.
+_WHITENED_SHARE = 0.3
 
 
 def imprint(support: Tensor) -> Tensor:
@@ -50,6 +52,22 @@ def whitened(support: Tensor, mean: Tensor, whiten: Callable[[Tensor], Tensor]) 
         `(..., D)` unit proxies.
     """
     return F.normalize(whiten(support.mean(-2) - mean), dim=-1)
+
+
+def reading_stages(trained: Tensor, by_mean: Tensor) -> Tensor:
+    """Base proxies that also read the stages of an embedding, which training does not.
+
+    w = normalise(trained + 0.3 whitened). An image of a novel class often resembles a base class in
+    the features on which training classified, but less so in the stages before them.
+
+    Args:
+        trained: `(C, D)` unit proxies, zero beyond the trained part of embeddings.
+        by_mean: `(C, D)` whitened proxies of the same classes.
+
+    Returns:
+        `(C, D)` unit proxies.
+    """
+    return F.normalize(trained + _WHITENED_SHARE * by_mean, dim=1)
 
 
 def teen(support: Tensor, proxies: Tensor, sharpness: float = 16.0, share: float = 0.5) -> Tensor:

@@ -8,9 +8,11 @@ and of each stage in an embedding.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ from lowshot_cli.models.pretrained import PretrainedBackbone
 SMALL_IMAGE = 64
 # Weights of the trained features, of the last stage and of the one before it.
 _PART_WEIGHTS = (1.0, 2.0, 1.0)
+# Added to the variances by which patches are whitened, of which the smallest are mostly noise.
+_LEAST_VARIANCE = 0.01
 
 
 def build_backbone(
@@ -118,20 +122,95 @@ def unresized(backbone: nn.Module) -> nn.Module:
     return backbone.backbone if isinstance(backbone, Resized) else backbone
 
 
-def _norm_conv(channels_in: int, channels_out: int) -> nn.Sequential:
+def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
     )
 
 
-def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
-    return _norm_conv(channels_in, channels_out).append(nn.ReLU(inplace=True))
+class WhiteningConv(nn.Sequential):
+    """A convolution that is set before training and then stays, and its activation.
+
+    It turns the 27 values around a pixel, which are much alike, into uncorrelated ones of variance
+    1, with both signs. Training starts from better features and needs no gradients of the largest
+    activations (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.2).
+
+    The BatchNorm changes nothing here. In models that trained the first convolution it does.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Set the filters from normalised images `(B, 3, H, W)`."""
+        patches = F.unfold(images, 3).transpose(1, 2).flatten(0, 1)  # (N, 27)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
+        whitening = (vectors / (values + _LEAST_VARIANCE).sqrt()).T.flip(
+            0
+        )  # (27, 27), widest first
+        weight, filters = self.state_dict()["0.weight"], whitening
+        while 2 * len(filters) < len(weight):
+            # Values that are white remain so when they are turned.
+            turned = torch.linalg.qr(torch.randn_like(whitening)).Q @ whitening
+            filters = torch.cat([filters, turned])
+        half = math.ceil(len(weight) / 2)
+        both = torch.cat([filters[:half], -filters[:half]])[: len(weight)]
+        weight.copy_(both.view_as(weight))
+
+    def train(self, mode: bool = True) -> WhiteningConv:
+        """Train or not; the BatchNorm never does."""
+        super().train(mode)
+        self[1].eval()
+        return self
 
 
-def _pool() -> nn.Sequential:
-    """Halve the sides, then activate; the other way round is the same, on four times the data."""
-    return nn.Sequential(nn.MaxPool2d(2), nn.ReLU(inplace=True))
+class PooledConv(nn.Sequential):
+    """A convolution, BatchNorm and pooling: `(B, C, H, W)` to `(B, C', H/2, W/2)`.
+
+    Training pools before it normalises, on a quarter of the data, so the statistics are those of
+    the largest of each four values. Both orders give the same result for positive weights of the
+    BatchNorm, so these are not trained. In evaluation mode the BatchNorm stands where it can be
+    folded into the convolution.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self[1].weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> PooledConv:
+        """Train or not; weights of the BatchNorm that older models have trained become positive.
+
+        Turning the signs of a filter and of its mean makes up for that exactly.
+        """
+        super().train(mode)
+        state = self.state_dict()
+        if mode:
+            signs = torch.where(state["1.weight"] < 0, -1.0, 1.0)  # (C',)
+            state["1.weight"] *= signs
+            state["1.running_mean"] *= signs
+            state["0.weight"] *= signs[:, None, None, None]
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Halve the sides of images `(B, C, H, W)`."""
+        conv, norm = self
+        if self.training:
+            result: Tensor = norm(F.max_pool2d(conv(images), 2))
+        else:
+            result = F.max_pool2d(norm(conv(images)), 2)
+        return result
 
 
 class Residual(nn.Module):
@@ -156,14 +235,16 @@ class ResNet9(nn.Module):
         self.stage_sizes = (8 * width, 4 * width)
         self.part_weights = _PART_WEIGHTS
         self.early = nn.Sequential(
-            _conv(3, width),
-            _norm_conv(width, 2 * width),
-            _pool(),
+            WhiteningConv(width),
+            PooledConv(width, 2 * width),
+            nn.ReLU(inplace=True),
             Residual(2 * width),
-            _norm_conv(2 * width, 4 * width),
-            _pool(),
+            PooledConv(2 * width, 4 * width),
+            nn.ReLU(inplace=True),
         )
-        self.late = nn.Sequential(_norm_conv(4 * width, 8 * width), _pool(), Residual(8 * width))
+        self.late = nn.Sequential(
+            PooledConv(4 * width, 8 * width), nn.ReLU(inplace=True), Residual(8 * width)
+        )
         self.project = nn.Linear(8 * width, embedding_size, bias=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

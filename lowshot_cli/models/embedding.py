@@ -52,10 +52,10 @@ class EmbeddingNetwork(nn.Module):
     """A backbone whose features become embeddings on the unit sphere.
 
     The trained part of an embedding is the L2-normalised output of the backbone (Qi et al. 2018,
-    section 3.1), and base classes are classified by it alone. The longer a backbone is trained, the
-    more its output drops what base classes do not need, but earlier stages keep it (hypercolumns,
-    Hariharan et al., CVPR 2015). So after the trained part an embedding also holds the stages that
-    the backbone returns, centred, normalised and weighted.
+    section 3.1), by which alone training classifies. The longer a backbone is trained, the more its
+    output drops what base classes do not need, but earlier stages keep it (hypercolumns, Hariharan
+    et al., CVPR 2015). So after the trained part an embedding also holds the stages that the
+    backbone returns, centred, normalised and weighted.
 
     Attributes:
         backbone: images `(B, 3, H, W)` to features `(B, E)` and stages `(B, M1)`, `(B, M2)`..., or

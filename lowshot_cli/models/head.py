@@ -46,7 +46,7 @@ class Head:
     Attributes:
         proxies: `(C, R)` fp32, one for each class, base classes first. R is D, the size of
             embeddings, or D + 1 with the offset as last number. Those of a cosine classifier have
-            length 1, and those of its base classes are zero beyond the trained part of embeddings.
+            length 1.
         scale: factor on the scores in a softmax.
         n_base: how many of the classes are base classes.
         bias: added to the score of every novel class.
@@ -97,7 +97,7 @@ class Head:
 
     @classmethod
     def of_base(cls, proxies: Tensor, scale: float, size: int, length: float = 1.0) -> Head:
-        """The cosine classifier of a base model, with the logits of training.
+        """The cosine classifier that was trained, with the logits of training.
 
         Args:
             proxies: `(C, E)` unit proxies, as trained.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout, fit_half
+from lowshot_cli.checkpoint.holdout import Holdout, first_of_classes, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
@@ -16,6 +16,8 @@ from lowshot_cli.config.values import Precision
 from lowshot_cli.data.dataset import Dataset, ImageSubset
 from lowshot_cli.data.framing import CROP
 from lowshot_cli.data.image_files import LISTING
+from lowshot_cli.methods.discriminant import Statistics
+from lowshot_cli.methods.imprinting import SHRINKAGE, reading_stages, whitened
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import Embedder, centre_of_stages, embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -24,6 +26,9 @@ from lowshot_cli.models.weights import LoadedWeights
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask, largest_shift
 from lowshot_cli.version import __version__
+
+# Fit images of each class, at most, that decide what its proxy reads of the stages.
+_FOR_STATISTICS = 100
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ def make_cosine_checkpoint(
     stored = embed(network, task.holdout).half()
     length = network.joint_length if network.centre is not None else 1.0
     head = Head.of_base(proxies, scale, stored.shape[1], length)
+    if network.centre is not None:
+        known = fit_statistics(network, task)
+        by_mean = whitened(known.means[:, None], known.centre, known.whiten)  # (C, D)
+        head = replace(head, proxies=reading_stages(head.proxies, by_mean))
     right = head.predict(stored.float()) == task.holdout_labels  # (N,)
     holdout = Holdout(stored, task.holdout_labels, right).with_nearest_cached(head)
     return make_checkpoint(
@@ -90,6 +99,13 @@ def make_cosine_checkpoint(
         precision=precision,
         context=context,
     )
+
+
+def fit_statistics(network: EmbeddingNetwork, task: BaseTask) -> Statistics:
+    """What some of the images that the weights saw say about the base classes."""
+    chosen = first_of_classes(task.fit_labels, _FOR_STATISTICS)  # (n,)
+    images = ImageSubset(task.fit.pixels, task.fit.index[chosen])
+    return Statistics.of(embed(network, images), task.fit_labels[chosen], SHRINKAGE)
 
 
 def with_centre(network: EmbeddingNetwork, task: BaseTask, centre: Tensor) -> EmbeddingNetwork:

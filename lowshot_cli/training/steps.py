@@ -33,23 +33,24 @@ from lowshot_cli.training.distributed import ALONE, ProcessGroupView
 from lowshot_cli.training.precision import autocast_type, pick_precision
 from lowshot_cli.training.task import BaseTask, largest_shift
 
+# Share of the peak learning rate below which it does not fall.
+_LEAST_RATE = 0.01
 # Side of small images, as a share of that of the others, and the smallest one in pixels.
 _SMALL, _SMALLEST = 3 / 4, 8
 
 
-def one_cycle(step: int, total: int, warmup: float, final: float) -> float:
+def one_cycle(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate: linear from near 0 to 1, then linear down (Smith 2018).
 
     Args:
         step: number of the step, from 0.
         total: steps of the whole training.
         warmup: share of the steps in which it rises, above 0.
-        final: what it falls to and stays at.
     """
     turn = max(1.0, warmup * total)
     if step < turn:
         return (step + 1) / (turn + 1)
-    return max((total - step) / (total - turn), final)
+    return max((total - step) / (total - turn), _LEAST_RATE)
 
 
 def parameter_groups(trainee: CosineClassifier, options: TrainBaseConfig) -> list[dict[str, Any]]:
@@ -108,6 +109,7 @@ class TrainingSteps:
         total: steps of the whole training.
         optimiser: over the trainee's parameters.
         means: running means of the trainee's weights by name; the last step puts them in place.
+        coins: `(N,)` bool, which fit images the even epochs mirror.
 
     Raises:
         UsageError: a batch cannot be shared evenly between the ranks.
@@ -133,6 +135,8 @@ class TrainingSteps:
         self.precision = pick_precision(self.options.precision, trainee.network.device, ranks)
         self.dtype = autocast_type(self.precision)
         self.images = task.fit.to_device_if_it_fits(trainee.network.device)
+        coins = generator(self.seed, Stream.TRAIN_MIRROR)
+        self.coins = torch.rand(len(task.fit), generator=coins) < 0.5
         groups = parameter_groups(trainee, self.options)
         self.optimiser = torch.optim.SGD(groups, lr=self.options.lr, momentum=0.9, nesterov=True)
         self.means: dict[str, Tensor] = {}
@@ -159,7 +163,8 @@ class TrainingSteps:
             round(pixels * side / task.fit.side)
             for pixels in (largest_shift(options, task.fit.side), options.cutout)
         )
-        shifts, mirrored = draw_crops(size, shift, task.flip, draws)  # (B, 2), (B,)
+        shifts, _ = draw_crops(size, shift, False, draws)  # (B, 2)
+        mirrored = self._mirrored(step, chosen)  # (B,)
         holes = draw_holes(size, side, hole, draws)  # (B, 1, S, S)
         weight, partners = 1.0, torch.arange(size)  # (B,)
         if options.mixup:
@@ -206,12 +211,23 @@ class TrainingSteps:
         if not math.isfinite(value):
             return value
         for group in self.optimiser.param_groups:
-            share = one_cycle(step, self.total, options.warmup, options.final_lr)
+            share = one_cycle(step, self.total, options.warmup)
             group["lr"] = group["peak"] * share
         self.optimiser.step()
         self._average_statistics()
         self._average_weights(step)
         return value
+
+    def _mirrored(self, step: int, chosen: Tensor) -> Tensor:
+        """Which of the chosen images `(B,)` a step mirrors, `(B,)` bool.
+
+        An image is mirrored in every second epoch, so two epochs see both sides of each (Jordan,
+        "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+        """
+        if not self.task.flip:
+            return torch.zeros(len(chosen), dtype=torch.bool)
+        is_odd = bool(step // self.per_epoch % 2)
+        return self.coins[chosen] ^ is_odd
 
     def _side(self, step: int) -> int:
         """Side in pixels of a step's images."""

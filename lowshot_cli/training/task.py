@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
-from lowshot_cli.models.backbones import build_backbone, unresized
+from lowshot_cli.models.backbones import WhiteningConv, build_backbone, unresized
 from lowshot_cli.models.efficientnet_lite import (
     ENLARGED,
     ENLARGED_TO_TRAIN,
@@ -19,6 +21,9 @@ from lowshot_cli.models.efficientnet_lite import (
 )
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
+
+# Pixels of fit images, at most, from which the first layer of `resnet9` is set.
+_FOR_FIRST_LAYER = 2**20
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,9 @@ def build_network(
     inner = unresized(backbone)
     if isinstance(inner, EfficientNetLite):
         inner.freeze(options.freeze_blocks)
+    for first in (m for m in inner.modules() if isinstance(m, WhiteningConv)):
+        every = math.ceil(len(task.fit) * task.fit.side**2 / _FOR_FIRST_LAYER)
+        first.fit(task.normalisation.apply(task.fit[::every], torch.device("cpu")))
     loaded = None
     if options.start and with_weights:
         loaded = load_weights(backbone, read_weights(options), options.start)

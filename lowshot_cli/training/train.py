@@ -26,6 +26,7 @@ from lowshot_cli.training.result import TrainResult, make_checkpoint, make_cosin
 from lowshot_cli.training.state import TrainingState, restore_state, save_state
 from lowshot_cli.training.steps import TrainingSteps
 from lowshot_cli.training.task import BaseTask, build_network, make_task
+from lowshot_cli.version import __version__
 
 # Weight of the latest loss in the running average that is shown.
 _NEW_LOSS_SHARE = 0.02
@@ -280,4 +281,5 @@ class BaseTraining:
             "data": self.data_hash,
             "seed": self.config.seed,
             "train_base": self.config.portable()["train_base"],
+            "version": __version__,
         }

@@ -44,7 +44,7 @@ def _verdicts(model: Checkpoint) -> torch.Tensor:
     return model.head.base.predict(held.embeddings.float()) == held.labels
 
 
-@pytest.mark.parametrize("removed", [("a",), ("b", "d"), ("e", "c", "a")])
+@pytest.mark.parametrize("removed", [("c",), ("b", "d"), ("e", "c", "a")])
 @pytest.mark.parametrize("budget", [0, 5, 20])
 def test_a_budget_holds_after_base_classes_were_removed(
     removed: tuple[str, ...], budget: float
@@ -79,7 +79,7 @@ def test_rounding_of_the_stored_embeddings_is_no_cost() -> None:
 
 
 def test_a_model_whose_base_rows_changed_is_judged_by_what_was_right_before() -> None:
-    taught = _model().imprint(_shots("h"), "h")
+    taught = _model().imprint(_shots("f"), "f")
     tuned = taught.finetune(freeze_base="never", prior_shots=0, steps=60, head_lr=0.1).checkpoint
     held = tuned.holdout
     before = held.calibrating(held.right)
@@ -209,17 +209,16 @@ def test_a_base_class_without_hold_out_images_keeps_its_row() -> None:
     tuned = taught.finetune(freeze_base="never", prior_shots=0).checkpoint
     seen = set(base.holdout.fitting(base.holdout.labels).tolist())
     for place in range(N_BASE):
-        same = torch.equal(tuned.head.proxies[place], base.head.proxies[place])
+        same = torch.allclose(tuned.head.proxies[place], base.head.proxies[place], atol=1e-6)
         assert same == (place not in seen)
 
 
 def test_ties_count_as_lost_and_are_avoided() -> None:
     _, base, network = tiny_world("twins")
     taught = Model(base, network).imprint(_shots("h"), "h").checkpoint
-    same = replace(
-        taught,
-        head=replace(taught.head, proxies=torch.cat([base.head.proxies, base.head.proxies[:1]])),
-    )
+    rows = base.head.proxies.clone()
+    rows[1] = rows[0]  # of the twins, which rounding may part
+    same = replace(taught, head=replace(taught.head, proxies=torch.cat([rows, rows[:1]])))
     tied = set_bias(same, 0)
     assert tied.head.bias < 0
     held = tied.holdout

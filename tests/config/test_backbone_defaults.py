@@ -33,7 +33,7 @@ def test_a_pretrained_backbone_is_frozen_and_tuned_gently_by_default() -> None:
     assert (own.epochs, own.lr, own.batch_size, own.warmup) == (0, 1.0, 64, 0.1)
     assert (own.backbone_lr, own.freeze_blocks, own.share) == (0.02, 3, 0.7)
     assert (own.weight_decay, own.cutout, own.crop, own.embedding_size) == (1e-4, 0, None, None)
-    assert (scratch.epochs, scratch.lr, scratch.crop, scratch.embedding_size) == (54, 0.2, 3, 64)
+    assert (scratch.epochs, scratch.lr, scratch.crop, scratch.embedding_size) == (32, 0.2, 3, 64)
     assert _resolved(backbone="efficientnet-lite2", epochs=3, lr=0.1).lr == 0.1
 
 

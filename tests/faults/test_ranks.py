@@ -61,7 +61,7 @@ def train_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tens
 def first_means(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:
     """Running means of the first BatchNorm after a step; what comes after it saw other batches."""
     buffers = dict(_one_step(ranks, dataset, training=True).named_buffers())
-    return {"mean": buffers["network.backbone.early.0.1.running_mean"]}
+    return {"mean": buffers["network.backbone.early.1.1.running_mean"]}
 
 
 def finetune_gradients(ranks: ProcessGroupView, dataset: Dataset) -> dict[str, Tensor]:

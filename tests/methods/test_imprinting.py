@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.methods.discriminant import Statistics
-from lowshot_cli.methods.imprinting import SHRINKAGE, cluster_means, imprint, teen, whitened
+from lowshot_cli.methods.imprinting import (
+    SHRINKAGE,
+    cluster_means,
+    imprint,
+    reading_stages,
+    teen,
+    whitened,
+)
 from lowshot_cli.methods.operating_point import BaseQueries, operating_bias, resolve_budget
 
 
@@ -48,6 +55,12 @@ def test_strong_shrinkage_leaves_the_centred_mean() -> None:
     support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     found = whitened(support, torch.zeros(5), _statistics(torch.eye(5), 1e6).whiten)
     assert torch.allclose(found, imprint(support), atol=1e-5)
+
+
+def test_a_base_proxy_reads_the_stages_through_a_share_of_its_whitened_proxy() -> None:
+    trained, by_mean = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    found = reading_stages(trained, by_mean)
+    assert found.tolist()[0] == pytest.approx(np.array([1, 0, 0.3]) / math.hypot(1, 0.3))
 
 
 def test_calibration_draws_a_prototype_towards_the_base_classes_it_resembles() -> None:

@@ -37,22 +37,6 @@ def _network(name: str, side: int = 32, size: int | None = None) -> EmbeddingNet
     return EmbeddingNetwork(backbone, GREY, torch.zeros(0)).eval()
 
 
-def test_activating_after_pooling_gives_the_numbers_and_gradients_of_activating_before() -> None:
-    early = build_backbone("resnet9", 2, 4, 8).get_submodule("early")
-    conv, pool = early.get_submodule("1"), early.get_submodule("2")
-    images = torch.randn(4, 2, 8, 8)
-    found = []
-    for way in (nn.Sequential(conv, pool), nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2))):
-        given = images.clone().requires_grad_()
-        result = way(given)
-        (result**2).sum().backward()
-        assert given.grad is not None
-        found.append((result, given.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
-    assert bool((found[0][0] == 0).any())
-
-
 @pytest.mark.parametrize(
     ("name", "side", "size"),
     [

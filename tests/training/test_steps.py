@@ -94,3 +94,18 @@ def test_the_first_steps_see_small_images_with_small_holes_and_shifts(
         seen[step] = images.shape[-1], int((images == 0).all(1).sum((1, 2)).max())
     assert seen == {0: (24, 36), 5: (24, 36), 6: (32, 64), 23: (32, 64)}
     assert drawn == [3, 3, 4, 4]
+
+
+def test_every_image_is_mirrored_in_every_second_epoch(
+    tiny_config: Config, glyphs: Dataset
+) -> None:
+    steps = _steps(tiny_config, glyphs, flip=True, crop=0, cutout=0, mixup=0)
+    chosen = torch.arange(64)
+    first, second, third = (
+        steps.make_batch(epoch * steps.per_epoch, chosen).images for epoch in range(3)
+    )
+    assert torch.equal(second, first.flip(3))
+    assert torch.equal(third, first)
+    plain = steps.task.normalisation.apply(steps.task.fit[chosen], torch.device("cpu"))
+    as_they_are = (first == plain).flatten(1).all(1).sum().item()
+    assert 20 < as_they_are < 44

@@ -148,10 +148,10 @@ def test_the_checkpoint_holds_the_holdout_embeddings(base: Checkpoint, glyphs: D
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
-    rates = [one_cycle(step, 100, 0.2, 0.1) for step in range(100)]
+    rates = [one_cycle(step, 1000, 0.2) for step in range(1000)]
     assert max(rates) == pytest.approx(1)
-    assert rates.index(max(rates)) == 20
-    assert rates[:21] == sorted(rates[:21])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert rates[-8:] == [0.1] * 8
-    assert rates[-9] > 0.1
+    assert rates.index(max(rates)) == 200
+    assert rates[:201] == sorted(rates[:201])
+    assert rates[200:] == sorted(rates[200:], reverse=True)
+    assert rates[-8:] == [0.01] * 8
+    assert rates[-9] > 0.01
