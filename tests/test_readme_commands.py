@@ -46,6 +46,7 @@ ELSEWHERE = {
     ),
     "lowshot train-base --dataset none --backbone timm:convnext_tiny --weights model.safetensors "
     "--class-names names.txt": "tests/training/test_adopt.py",
+    "lowshot serve --open": "tests/serve/test_command.py",
     "lowshot sweep --executor ray": "tests/sweep/test_ray_executor.py",
     "lowshot sweep --executor ray --class-order-seeds 0,1,2": "tests/sweep/test_ray_executor.py",
 }
