@@ -135,7 +135,7 @@ class WhiteningConv(nn.Sequential):
 
     It turns the 27 values around a pixel, which are much alike, into uncorrelated ones of variance
     1, with both signs. Training starts from better features and needs no gradients of the largest
-    activations (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.2).
+    activations (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
 
     The BatchNorm changes nothing here. In models that trained the first convolution it does.
     """
@@ -153,9 +153,8 @@ class WhiteningConv(nn.Sequential):
         """Set the filters from normalised images `(B, 3, H, W)`."""
         patches = F.unfold(images, 3).transpose(1, 2).flatten(0, 1)  # (N, 27)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
-        whitening = (vectors / (values + _LEAST_VARIANCE).sqrt()).T.flip(
-            0
-        )  # (27, 27), widest first
+        scaled = vectors / (values + _LEAST_VARIANCE).sqrt()
+        whitening = scaled.T.flip(0)  # (27, 27), a filter a row, the widest variance first
         weight, filters = self.state_dict()["0.weight"], whitening
         while 2 * len(filters) < len(weight):
             # Values that are white remain so when they are turned.
