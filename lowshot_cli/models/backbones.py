@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -149,10 +149,15 @@ class WhiteningConv(nn.Sequential):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def fit(self, images: Tensor) -> None:
-        """Set the filters from normalised images `(B, 3, H, W)`."""
-        patches = F.unfold(images, 3).transpose(1, 2).flatten(0, 1)  # (N, 27)
-        values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Set the filters from batches of normalised images `(B, 3, H, W)`."""
+        count, total, products = 0, torch.zeros(27).double(), torch.zeros(27, 27).double()
+        for images in batches:
+            patches = F.unfold(images, 3).transpose(1, 2).flatten(0, 1).double()  # (N, 27)
+            count, total = count + len(patches), total + patches.sum(0)
+            products += patches.T @ patches
+        covariance = (products - total.outer(total) / count) / (count - 1)
+        values, vectors = torch.linalg.eigh(covariance)
         scaled = vectors / (values + _LEAST_VARIANCE).sqrt()
         whitening = scaled.T.flip(0)  # (27, 27), a filter a row, the widest variance first
         weight, filters = self.state_dict()["0.weight"], whitening

@@ -24,6 +24,8 @@ from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessin
 
 # Pixels of fit images, at most, from which the first layer of `resnet9` is set.
 _FOR_FIRST_LAYER = 2**20
+# Images whose patches are in memory at once.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def build_network(
         inner.freeze(options.freeze_blocks)
     for first in (m for m in inner.modules() if isinstance(m, WhiteningConv)):
         every = math.ceil(len(task.fit) * task.fit.side**2 / _FOR_FIRST_LAYER)
-        first.fit(task.normalisation.apply(task.fit[::every], torch.device("cpu")))
+        parts = task.fit[::every].split(_AT_ONCE)
+        first.fit(task.normalisation.apply(part, torch.device("cpu")) for part in parts)
     loaded = None
     if options.start and with_weights:
         loaded = load_weights(backbone, read_weights(options), options.start)
