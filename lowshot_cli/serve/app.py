@@ -59,16 +59,19 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 class _Service:
     """The served model, and the threads that work for it.
 
-    Predictions are batched in one thread, changes are made one at a time in another, and exports,
-    which take long, in a third.
+    Predictions are batched in threads of their own, changes are made one at a time in another, and
+    exports, which take long, in one more.
     """
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self.batches = Batches(partial(embed, session.network))
+        self.session, threads = session, torch.get_num_threads()
+        workers = threads if session.network.device.type == "cpu" else 1
+        self.batches = Batches(partial(embed, session.network), workers)
         self.decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decoding")
-        self.changes = ThreadPoolExecutor(1, thread_name_prefix="changes")
-        self.exports = ThreadPoolExecutor(1, thread_name_prefix="exports")
+        # New threads start with the number that was last set, which is that of the batches.
+        how = (torch.set_num_threads, (threads,))
+        self.changes = ThreadPoolExecutor(1, "changes", *how)
+        self.exports = ThreadPoolExecutor(1, "exports", *how)
 
     async def read(self, request: Request) -> tuple[list[str], ByteArray]:
         """Names and pixels `(n, 3, S, S)` of the images of a request."""

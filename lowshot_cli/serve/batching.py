@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-# Images that are embedded together.
-MOST = 64
+# Images that are embedded together, and those of a request that stay together.
+MOST, PIECE = 64, 16
 _Answer = TypeVar("_Answer")
 
 
+class _Request:
+    """A request whose images are embedded in pieces; used with the lock of its batches held."""
+
+    def __init__(self, pixels: Tensor, answer: Callable[[Tensor], Any]) -> None:
+        self.answer = answer
+        self.future: Future[Any] = Future()
+        self.embedded: dict[int, Tensor] = {}
+        self.pieces = [_Piece(self, n, part) for n, part in enumerate(pixels.split(PIECE))]
+        self.has_begun = self.has_failed = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for it still."""
+        if not self.has_begun:
+            self.has_begun = True
+            self.has_failed = not self.future.set_running_or_notify_cancel()
+        return not self.has_failed
+
+
 @dataclass(frozen=True)
-class _Job(Generic[_Answer]):
+class _Piece:
+    request: _Request
+    place: int
     pixels: Tensor
-    answer: Callable[[Tensor], _Answer]
-    future: Future[_Answer] = field(default_factory=Future)
 
 
 class Batches:
-    """Embeds what waits, a batch at a time, in a thread of its own.
+    """Embeds what waits, in threads of its own, each a batch at a time.
 
     Args:
-        embed: from images `(N, 3, S, S)` uint8 to embeddings `(N, D)`.
+        embed: from images `(N, 3, S, S)` uint8 to embeddings `(N, D)`; called in several threads.
+        workers: how many threads embed, each alone. On a processor, as many of them as it has cores
+            take less time than one that shares its work out: they need not wait for one another.
     """
 
-    def __init__(self, embed: Callable[[Tensor], Tensor]) -> None:
-        self._embed = embed
-        self._waiting: deque[_Job[object]] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    def __init__(self, embed: Callable[[Tensor], Tensor], workers: int = 1) -> None:
+        self._embed, self._n_workers = embed, workers
+        self._waiting: deque[_Piece] = deque()
+        self._count = 0  # of images that wait
+        self._lock = Lock()
+        threads = 1 if workers > 1 else torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (threads,))
 
     def submit(self, pixels: Tensor, answer: Callable[[Tensor], _Answer]) -> Future[_Answer]:
         """Embed images `(n, 3, S, S)` uint8 with those of others.
@@ -42,41 +68,63 @@ class Batches:
             pixels: the images.
             answer: makes the result of their embeddings `(n, D)`; what it raises concerns no other.
         """
-        job = _Job(pixels, answer)
-        self._waiting.append(job)  # type: ignore[arg-type]
-        # Whichever call comes first takes all that waits; the others find nothing to do.
-        self._worker.submit(self._work)
-        return job.future
+        request = _Request(pixels, answer)
+        with self._lock:
+            self._waiting.extend(request.pieces)
+            self._count += len(pixels)
+        # Whichever call comes first takes what waits; the last ones may find nothing to do.
+        for _ in request.pieces:
+            self._pool.submit(self._work)
+        return request.future
 
     def close(self) -> None:
-        """Finish what waits, and end the thread."""
-        self._worker.shutdown()
+        """Finish what waits, and end the threads."""
+        self._pool.shutdown()
 
     def _work(self) -> None:
-        jobs = self._next()
-        if not jobs:
+        with self._lock:
+            pieces = self._next()
+        if not pieces:
             return
         try:
-            parts = self._embed(torch.cat([job.pixels for job in jobs])).split(
-                [len(job.pixels) for job in jobs]
-            )
+            sizes = [len(piece.pixels) for piece in pieces]
+            parts = self._embed(torch.cat([piece.pixels for piece in pieces])).split(sizes)
         except Exception as error:  # each asks what became of its images
-            for job in jobs:
-                job.future.set_exception(error)
+            for piece in pieces:
+                self._fail(piece.request, error)
             return
-        for job, embeddings in zip(jobs, parts, strict=True):
-            try:
-                job.future.set_result(job.answer(embeddings))
-            except Exception as error:
-                job.future.set_exception(error)
+        for piece, embeddings in zip(pieces, parts, strict=True):
+            self._finish(piece, embeddings)
 
-    def _next(self) -> list[_Job[object]]:
-        """The jobs of the next batch; one that is larger than a batch goes alone."""
-        jobs: list[_Job[object]] = []
-        count = 0
-        while self._waiting and (not jobs or count + len(self._waiting[0].pixels) <= MOST):
-            job = self._waiting.popleft()
-            if job.future.set_running_or_notify_cancel():
-                jobs.append(job)
-                count += len(job.pixels)
-        return jobs
+    def _next(self) -> list[_Piece]:
+        """The pieces of the next batch: a worker's share of what waits, and one piece at least."""
+        share = min(MOST, math.ceil(self._count / self._n_workers))
+        pieces: list[_Piece] = []
+        size = 0
+        while self._waiting and (not pieces or size + len(self._waiting[0].pixels) <= share):
+            piece = self._waiting.popleft()
+            self._count -= len(piece.pixels)
+            if piece.request.is_wanted:
+                pieces.append(piece)
+                size += len(piece.pixels)
+        return pieces
+
+    def _finish(self, piece: _Piece, embeddings: Tensor) -> None:
+        """Keep the embeddings of a piece; with the last one its request is answered."""
+        request = piece.request
+        with self._lock:
+            request.embedded[piece.place] = embeddings
+            if len(request.embedded) < len(request.pieces):
+                return
+        try:
+            whole = torch.cat([request.embedded[piece.place] for piece in request.pieces])
+            request.future.set_result(request.answer(whole))
+        except Exception as error:
+            self._fail(request, error)
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        with self._lock:
+            if request.has_failed:
+                return
+            request.has_failed = True
+        request.future.set_exception(error)

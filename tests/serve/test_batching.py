@@ -62,16 +62,27 @@ def test_what_waits_is_embedded_together_and_each_gets_its_own(
     assert network.sizes == [1, 6]
 
 
-def test_a_batch_has_its_limit_and_a_larger_request_goes_alone(
+def test_a_batch_has_its_limit_and_a_large_request_is_embedded_in_pieces(
     network: Network, batches: Batches
 ) -> None:
     batches.submit(images(0), values)
     network.begun.wait()
-    sizes = (MOST - 1, 1, 1, MOST + 5, 2)
-    waiting = [batches.submit(images(*[size] * size), values) for size in sizes]
+    numbers = (range(MOST - 1), range(1), range(2), range(MOST + 5), range(3))
+    waiting = [batches.submit(images(*part), values) for part in numbers]
     network.free.set()
-    assert [one.result() for one in waiting] == [[size] * size for size in sizes]
-    assert network.sizes == [1, MOST, 1, MOST + 5, 2]
+    assert [one.result() for one in waiting] == [list(part) for part in numbers]
+    assert max(network.sizes) == MOST
+    assert sum(network.sizes) == 1 + sum(map(len, numbers))
+
+
+def test_several_workers_share_what_waits(network: Network) -> None:
+    network.free.set()
+    several = Batches(network, workers=3)
+    numbers = [range(n % 70 + 1) for n in range(0, 300, 7)]
+    waiting = [several.submit(images(*part), values) for part in numbers]
+    assert [one.result() for one in waiting] == [list(part) for part in numbers]
+    several.close()
+    assert sum(network.sizes) == sum(map(len, numbers))
 
 
 def test_an_answer_that_fails_concerns_its_own_request_alone(
@@ -95,6 +106,8 @@ def test_a_broken_batch_is_told_to_each_and_the_next_one_works(
     network.free.set()
     with pytest.raises(RuntimeError, match="broken"):
         batches.submit(images(255), values).result()
+    with pytest.raises(RuntimeError, match="broken"):
+        batches.submit(images(*[1] * 40, 255, *[1] * 40), values).result()
     assert batches.submit(images(4), values).result() == [4]
 
 
@@ -108,3 +121,4 @@ def test_images_of_a_client_that_has_gone_are_not_embedded(
     network.free.set()
     assert stays.result() == [3]
     assert network.sizes == [1, 1]
+    assert gone.cancelled()
