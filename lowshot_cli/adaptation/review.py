@@ -10,7 +10,7 @@ classes, D the size of an embedding, R that of a proxy, which is D or, with an o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -212,13 +212,19 @@ def supports_known(checkpoint: Checkpoint, biases: Sequence[float]) -> tuple[lis
     Returns:
         The number at each bias, and how many supports can be judged.
     """
-    own = [_own_scores(checkpoint, place) for place in range(len(checkpoint.supports))]
-    counts = []
-    for bias in biases:
-        biased = checkpoint.with_bias(bias, None)
-        excess = [_margins(biased, place, scores)[0] for place, scores in enumerate(own)]
-        counts.append(sum(int((part <= bias).sum()) for part in excess))
-    return counts, sum(len(scores) for scores in own)
+    counts, total, head = [0] * len(biases), 0, replace(checkpoint.head, bias=0.0)
+    for place, support in enumerate(checkpoint.supports):
+        own = _own_scores(checkpoint, place)  # (k,)
+        if not len(own):
+            continue
+        total += len(own)
+        scores = head.scores(support)  # (k, C + W)
+        scores[:, head.n_base + place] = -torch.inf
+        base, novel = (part.amax(1) for part in scores.tensor_split([head.n_base], 1))  # (k,)
+        for number, bias in enumerate(biases):
+            excess = torch.maximum(base, novel + bias) - own  # (k,)
+            counts[number] += int((excess <= bias).sum())
+    return counts, total
 
 
 def _own_scores(checkpoint: Checkpoint, place: int) -> Tensor:
@@ -238,14 +244,9 @@ def _support_margins(checkpoint: Checkpoint, place: int) -> tuple[Tensor, Tensor
         Margins `(k,)`, the bias below which another class gets the support; and the position `(k,)`
         of that class in the head. Both are empty if the supports cannot judge each other.
     """
-    return _margins(checkpoint, place, _own_scores(checkpoint, place))
-
-
-def _margins(checkpoint: Checkpoint, place: int, own: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, from the scores of `_own_scores`."""
+    own, head = _own_scores(checkpoint, place), checkpoint.head
     if not len(own):
         return torch.empty(0), torch.empty(0, dtype=torch.int64)
-    head = checkpoint.head
     scores = head.scores(checkpoint.supports[place])  # (k, C + W)
     scores[:, head.n_base + place] = -torch.inf
     best, rivals = scores.max(1)

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def draw_shifts(count: int, most: int, generator: torch.Generator) -> Tensor:
+    """Draw a shift of up to `most` pixels each way for each image, `(count, 2)` int64."""
+    return torch.randint(-most, most + 1, (count, 2), generator=generator)
+
+
 def draw_crops(
     count: int, crop: int, flip: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -21,7 +26,7 @@ def draw_crops(
     Returns:
         `(B, 2)` int64 and `(B,)` bool, for `shift_and_mirror`.
     """
-    shifts = torch.randint(-crop, crop + 1, (count, 2), generator=generator)
+    shifts = draw_shifts(count, crop, generator)
     mirrored = torch.zeros(count, dtype=torch.bool)
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5

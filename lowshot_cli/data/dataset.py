@@ -45,7 +45,7 @@ class ImageSubset:
         """A copy `(m, 3, S, S)` of the images at these places."""
         return self.pixels[self.index[places]]
 
-    def part(self, places: slice) -> ImageSubset:
+    def part(self, places: slice | Tensor) -> ImageSubset:
         """The images at these places, not yet copied."""
         return ImageSubset(self.pixels, self.index[places])
 

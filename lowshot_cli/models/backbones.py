@@ -199,8 +199,8 @@ class PooledConv(nn.Sequential):
         Turning the signs of a filter and of its mean makes up for that exactly.
         """
         super().train(mode)
-        state = self.state_dict()
         if mode:
+            state = self.state_dict()
             signs = torch.where(state["1.weight"] < 0, -1.0, 1.0)  # (C',)
             state["1.weight"] *= signs
             state["1.running_mean"] *= signs

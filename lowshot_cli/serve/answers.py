@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -52,13 +50,3 @@ def refusal(
     return JSONResponse(
         {"error": said[0], "hint": said[1]}, status_code=status, headers=headers or {}
     )
-
-
-async def answer_error(
-    error: LowshotError,
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-) -> None:
-    """Send the answer to a request that met an error."""
-    await error_answer(error)(scope, receive, send)

@@ -11,20 +11,16 @@ import asyncio
 import hmac
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from lowshot_cli.errors import LowshotError, UsageError
-from lowshot_cli.serve.answers import answer_error
+from lowshot_cli.serve.answers import error_answer
 from lowshot_cli.serve.errors import Busy, Misdirected, NotAllowed, NoToken, TooLarge, TooSlow
 from lowshot_cli.serve.uploads import MOST_IN_ALL
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # Bytes of all headers of a request, and of its address.
 _MOST_HEADERS = 32_000
@@ -118,11 +114,11 @@ class Guard:
         patience: seconds that each part of a body may take.
     """
 
-    def __init__(self, app: App, address: Address, *, patience: float = PATIENCE) -> None:
+    def __init__(self, app: ASGIApp, address: Address, *, patience: float = PATIENCE) -> None:
         self.app, self.address, self.patience = app, address, patience
         self._waiting = 0
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
@@ -134,7 +130,7 @@ class Guard:
         try:
             cookie = self._check(scope)
         except LowshotError as error:
-            await answer_error(error, scope, receive, send)
+            await error_answer(error)(scope, receive, send)
             return
         if cookie:
             await _to_page(cookie, send)
@@ -145,7 +141,7 @@ class Guard:
         finally:
             self._waiting -= 1
 
-    def _check(self, scope: Message) -> bytes:
+    def _check(self, scope: Scope) -> bytes:
         """The cookie to set for a page that was opened with the token; empty if there is none.
 
         Raises:
@@ -167,7 +163,7 @@ class Guard:
             raise _body_too_large()
         return cookie
 
-    def _check_origin(self, scope: Message, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_origin(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         hosts = _all(headers, b"host")
         if len(hosts) != 1 or not self.address.serves(hosts[0]):
             given = hosts[0] if hosts else "no host"
@@ -179,7 +175,7 @@ class Guard:
         if is_foreign or any(one != f"http://{hosts[0]}" for one in origins):
             raise NotAllowed("this request comes from another site", "use the server's own page")
 
-    def _check_token(self, scope: Message, headers: list[tuple[bytes, bytes]]) -> bytes:
+    def _check_token(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> bytes:
         token = self.address.token
         if token is None:
             return b""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-
-import numpy as np
 
 from lowshot_cli.adaptation.bias import expected_forgetting
 from lowshot_cli.adaptation.trade_off import trade_off
@@ -18,7 +16,7 @@ from lowshot_cli.records import Record
 
 # Budgets of `trade_off`, in points.
 BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9, 10)
-# Thresholds that are kept for a model.
+# Thresholds, and quantiles, that are kept for a model.
 _MOST_KNOWN = 16
 
 
@@ -33,33 +31,16 @@ class Served:
 
     checkpoint: Checkpoint
     path: Path
-    _known: dict[tuple[str, float], float | None] = field(default_factory=dict)
 
-    def threshold(self, false_alarm: float | None) -> float:
-        """As `unknown_threshold`, found once."""
-        if false_alarm is None:
-            return -np.inf
-        found = self._once("unknown", false_alarm, lambda: self._threshold(false_alarm))
-        assert found is not None
-        return found
+    @cached_property
+    def threshold(self) -> Callable[[float | None], float]:
+        """As `unknown_threshold` of the model, found once for each rate."""
+        return lru_cache(_MOST_KNOWN)(partial(unknown_threshold, self.checkpoint))
 
-    def quantile(self, confidence: float | None) -> float | None:
-        """As `set_quantile`, found once."""
-        if confidence is None:
-            return None
-        return self._once("sets", confidence, lambda: set_quantile(self.checkpoint, confidence))
-
-    def _threshold(self, false_alarm: float) -> float:
-        return unknown_threshold(self.checkpoint, false_alarm)
-
-    def _once(self, what: str, rate: float, find: Callable[[], float | None]) -> float | None:
-        if (what, rate) not in self._known:
-            found = find()
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[what, rate] = found
-            return found
-        return self._known[what, rate]
+    @cached_property
+    def quantile(self) -> Callable[[float | None], float | None]:
+        """As `set_quantile` of the model, found once for each confidence."""
+        return lru_cache(_MOST_KNOWN)(partial(set_quantile, self.checkpoint))
 
     @cached_property
     def cost(self) -> float | None:

@@ -158,7 +158,10 @@ class Session:
             Config(imprint=options),
             replace_known=replace_known,
         )
-        self.thumbnails.write(pixels)
+        try:
+            self.thumbnails.write(pixels)
+        except OSError as error:
+            raise _not_saved(error, f"{self.thumbnails.folder}: ") from None
         self._take(taught)
         return self._taught_record(before, drawn)
 
@@ -331,6 +334,8 @@ class Session:
         return made_from_it and base.is_file() and same_content(version, base)
 
 
-def _not_saved(error: Exception) -> NotSaved:
+def _not_saved(error: Exception, place: str = "") -> NotSaved:
     what = error.message if isinstance(error, LowshotError) else one_line(error)
-    return NotSaved(f"nothing is changed: {what}", "check the free space and your permissions")
+    return NotSaved(
+        f"nothing is changed: {place}{what}", "check the free space and your permissions"
+    )

@@ -11,8 +11,6 @@ from PIL import Image
 
 from lowshot_cli.adaptation.supports import pixel_hash
 from lowshot_cli.data.decoding import ByteArray
-from lowshot_cli.errors import one_line
-from lowshot_cli.serve.errors import NotSaved
 from lowshot_cli.storage.files import write_atomically
 
 # Side in pixels.
@@ -44,19 +42,13 @@ class Thumbnails:
         """Write the thumbnails of photos `(k, 3, S, S)` uint8, as the model sees them.
 
         Raises:
-            NotSaved: one cannot be written.
+            OSError: one cannot be written.
         """
-        try:
-            self.folder.mkdir(exist_ok=True)
-            for image in pixels:
-                path = self.folder / f"{pixel_hash(torch.from_numpy(image))}{_SUFFIX}"
-                if not path.is_file():
-                    write_atomically(path, _small(image), durable=False)
-        except OSError as error:
-            raise NotSaved(
-                f"nothing is changed: {self.folder}: {one_line(error)}",
-                "check the free space and your permissions",
-            ) from None
+        self.folder.mkdir(exist_ok=True)
+        for image in pixels:
+            path = self.folder / f"{pixel_hash(torch.from_numpy(image))}{_SUFFIX}"
+            if not path.is_file():
+                write_atomically(path, _small(image), durable=False)
 
 
 def _small(pixels: ByteArray) -> bytes:

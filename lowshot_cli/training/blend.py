@@ -13,11 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowshot_cli.checkpoint.holdout import first_of_classes
-from lowshot_cli.data.dataset import ImageSubset
-from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
-from lowshot_cli.training.task import BaseTask
+from lowshot_cli.training.task import BaseTask, embed_first
 
 # Images of each class whose mean its proxy starts from.
 _PER_CLASS = 25
@@ -41,8 +38,6 @@ def blend(backbone: nn.Module, start: Mapping[str, Tensor], share: float) -> Non
 
 def prototypes(network: EmbeddingNetwork, task: BaseTask) -> Tensor:
     """Proxies `(C, E)` to start training from: means of a few images a class, less their mean."""
-    chosen = first_of_classes(task.fit_labels, _PER_CLASS)  # (n,)
-    features = embed(network, ImageSubset(task.fit.pixels, task.fit.index[chosen]))  # (n, E)
-    labels = task.fit_labels[chosen]  # (n,)
+    features, labels = embed_first(network, task, _PER_CLASS)  # (n, E), (n,)
     means = torch.stack([features[labels == label].mean(0) for label in range(len(task.names))])
     return F.normalize(means - means.mean(0), dim=1)

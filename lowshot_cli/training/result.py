@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
-from lowshot_cli.checkpoint.holdout import Holdout, first_of_classes, fit_half
+from lowshot_cli.checkpoint.holdout import Holdout, fit_half
 from lowshot_cli.checkpoint.metadata import Meta
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
@@ -24,7 +24,7 @@ from lowshot_cli.models.embedding import EmbeddingNetwork
 from lowshot_cli.models.head import Head
 from lowshot_cli.models.weights import LoadedWeights
 from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
-from lowshot_cli.training.task import BaseTask, largest_shift
+from lowshot_cli.training.task import BaseTask, embed_first, largest_shift
 from lowshot_cli.version import __version__
 
 # Fit images of each class, at most, that decide what its proxy reads of the stages.
@@ -84,7 +84,7 @@ def make_cosine_checkpoint(
     length = network.joint_length if network.centre is not None else 1.0
     head = Head.of_base(proxies, scale, stored.shape[1], length)
     if network.centre is not None:
-        known = fit_statistics(network, task)
+        known = Statistics.of(*embed_first(network, task, _FOR_STATISTICS), SHRINKAGE)
         by_mean = whitened(known.means[:, None], known.centre, known.whiten)  # (C, D)
         head = replace(head, proxies=reading_stages(head.proxies, by_mean))
     right = head.predict(stored.float()) == task.holdout_labels  # (N,)
@@ -99,13 +99,6 @@ def make_cosine_checkpoint(
         precision=precision,
         context=context,
     )
-
-
-def fit_statistics(network: EmbeddingNetwork, task: BaseTask) -> Statistics:
-    """What some of the images that the weights saw say about the base classes."""
-    chosen = first_of_classes(task.fit_labels, _FOR_STATISTICS)  # (n,)
-    images = ImageSubset(task.fit.pixels, task.fit.index[chosen])
-    return Statistics.of(embed(network, images), task.fit_labels[chosen], SHRINKAGE)
 
 
 def with_centre(network: EmbeddingNetwork, task: BaseTask, centre: Tensor) -> EmbeddingNetwork:

@@ -16,8 +16,8 @@ from torch import Tensor
 from lowshot_cli.config.schema import Config
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.augment import (
-    draw_crops,
     draw_holes,
+    draw_shifts,
     mix_up,
     quarter_turns,
     shift_and_mirror,
@@ -163,7 +163,7 @@ class TrainingSteps:
             round(pixels * side / task.fit.side)
             for pixels in (largest_shift(options, task.fit.side), options.cutout)
         )
-        shifts, _ = draw_crops(size, shift, False, draws)  # (B, 2)
+        shifts = draw_shifts(size, shift, draws)  # (B, 2)
         mirrored = self._mirrored(step, chosen)  # (B,)
         holes = draw_holes(size, side, hole, draws)  # (B, 1, S, S)
         weight, partners = 1.0, torch.arange(size)  # (B,)

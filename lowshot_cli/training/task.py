@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowshot_cli.checkpoint.holdout import first_of_classes
 from lowshot_cli.config.train_base import TrainBaseConfig
 from lowshot_cli.data.dataset import BATCH, Dataset, ImageSubset
 from lowshot_cli.data.splits import base_classes, relabel, split_holdout
@@ -19,6 +20,7 @@ from lowshot_cli.models.efficientnet_lite import (
     SMALL,
     EfficientNetLite,
 )
+from lowshot_cli.models.embedder import embed
 from lowshot_cli.models.embedding import EmbeddingNetwork, Normalisation
 from lowshot_cli.models.weights import LoadedWeights, load_weights, preprocessing, read_weights
 
@@ -94,6 +96,12 @@ def input_side(options: TrainBaseConfig, side: int) -> int | None:
 def largest_shift(options: TrainBaseConfig, side: int) -> int:
     """Largest random shift in pixels of training images of `side`."""
     return side // 8 if options.crop is None else options.crop
+
+
+def embed_first(network: EmbeddingNetwork, task: BaseTask, count: int) -> tuple[Tensor, Tensor]:
+    """Embeddings `(n, D)` of the first `count` fit images of each class, and labels `(n,)`."""
+    chosen = first_of_classes(task.fit_labels, count)  # (n,)
+    return embed(network, task.fit.part(chosen)), task.fit_labels[chosen]
 
 
 def build_network(

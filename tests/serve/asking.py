@@ -12,8 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
-
-from lowshot_cli.serve.guard import App, Message
+from starlette.types import ASGIApp, Message
 
 HOST = "127.0.0.1:8000"
 # Stands for a part of a body that never arrives.
@@ -38,7 +37,7 @@ class Answer:
 
 
 async def answered(
-    app: App,
+    app: ASGIApp,
     method: str,
     target: str,
     *,
@@ -94,7 +93,7 @@ async def _messages(chunks: Sequence[bytes]) -> AsyncIterator[Message]:
 class Client:
     """Asks an application, each request on the same event loop."""
 
-    app: App
+    app: ASGIApp
     runner: asyncio.Runner
 
     def __call__(self, method: str, target: str, **how: Any) -> Answer:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Send
 
 from lowshot_cli.errors import LowshotError
 from lowshot_cli.serve import guard
-from lowshot_cli.serve.guard import Address, Guard, Message, Receive, Send, is_loopback
+from lowshot_cli.serve.guard import Address, Guard, is_loopback
 from lowshot_cli.serve.server import listen
 from tests.serve.asking import HOST, NEVER, Client, answered
 

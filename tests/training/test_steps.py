@@ -79,13 +79,11 @@ def test_the_first_steps_see_small_images_with_small_holes_and_shifts(
 ) -> None:
     drawn: list[int] = []
 
-    def draw_crops(
-        count: int, crop: int, flip: bool, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        drawn.append(crop)
-        return torch.zeros(count, 2, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    def draw_shifts(count: int, most: int, generator: torch.Generator) -> Tensor:
+        drawn.append(most)
+        return torch.zeros(count, 2, dtype=torch.int64)
 
-    monkeypatch.setattr("lowshot_cli.training.steps.draw_crops", draw_crops)
+    monkeypatch.setattr("lowshot_cli.training.steps.draw_shifts", draw_shifts)
     steps = _steps(tiny_config, glyphs, small_images=0.25, cutout=8, crop=4)
     seen = {}
     for step in (0, 5, 6, 23):

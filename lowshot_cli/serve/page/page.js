@@ -16,8 +16,8 @@ const state = () => known;
 
 const teach = teaching(state, changed);
 const tried = trying(state);
-const showClasses = listing(state, (text) => { teach.forget(); return changed(text); });
-const showBudget = budgeting(state, (text) => { teach.forget(); return changed(text); });
+const showClasses = listing(state, changedElsewhere);
+const showBudget = budgeting(state, changedElsewhere);
 
 /** Learn what the model is now, and show it. */
 async function refresh() {
@@ -44,12 +44,17 @@ async function changed(text) {
   say(text);
 }
 
+/** The same after a change other than teaching, which makes what was said about that old. */
+async function changedElsewhere(text) {
+  teach.forget();
+  await changed(text);
+}
+
 $("#undo").addEventListener("click", () => whileBusy($("#undo"), async () => {
   const { undoes } = known.model;
   try {
     await ask("undo", { method: "POST" });
-    teach.forget();
-    await changed(`Undone: ${undoes}.`);
+    await changedElsewhere(`Undone: ${undoes}.`);
   } catch (refused) {
     say(refused.message);
   }

@@ -103,6 +103,18 @@ export function preview({ file, name }) {
   return place;
 }
 
+/** A button that takes a photo away. */
+export const awayButton = (photo, remove) => h("button", {
+  type: "button", className: "away", textContent: "×", "aria-label": `Remove ${photo.name}`,
+  onclick: () => remove(photo),
+});
+
+/** Where the focus goes when a photo goes: the button of the next one, or else `otherwise`. */
+export function focusBeside(photo, otherwise) {
+  const next = photo.tile.nextElementSibling ?? photo.tile.previousElementSibling;
+  return () => (next ? $(".away", next) : otherwise).focus();
+}
+
 /** A name that no other photo has, as the server's answers name photos. */
 export function distinct(name, taken) {
   if (!taken.has(name)) return name;

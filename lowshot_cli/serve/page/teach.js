@@ -1,7 +1,7 @@
 /** Collect photos of a new class, teach it, and say what that cost and what may mislead it. */
 
 import { $, count, h, joined, sentence, show, whileBusy } from "./dom.js";
-import { distinct, mega, photoSource, preview } from "./photos.js";
+import { awayButton, distinct, focusBeside, mega, photoSource, preview } from "./photos.js";
 import { askJson, classPath, sendingFiles } from "./server.js";
 
 let collected = [];
@@ -34,19 +34,15 @@ export function teaching(state, changed) {
   });
 
   function add(photo) {
-    const away = h("button", {
-      type: "button", className: "away", textContent: "×", "aria-label": `Remove ${photo.name}`,
-      onclick: () => remove(photo),
-    });
-    photo.tile = h("li", {}, preview(photo), away);
+    photo.tile = h("li", {}, preview(photo), awayButton(photo, remove));
     collected.push(photo);
     $("#collected").append(photo.tile);
   }
 
   function remove(photo) {
-    const next = (photo.tile.nextElementSibling ?? photo.tile.previousElementSibling);
+    const focus = focusBeside(photo, $("input[type=file]", form));
     drop([photo]);
-    (next ? $(".away", next) : $("input[type=file]", form)).focus();
+    focus();
   }
 
   function drop(photos) {

@@ -1,7 +1,7 @@
 /** Photos to try: what the model says about each, now and before the last change. */
 
 import { $, count, h, say, show } from "./dom.js";
-import { photoSource, preview } from "./photos.js";
+import { awayButton, focusBeside, photoSource, preview } from "./photos.js";
 import { askJson, sendingFiles } from "./server.js";
 
 const TOP = 3;
@@ -27,22 +27,18 @@ export function trying(state) {
   });
 
   function add(photo) {
-    const away = h("button", {
-      type: "button", className: "away", textContent: "×", "aria-label": `Remove ${photo.name}`,
-      onclick: () => remove(photo),
-    });
     photo.answers = h("div", { className: "answers" });
     const title = h("p", { className: "title", textContent: photo.name });
-    photo.tile = h("li", {}, preview(photo), title, photo.answers, away);
+    photo.tile = h("li", {}, preview(photo), title, photo.answers, awayButton(photo, remove));
     $("#tried").append(photo.tile);
   }
 
   function remove(photo) {
-    const next = photo.tile.nextElementSibling ?? photo.tile.previousElementSibling;
+    const focus = focusBeside(photo, $("#try input[type=file]"));
     tried = tried.filter((one) => one !== photo);
     photo.tile.remove();
     $("#clear").hidden = !tried.length;
-    (next ? $(".away", next) : $("#try input[type=file]")).focus();
+    focus();
   }
 
   /** Ask about one photo, so that one that cannot be read spoils no other answer. */
