@@ -22,13 +22,18 @@ ALONE = [sys.executable, "-m", "lowshot_cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
+def environment_of(checkout: str) -> dict[str, str]:
+    """An environment in which Python imports the code of a checkout, wherever it is started."""
+    return {**os.environ, "PYTHONPATH": checkout, "PYTHONSAFEPATH": "1"}
+
+
 def epoch_rates(
     program: list[str], threads: int, options: list[str], checkout: str = "."
 ) -> list[float]:
     """Fit images a second in each epoch after the first, by the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         typed = ["train-base", *options, "--quiet", "--workdir", folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": checkout}
+        environment = {**environment_of(checkout), "OMP_NUM_THREADS": str(threads)}
         subprocess.run([*program, *typed], env=environment, stdout=subprocess.DEVNULL, check=True)
         lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     events = [json.loads(line) for line in lines]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.ranks import ALONE, epoch_rates
+from tests.benchmarks.ranks import ALONE, environment_of, epoch_rates
 
 _FIT_IMAGES = 40 * 450
 _ASK = "from lowshot_cli.config.schema import Config; print(Config().train_base.epochs)"
@@ -24,7 +24,11 @@ _ASK = "from lowshot_cli.config.schema import Config; print(Config().train_base.
 def default_epochs(checkout: str) -> int:
     """How many epochs the code of a checkout trains by default."""
     asked = subprocess.run(
-        [sys.executable, "-c", _ASK], cwd=checkout, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _ASK],
+        env=environment_of(checkout),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(asked.stdout)
 
