@@ -67,11 +67,14 @@ def estimate_training(config: Config, dataset: Dataset, task: BaseTask) -> list[
     embedding = Stage("embedding", n_train + n_test, "images", views * each * (n_train + n_test))
     if options.is_frozen:
         return [embedding]
-    training = _rehearsed_training(config, dataset, small=False)
-    if options.small_images:
-        small = _rehearsed_training(config, dataset, small=True)
-        saved = options.small_images * (training.seconds - small.seconds)
-        training = replace(training, seconds=training.seconds - saved)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        training = _rehearsed(
+            "training",
+            lambda watch: train_base(
+                config, dataset, state, context=RunContext(on_progress=watch, device=device)
+            ),
+        )
     checked = options.epochs * holdout
     return [training, Stage("hold-out", checked, "images", each * checked), embedding]
 
@@ -153,20 +156,6 @@ def peak_memory() -> int:
 
 class _EnoughSeen(Exception):
     """Ends a rehearsal."""
-
-
-def _rehearsed_training(config: Config, dataset: Dataset, *, small: bool) -> Stage:
-    """Time the first steps of base training, as if all images were small, or none."""
-    config = config.with_settings("train_base", small_images=float(small))
-    device = pick_device(config.device)
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
-        return _rehearsed(
-            "training",
-            lambda watch: train_base(
-                config, dataset, state, context=RunContext(on_progress=watch, device=device)
-            ),
-        )
 
 
 def _rehearsed(stage: str, work: Callable[[OnProgress], object]) -> Stage:

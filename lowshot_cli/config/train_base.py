@@ -198,10 +198,6 @@ class TrainBaseConfig(Section):
         "Side of the square that is erased at a random place, in pixels; 0 erases nothing.",
         unset="8; 0 for an efficientnet",
     )
-    small_images: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0,
-        "Share of the steps, the first ones, that see images of three quarters of the side.",
-    )
     rotation: Annotated[float, Field(ge=0, le=1)] = setting(
         0.0, "Share of a batch that is rotated by 90, 180 or 270 degrees."
     )
@@ -237,16 +233,6 @@ class TrainBaseConfig(Section):
     def _needs_blocks(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("backbone", PHOTO_BACKBONE) not in PRETRAINED:
             raise ValueError("should be 0 for a backbone that is no efficientnet")
-        return value
-
-    @field_validator("small_images")
-    @classmethod
-    def _needs_any_size(cls, value: float, info: ValidationInfo) -> float:
-        given = info.data
-        if value and given.get("backbone", DEFAULT_BACKBONE) not in BACKBONES:
-            raise ValueError(f"should be 0 for a backbone other than {' and '.join(BACKBONES)}")
-        if value and given.get("input_size"):
-            raise ValueError("should be 0 where `input_size` resizes images")
         return value
 
     def refuse_adoption(self) -> None:

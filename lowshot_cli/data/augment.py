@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,22 +30,6 @@ def draw_crops(
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
     return shifts, mirrored
-
-
-def shrink(pixels: Tensor, side: int) -> Tensor:
-    """Make images smaller, bilinear with antialiasing.
-
-    Args:
-        pixels: `(B, 3, S, S)` uint8.
-        side: of the result in pixels, at most S.
-
-    Returns:
-        `(B, 3, side, side)` uint8.
-    """
-    if side == pixels.shape[-1]:
-        return pixels
-    small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
-    return small.round().to(torch.uint8)
 
 
 def shift_and_mirror(pixels: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from lowshot_cli.data.augment import (
     mix_up,
     quarter_turns,
     shift_and_mirror,
-    shrink,
     turn,
     with_partners,
 )
@@ -35,8 +34,6 @@ from lowshot_cli.training.task import BaseTask, largest_shift
 
 # Share of the peak learning rate below which it does not fall.
 _LEAST_RATE = 0.01
-# Side of small images, as a share of that of the others, and the smallest one in pixels.
-_SMALL, _SMALLEST = 3 / 4, 8
 
 
 def one_cycle(step: int, total: int, warmup: float) -> float:
@@ -158,14 +155,10 @@ class TrainingSteps:
         """
         options, task, size = self.options, self.task, len(chosen)
         draws = generator(self.seed, Stream.TRAIN_STEP, step)
-        side = self._side(step)
-        shift, hole = (
-            round(pixels * side / task.fit.side)
-            for pixels in (largest_shift(options, task.fit.side), options.cutout)
-        )
-        shifts = draw_shifts(size, shift, draws)  # (B, 2)
+        side = task.fit.side
+        shifts = draw_shifts(size, largest_shift(options, side), draws)  # (B, 2)
         mirrored = self._mirrored(step, chosen)  # (B,)
-        holes = draw_holes(size, side, hole, draws)  # (B, 1, S, S)
+        holes = draw_holes(size, side, options.cutout, draws)  # (B, 1, S, S)
         weight, partners = 1.0, torch.arange(size)  # (B,)
         if options.mixup:
             beta = np.random.default_rng((self.seed, step))
@@ -175,7 +168,7 @@ class TrainingSteps:
         own = torch.arange(size)[self.ranks.part]  # (b,)
         places, partners = with_partners(own, partners)  # (n,), (b,)
         device = self.trainee.network.device
-        pixels = shrink(self.images[chosen[places]], side)  # (n, 3, S, S)
+        pixels = self.images[chosen[places]]  # (n, 3, S, S)
         pixels = shift_and_mirror(pixels, shifts[places], mirrored[places])
         images = task.normalisation.apply(pixels, device)  # (n, 3, S, S)
         # After normalisation 0 is the mean colour.
@@ -228,12 +221,6 @@ class TrainingSteps:
             return torch.zeros(len(chosen), dtype=torch.bool)
         is_odd = bool(step // self.per_epoch % 2)
         return self.coins[chosen] ^ is_odd
-
-    def _side(self, step: int) -> int:
-        """Side in pixels of a step's images."""
-        side = self.task.fit.side
-        is_small = step < round(self.options.small_images * self.total)
-        return max(_SMALLEST, int(_SMALL * side)) if is_small else side
 
     def _average_weights(self, step: int) -> None:
         """Include the weights in the means now and then; after the last step, use the means."""

@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 
 from lowshot_cli import estimate
-from lowshot_cli.config.schema import Config
-from lowshot_cli.data.dataset import Dataset
-from lowshot_cli.estimate import Stage, estimate_training
 from lowshot_cli.progress import Progress
-from lowshot_cli.training.task import make_task
 from tests.conftest import RunCommand
 from tests.faults.conftest import write_config
 
@@ -51,18 +47,6 @@ def test_a_training_is_planned(lowshot: RunCommand, tiny_yaml: Path, tmp_path: P
     # Six epochs of whole batches of 32.
     assert _steps(plan) == {"training": 6 * 37 * 32, "hold-out": 6 * 600, "embedding": 1200}
     assert list(tmp_path.iterdir()) == []
-
-
-def test_small_images_are_planned_at_their_own_cost(
-    glyphs: Dataset, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def rehearsed(*_: object, small: bool) -> Stage:
-        return Stage("training", 1, "images", 50.0 if small else 100.0)
-
-    monkeypatch.setattr(estimate, "_rehearsed_training", rehearsed)
-    config = tiny_config.with_settings("train_base", small_images=0.6)
-    training, *_ = estimate_training(config, glyphs, make_task(config.train_base, glyphs))
-    assert training.seconds == pytest.approx(70)
 
 
 def test_a_plan_names_the_files_that_the_command_then_writes(

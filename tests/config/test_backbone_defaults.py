@@ -43,17 +43,6 @@ def test_a_pretrained_backbone_starts_from_its_own_weights_or_those_given() -> N
     assert _resolved(dataset="folder", weights="mine.pth").start == "mine.pth"
 
 
-def test_small_images_need_a_network_that_takes_any_size() -> None:
-    assert _resolved(small_images=0.5, backbone="resnet18").small_images == 0.5
-    for given, said in (
-        ({"backbone": "timm:vit_tiny_patch16_224"}, "should be 0 for a backbone other than"),
-        ({"dataset": "folder"}, "should be 0 for a backbone other than resnet9 and resnet18"),
-        ({"input_size": 64}, "should be 0 where `input_size` resizes images"),
-    ):
-        with pytest.raises(UsageError, match=f"`small_images`: {said}"):
-            _resolved(small_images=0.5, **given)
-
-
 def test_blending_needs_weights_to_blend_with() -> None:
     assert _resolved(blend=0.5, backbone="efficientnet-lite0").blend == 0.5
     assert _resolved(blend=1, weights="mine.pth").blend == 1

@@ -10,7 +10,6 @@ from lowshot_cli.data.augment import (
     mix_up,
     quarter_turns,
     shift_and_mirror,
-    shrink,
     turn,
 )
 
@@ -36,17 +35,6 @@ def test_every_crop_is_a_window_of_the_reflected_image() -> None:
     found = {image.numpy().tobytes() for image in cropped}
     assert found <= windows
     assert len(found) > 15
-
-
-def test_a_shrunken_image_keeps_its_colours_and_its_gradients() -> None:
-    places = torch.arange(32).repeat(32, 1)
-    image = torch.stack([torch.full_like(places, 255), 8 * places, 8 * places.T])
-    small = shrink(image.to(torch.uint8)[None], 24)[0].long()
-    assert small.shape == (3, 24, 24)
-    assert bool((small[0] == 255).all())
-    assert torch.equal(small[1], small[2].T)
-    expected = (8 * ((torch.arange(24) + 0.5) * 32 / 24 - 0.5)).round()
-    assert bool((small[1] - expected).abs().max() <= 2)
 
 
 def test_no_images_are_moved_to_none() -> None:

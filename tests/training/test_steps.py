@@ -74,26 +74,6 @@ def test_a_training_that_was_cut_off_after_its_last_step_needs_no_other(
     assert torch.equal(kept.embeddings, again.embeddings)
 
 
-def test_the_first_steps_see_small_images_with_small_holes_and_shifts(
-    tiny_config: Config, glyphs: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[int] = []
-
-    def draw_shifts(count: int, most: int, generator: torch.Generator) -> Tensor:
-        drawn.append(most)
-        return torch.zeros(count, 2, dtype=torch.int64)
-
-    monkeypatch.setattr("lowshot_cli.training.steps.draw_shifts", draw_shifts)
-    steps = _steps(tiny_config, glyphs, small_images=0.25, cutout=8, crop=4)
-    seen = {}
-    for step in (0, 5, 6, 23):
-        images = steps.make_batch(step, torch.arange(32)).images
-        # Holes have the mean colour, which is 0.
-        seen[step] = images.shape[-1], int((images == 0).all(1).sum((1, 2)).max())
-    assert seen == {0: (24, 36), 5: (24, 36), 6: (32, 64), 23: (32, 64)}
-    assert drawn == [3, 3, 4, 4]
-
-
 def test_every_image_is_mirrored_in_every_second_epoch(
     tiny_config: Config, glyphs: Dataset
 ) -> None:

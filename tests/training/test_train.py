@@ -36,7 +36,7 @@ def short(tiny_config: Config) -> Config:
 def test_a_resumed_run_ends_at_the_same_bytes(
     short: Config, glyphs: Dataset, tmp_path: Path, stop_after: int
 ) -> None:
-    short = _with(short, average=0.9, small_images=0.3)
+    short = _with(short, average=0.9)
     state = tmp_path / "state.safetensors"
     whole = train_base(short, glyphs, tmp_path / "other.safetensors").checkpoint
     steps = 0
