@@ -3,9 +3,9 @@
     python -m tests.benchmarks.serve runs/base.safetensors photos/hat
 
 Starts the server as a command of its own, in turn with `import torch`; teaches it five photos, each
-time a class that it does not know; sends one photo a request from several clients at once, in turns
-with `predict`'s own loop over the same files; and sends many requests more while it watches the
-memory of the server.
+time a class that it does not know; sends photos from several clients at once, one and several a
+request, in turns with `predict`'s own loop over the same files; and sends many requests more while
+it watches the memory of the server.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from lowshot_cli.models.embedder import fused
 from tests.benchmarks.start import TORCH, measured
 
 CLIENTS, MIB = 8, 2**20
+FORM = "multipart/form-data; boundary=B"
+# Photos in a request.
+EACH = (1, 8)
 
 
 @contextmanager
@@ -83,22 +86,21 @@ def teach(port: int, photos: Sequence[Path], rounds: int) -> list[float]:
     other = photos[5].read_bytes()
     for number in range(rounds):
         started = time.perf_counter()
-        kind = "multipart/form-data; boundary=B"
-        ask(connection, "POST", f"/classes/new{number}", body, kind)
+        ask(connection, "POST", f"/classes/new{number}", body, FORM)
         ask(connection, "POST", "/predict", other)
         found.append(time.perf_counter() - started)
         ask(connection, "POST", "/undo")
     return found
 
 
-def ask_many(port: int, photos: Sequence[bytes], count: int) -> tuple[float, list[float]]:
-    """Predictions a second with several clients, and the seconds that each answer took."""
+def ask_many(port: int, bodies: Sequence[bytes], count: int) -> tuple[float, list[float]]:
+    """Requests a second from several clients, and the seconds that each answer took."""
 
     def client(number: int) -> list[float]:
         connection, took = HTTPConnection("127.0.0.1", port), []
-        for photo in islice(cycle(photos), number, count, CLIENTS):
+        for body in islice(cycle(bodies), number, count, CLIENTS):
             started = time.perf_counter()
-            ask(connection, "POST", "/predict", photo)
+            ask(connection, "POST", "/predict", body, FORM)
             took.append(time.perf_counter() - started)
         return took
 
@@ -122,6 +124,30 @@ def own_rate(checkpoint: Path, files: Sequence[Path]) -> Callable[[], float]:
     return rate
 
 
+def compare(
+    own_rate: Callable[[], float],
+    port: int,
+    bodies: Sequence[bytes],
+    each: int,
+    count: int,
+    rounds: int,
+) -> None:
+    """Measure images a second of `predict` and of `count` requests, in turns, and print them."""
+    rates, took = [], []
+    for _ in range(rounds):
+        own, (served, seconds) = own_rate(), ask_many(port, bodies, count)
+        rates.append((own, each * served))
+        took += seconds
+    own, served = (median(one[side] for one in rates) for side in (0, 1))
+    ratio = median(served / own for own, served in rates)
+    p50, p99 = (1000 * float(np.quantile(took, share)) for share in (0.5, 0.99))
+    print(
+        f"POST /predict, {CLIENTS} clients, photos in a request {each}: {served:.0f} images/s, "
+        f"predict {own:.0f}, ratio {ratio:.2f}; an answer takes {p50:.0f} ms (p50), {p99:.0f} ms "
+        "(p99)"
+    )
+
+
 def resident(process: int) -> float:
     """MiB of memory that a process has."""
     status = Path(f"/proc/{process}/status").read_text()
@@ -137,7 +163,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="while memory is watched")
     options = parser.parse_args()
     files = sorted(path for path in options.photos.iterdir() if path.suffix == ".jpg")
-    photos = [path.read_bytes() for path in files]
     starts, torches = [], []
     for _ in range(options.rounds):
         torches.append(measured(("-c", TORCH))[0])
@@ -154,21 +179,13 @@ def main() -> None:
             f"teaching five photos and predicting another: first {1000 * taught[0]:.0f} ms, "
             f"median {1000 * median(taught):.0f} ms"
         )
-        rates, took = [], []
-        for _ in range(options.rounds):
-            own, (served, each) = rate(), ask_many(port, photos, options.images)
-            rates.append((own, served))
-            took += each
-        own, served = (median(one[side] for one in rates) for side in (0, 1))
-        ratio = median(served / own for own, served in rates)
-        p50, p99 = (1000 * float(np.quantile(took, share)) for share in (0.5, 0.99))
-        print(
-            f"POST /predict, {CLIENTS} clients: {served:.0f} images/s, predict {own:.0f}, ratio "
-            f"{ratio:.2f}; an answer takes {p50:.0f} ms (p50), {p99:.0f} ms (p99)"
-        )
+        for each in EACH:
+            bodies = [form(list(islice(cycle(files), n, n + each))) for n in range(len(files))]
+            compare(rate, port, bodies, each, options.images // each, options.rounds)
+        bodies = [form([file]) for file in files]
         memory = [resident(process)]
         for _ in range(2):
-            ask_many(port, photos, options.requests // 2)
+            ask_many(port, bodies, options.requests // 2)
             memory.append(resident(process))
         said = ", ".join(f"{one:.0f}" for one in memory)
         print(f"{options.requests:,} requests: memory at start, middle and end {said} MiB")
