@@ -193,6 +193,7 @@ def test_bodies_of_other_kinds_are_refused(client: Client) -> None:
     whole = files("f")[:1]
     kind, body = form(whole)
     other, wrong = form(whole, name="photos")
+    both = form(files("f")[:2])[1]
     field = b'--BOUND\r\nContent-Disposition: form-data; name="images"\r\n\r\nx\r\n--BOUND--\r\n'
     for status, sent, content in (
         (415, "text/plain", b"x"),
@@ -203,6 +204,7 @@ def test_bodies_of_other_kinds_are_refused(client: Client) -> None:
         (400, kind, b"--BOUND--\r\n"),
         (400, kind, body[: len(body) // 2]),
         (400, kind, body[:-6]),
+        (400, kind, both[:-40]),  # one image is whole
         (400, "multipart/form-data", body),
         (400, "multipart/form-data; boundary=OTHER", body),
         (400, "multipart/form-data; boundary=BOUND; charset=undefined", body),

@@ -17,6 +17,7 @@ from lowshot_cli.checkpoint.format import load, save
 from lowshot_cli.checkpoint.workdir import furthest
 from lowshot_cli.errors import CheckpointError, DataError, UsageError
 from lowshot_cli.serve import session as module
+from lowshot_cli.serve.changes import changes_since
 from lowshot_cli.serve.errors import Conflict, NotSaved, Unknown
 from lowshot_cli.serve.session import Session
 from lowshot_cli.serve.versions import MOST
@@ -252,6 +253,21 @@ def test_nothing_is_undone_that_another_command_did(
     assert again.now.checkpoint.novel_classes == ("g",)
 
 
+def test_of_two_models_made_from_one_base_neither_was_made_from_the_other(
+    session: Session,
+) -> None:
+    base = session.now.checkpoint.meta
+    teach(session, "f")
+    taught = session.now.checkpoint.meta
+    session.undo()
+    teach(session, "g")
+    session.rename("g", "h")
+    other = session.now.checkpoint.meta
+    assert changes_since(base, other) == "taught g, renamed g to h"
+    assert changes_since(taught, other) == changes_since(other, taught) == ""
+    assert changes_since(other, other) == ""
+
+
 def test_a_finetuned_model_is_taught_in_its_own_file(session: Session, folder: Path) -> None:
     teach(session, "f")
     taught = lowshot_cli.load(folder / "imprinted.safetensors")
@@ -360,7 +376,8 @@ def test_photos_that_repeat_are_taught_once_and_have_one_thumbnail(session: Sess
         content = session.thumbnails.read(digest)
         assert content
         assert content.startswith(b"\xff\xd8\xff")
-    for odd in ("../runs/base", "0" * 16, "", "..", known["thumbnails"][0].upper()):
+    (session.thumbnails.folder.parent / "secret.jpg").write_bytes(b"secret")
+    for odd in ("../secret", "0" * 16, "", "..", known["thumbnails"][0].upper()):
         assert session.thumbnails.read(odd) is None
 
 
