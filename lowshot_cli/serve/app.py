@@ -94,12 +94,12 @@ class _Service:
             pool.shutdown(cancel_futures=True)
 
 
-def _service(request: Request) -> _Service:
+async def _service(request: Request) -> _Service:
     service: _Service = request.app.state.service
     return service
 
 
-def _no_parameters(request: Request) -> None:
+async def _no_parameters(request: Request) -> None:
     """Refuse parameters at an address that has none, as nothing is passed over."""
     if name := next(iter(request.query_params), None):
         raise UsageError(f"`{name}` is no parameter of {request.url.path}", "leave it out")
@@ -157,9 +157,11 @@ async def predict(
     """Predictions for images, as `lowshot predict --json`."""
     session = service.session
     served = await service.change(session.before) if asked.before else session.now
-    names, pixels = await service.read(request)
-    answer = partial(_predictions, served, names, asked)
-    return await asyncio.wrap_future(service.batches.submit(torch.from_numpy(pixels), answer))
+    with service.batches.reading():
+        names, pixels = await service.read(request)
+        answer = partial(_predictions, served, names, asked)
+        found = service.batches.submit(torch.from_numpy(pixels), answer)
+    return await asyncio.wrap_future(found)
 
 
 def _predictions(

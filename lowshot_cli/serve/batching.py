@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-# Images that are embedded together, and those of a request that stay together.
-MOST, PIECE = 64, 16
+# Images of a batch, but for a request that has more by itself.
+MOST = 64
+# Seconds that a batch waits at most for requests that are being read.
+TOGETHER = 0.02
 _Answer = TypeVar("_Answer")
 
 
-class _Request:
-    """A request whose images are embedded in pieces; used with the lock of its batches held."""
-
-    def __init__(self, pixels: Tensor, answer: Callable[[Tensor], Any]) -> None:
-        self.answer = answer
-        self.future: Future[Any] = Future()
-        self.embedded: dict[int, Tensor] = {}
-        self.pieces = [_Piece(self, n, part) for n, part in enumerate(pixels.split(PIECE))]
-        self.has_begun = self.has_failed = False
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody waits for it still."""
-        if not self.has_begun:
-            self.has_begun = True
-            self.has_failed = not self.future.set_running_or_notify_cancel()
-        return not self.has_failed
-
-
 @dataclass(frozen=True)
-class _Piece:
-    request: _Request
-    place: int
+class _Request:
     pixels: Tensor
+    answer: Callable[[Tensor], Any]
+    future: Future[Any]
 
 
 class Batches:
-    """Embeds what waits, in threads of its own, each a batch at a time.
+    """Embeds what waits, a batch after the other, in threads of its own.
 
     Args:
         embed: from images `(N, 3, S, S)` uint8 to embeddings `(N, D)`; called in several threads.
-        workers: how many threads embed, each alone. On a processor, as many of them as it has cores
-            take less time than one that shares its work out: they need not wait for one another.
+        workers: into how many parts, each in its thread, a batch is split. On a processor, as many
+            as it has cores take less time than one part whose every operation is shared among them.
     """
 
     def __init__(self, embed: Callable[[Tensor], Tensor], workers: int = 1) -> None:
         self._embed, self._n_workers = embed, workers
-        self._waiting: deque[_Piece] = deque()
-        self._count = 0  # of images that wait
-        self._lock = Lock()
+        self._waiting: deque[_Request] = deque()
+        self._n_read = 0  # requests that are being read
+        self._changed = Condition()
+        self._turns = ThreadPoolExecutor(1, "batches")
         threads = 1 if workers > 1 else torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (threads,))
+        self._pool = ThreadPoolExecutor(workers, "embedding", torch.set_num_threads, (threads,))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read a request and submit its images, for which the next batch waits a little."""
+        with self._changed:
+            self._n_read += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_read -= 1
+                self._changed.notify()
 
     def submit(self, pixels: Tensor, answer: Callable[[Tensor], _Answer]) -> Future[_Answer]:
         """Embed images `(n, 3, S, S)` uint8 with those of others.
@@ -68,63 +65,48 @@ class Batches:
             pixels: the images.
             answer: makes the result of their embeddings `(n, D)`; what it raises concerns no other.
         """
-        request = _Request(pixels, answer)
-        with self._lock:
-            self._waiting.extend(request.pieces)
-            self._count += len(pixels)
-        # Whichever call comes first takes what waits; the last ones may find nothing to do.
-        for _ in request.pieces:
-            self._pool.submit(self._work)
+        request = _Request(pixels, answer, Future())
+        with self._changed:
+            self._waiting.append(request)
+        # The first turn may take the requests of others, which then find nothing to do.
+        self._turns.submit(self._work)
         return request.future
 
     def close(self) -> None:
         """Finish what waits, and end the threads."""
+        self._turns.shutdown()
         self._pool.shutdown()
 
     def _work(self) -> None:
-        with self._lock:
-            pieces = self._next()
-        if not pieces:
+        requests = self._next()
+        if not requests:
             return
         try:
-            sizes = [len(piece.pixels) for piece in pieces]
-            parts = self._embed(torch.cat([piece.pixels for piece in pieces])).split(sizes)
+            pixels = torch.cat([request.pixels for request in requests])  # (N, 3, S, S)
+            parts = pixels.tensor_split(min(self._n_workers, len(pixels)))
+            embeddings = torch.cat(list(self._pool.map(self._embed, parts)))  # (N, D)
         except Exception as error:  # each asks what became of its images
-            for piece in pieces:
-                self._fail(piece.request, error)
+            for request in requests:
+                request.future.set_exception(error)
             return
-        for piece, embeddings in zip(pieces, parts, strict=True):
-            self._finish(piece, embeddings)
+        sizes = [len(request.pixels) for request in requests]
+        for request, own in zip(requests, embeddings.split(sizes), strict=True):
+            try:
+                request.future.set_result(request.answer(own))
+            except Exception as error:
+                request.future.set_exception(error)
 
-    def _next(self) -> list[_Piece]:
-        """The pieces of the next batch: a worker's share of what waits, and one piece at least."""
-        share = min(MOST, math.ceil(self._count / self._n_workers))
-        pieces: list[_Piece] = []
+    def _next(self) -> list[_Request]:
+        """The requests of the next batch, in the order in which they came."""
+        requests: list[_Request] = []
         size = 0
-        while self._waiting and (not pieces or size + len(self._waiting[0].pixels) <= share):
-            piece = self._waiting.popleft()
-            self._count -= len(piece.pixels)
-            if piece.request.is_wanted:
-                pieces.append(piece)
-                size += len(piece.pixels)
-        return pieces
-
-    def _finish(self, piece: _Piece, embeddings: Tensor) -> None:
-        """Keep the embeddings of a piece; with the last one its request is answered."""
-        request = piece.request
-        with self._lock:
-            request.embedded[piece.place] = embeddings
-            if len(request.embedded) < len(request.pieces):
-                return
-        try:
-            whole = torch.cat([request.embedded[piece.place] for piece in request.pieces])
-            request.future.set_result(request.answer(whole))
-        except Exception as error:
-            self._fail(request, error)
-
-    def _fail(self, request: _Request, error: Exception) -> None:
-        with self._lock:
-            if request.has_failed:
-                return
-            request.has_failed = True
-        request.future.set_exception(error)
+        with self._changed:
+            end = time.monotonic() + TOGETHER
+            while self._n_read and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+            while self._waiting and (not requests or size + len(self._waiting[0].pixels) <= MOST):
+                request = self._waiting.popleft()
+                if request.future.set_running_or_notify_cancel():
+                    requests.append(request)
+                    size += len(request.pixels)
+        return requests

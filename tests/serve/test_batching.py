@@ -62,7 +62,7 @@ def test_what_waits_is_embedded_together_and_each_gets_its_own(
     assert network.sizes == [1, 6]
 
 
-def test_a_batch_has_its_limit_and_a_large_request_is_embedded_in_pieces(
+def test_a_batch_has_its_limit_but_for_a_request_that_is_larger(
     network: Network, batches: Batches
 ) -> None:
     batches.submit(images(0), values)
@@ -71,18 +71,40 @@ def test_a_batch_has_its_limit_and_a_large_request_is_embedded_in_pieces(
     waiting = [batches.submit(images(*part), values) for part in numbers]
     network.free.set()
     assert [one.result() for one in waiting] == [list(part) for part in numbers]
-    assert max(network.sizes) == MOST
-    assert sum(network.sizes) == 1 + sum(map(len, numbers))
+    assert network.sizes == [1, MOST, 2, MOST + 5, 3]
 
 
-def test_several_workers_share_what_waits(network: Network) -> None:
-    network.free.set()
+def test_several_workers_share_a_batch(network: Network) -> None:
     several = Batches(network, workers=3)
-    numbers = [range(n % 70 + 1) for n in range(0, 300, 7)]
+    several.submit(images(0), values)
+    network.begun.wait()
+    numbers = [range(n) for n in (1, 9, 3)]
     waiting = [several.submit(images(*part), values) for part in numbers]
+    network.free.set()
     assert [one.result() for one in waiting] == [list(part) for part in numbers]
     several.close()
-    assert sum(network.sizes) == sum(map(len, numbers))
+    assert sorted(network.sizes) == [1, 4, 4, 5]
+
+
+def test_a_batch_waits_for_requests_that_are_being_read(network: Network, batches: Batches) -> None:
+    network.free.set()
+    with batches.reading():
+        with batches.reading():
+            first = batches.submit(images(1), values)
+        second = batches.submit(images(2), values)
+    assert (first.result(), second.result()) == ([1], [2])
+    assert network.sizes == [2]
+
+
+def test_a_batch_does_not_wait_long_for_a_request_that_is_never_read(
+    network: Network, batches: Batches
+) -> None:
+    network.free.set()
+    with batches.reading():
+        assert batches.submit(images(1), values).result(timeout=10) == [1]
+    with pytest.raises(ValueError, match="damaged"), batches.reading():
+        raise ValueError("damaged")
+    assert batches.submit(images(2), values).result(timeout=10) == [2]
 
 
 def test_an_answer_that_fails_concerns_its_own_request_alone(
