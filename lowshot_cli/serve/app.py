@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
-import zipfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,11 +16,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from lowshot_cli.config.values import ExportFormat
 from lowshot_cli.data.decoding import ByteArray
 from lowshot_cli.errors import LowshotError, UsageError
 from lowshot_cli.evaluation.predict import describe
-from lowshot_cli.export.export import export
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.records import Record
 from lowshot_cli.serve.answers import error_answer, refusal
@@ -34,9 +30,11 @@ from lowshot_cli.serve.asked import (
     NewName,
     Predicting,
     Teaching,
+    Undoing,
 )
 from lowshot_cli.serve.batching import Batches
-from lowshot_cli.serve.errors import Unknown
+from lowshot_cli.serve.downloads import download, zipped
+from lowshot_cli.serve.errors import Conflict, Unknown
 from lowshot_cli.serve.pages import pages
 from lowshot_cli.serve.served import Served
 from lowshot_cli.serve.session import Session
@@ -52,8 +50,6 @@ from lowshot_cli.serve.uploads import (
 from lowshot_cli.version import __version__
 
 _Result = TypeVar("_Result")
-# The content of a zip depends on nothing but the model.
-_NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class _Service:
@@ -82,6 +78,20 @@ class _Service:
         finally:
             close(uploads)
         return [upload.name for upload in uploads], pixels
+
+    async def asked_models(self, asked: Predicting) -> tuple[Served, Served | None]:
+        """The model that a request is for, and the one that it is compared with, if any."""
+        if asked.before:
+            return await self.change(self.session.before), None
+        if asked.compare:
+            return await self.change(self._compared_models)
+        return self.session.now, None
+
+    def _compared_models(self) -> tuple[Served, Served | None]:
+        try:
+            return self.session.now, self.session.before()
+        except LowshotError:  # there is none, or its file cannot be read
+            return self.session.now, None
 
     async def change(self, work: Callable[[], _Result]) -> _Result:
         """Do something in the thread that changes the model."""
@@ -118,13 +128,14 @@ async def health(service: Service) -> Record:
         "status": "ok",
         "version": __version__,
         "checkpoint": str(now.path),
+        "revision": now.revision,
         "n_classes": len(now.checkpoint.meta.classes),
     }
 
 
 @plain.get("/classes")
 def classes(service: Service) -> list[Record]:
-    """The classes of the model, as `lowshot classes list --json`, with thumbnails."""
+    """The record of `lowshot classes list --json`, with thumbnails and first names."""
     return service.session.classes()
 
 
@@ -155,13 +166,26 @@ async def predict(
     request: Request, service: Service, asked: Annotated[Predicting, Query()]
 ) -> list[Record]:
     """Predictions for images, as `lowshot predict --json`."""
-    session = service.session
-    served = await service.change(session.before) if asked.before else session.now
+    served, before = await service.asked_models(asked)
     with service.batches.reading():
         names, pixels = await service.read(request)
-        answer = partial(_predictions, served, names, asked)
+        answer = partial(_compared, served, before, names, asked)
         found = service.batches.submit(torch.from_numpy(pixels), answer)
     return await asyncio.wrap_future(found)
+
+
+def _compared(
+    served: Served,
+    before: Served | None,
+    names: list[str],
+    asked: Predicting,
+    embeddings: torch.Tensor,
+) -> list[Record]:
+    found = _predictions(served, names, asked, embeddings)
+    if not asked.compare:
+        return found
+    earlier = _predictions(before, names, asked, embeddings) if before else [None] * len(found)
+    return [{**now, "before": then} for now, then in zip(found, earlier, strict=True)]
 
 
 def _predictions(
@@ -200,10 +224,16 @@ async def rename(
     return await service.change(lambda: service.session.rename(name, new.name, force=asked.force))
 
 
-@plain.post("/undo")
-async def undo(service: Service) -> Record:
+@router.post("/undo")
+async def undo(service: Service, asked: Annotated[Undoing, Query()]) -> Record:
     """Take the last change back; answers as `GET /model`."""
-    return _with_limits(await service.change(service.session.undo))
+    return _with_limits(await service.change(partial(_undo, service.session, asked.of)))
+
+
+def _undo(session: Session, revision: str | None) -> Record:
+    if revision not in (None, session.now.revision):
+        raise Conflict("the model has changed since", "look what undo would take back now")
+    return session.undo()
 
 
 @plain.patch("/model")
@@ -218,30 +248,17 @@ async def checkpoint(service: Service) -> Response:
     """The model as a checkpoint."""
     now = service.session.now
     content = await service.change(now.path.read_bytes)
-    return _download(content, now.path.name, "application/octet-stream")
+    return download(content, now.path.name, "application/octet-stream")
 
 
 @router.get("/export", response_class=Response)
 async def exported(service: Service, asked: Annotated[Exporting, Query()]) -> Response:
     """The model for other programs, as `lowshot export`, in a zip."""
-    work = partial(_zip, service.session.now, asked.format)
+    work = partial(zipped, service.session.now, asked.format)
     content = await asyncio.get_running_loop().run_in_executor(service.exports, work)
-    return _download(
+    return download(
         content, f"{service.session.now.path.stem}-{asked.format}.zip", "application/zip"
     )
-
-
-def _zip(served: Served, form: ExportFormat) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in export(served.checkpoint, form).items():
-            archive.writestr(zipfile.ZipInfo(name, _NO_TIME), content, zipfile.ZIP_DEFLATED)
-    return file.getvalue()
-
-
-def _download(content: bytes, name: str, kind: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(content, media_type=kind, headers=headers)
 
 
 @plain.get("/thumbnails/{digest}", response_class=Response)

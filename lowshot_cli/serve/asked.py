@@ -45,6 +45,7 @@ class Predicting(_Asked):
         None, description="Share of sets of classes, such as 0.9, that hold the right one."
     )
     before: bool = Field(False, description="Ask the model before the last change.")
+    compare: bool = Field(False, description="Add what that model says too, as `before`.")
 
 
 class Teaching(_Asked):
@@ -57,6 +58,12 @@ class Forcing(_Asked):
     """How a class is changed."""
 
     force: bool = Field(False, description="Allow a base class to be changed.")
+
+
+class Undoing(_Asked):
+    """What is taken back."""
+
+    of: str | None = Field(None, description="Only if this `revision` of the model is in use.")
 
 
 class Exporting(_Asked):

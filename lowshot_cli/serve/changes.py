@@ -11,11 +11,11 @@ def changes_since(earlier: Meta, now: Meta) -> str:
     known = len(earlier.history)
     if now.history[:known] != earlier.history:
         return ""
-    said = [_in_words(step) for step in now.history[known:]]
+    said = [_in_words(step, now.adopted) for step in now.history[known:]]
     return "" if None in said else ", ".join(filter(None, said))
 
 
-def _in_words(step: Record) -> str | None:
+def _in_words(step: Record, adopted: bool) -> str | None:
     """A step of the history, or None for one that cannot be undone here."""
     options = step["options"]
     match step["command"]:
@@ -26,5 +26,7 @@ def _in_words(step: Record) -> str | None:
         case "classes remove":
             return f"removed {options['class']}"
         case "serve":
-            return f"set the budget to {options['max_forgetting']:g} points"
+            budget = f"{options['max_forgetting']:g}"
+            unit = "%" if adopted else "point" if budget == "1" else "points"
+            return f"set the budget to {budget} {unit}"
     return None

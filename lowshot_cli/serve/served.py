@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class Served:
     Attributes:
         checkpoint: the model.
         path: its file.
+        revision: a text that no other model has, which tells whether it is still in use.
     """
 
     checkpoint: Checkpoint
     path: Path
+    revision: str = field(default_factory=partial(secrets.token_hex, 8))
 
     @cached_property
     def threshold(self) -> Callable[[float | None], float]:

@@ -87,11 +87,14 @@ class Session:
         return self._before
 
     def classes(self) -> list[Record]:
-        """The record of `classes list`, with the thumbnails of novel classes."""
+        """The record of `classes list`, with thumbnails, and the first names of renamed classes."""
         meta, there = self.now.checkpoint.meta, self.thumbnails.present()
         records = [one.to_json() for one in known_classes(meta)]
         for record, support in zip(records[meta.n_base :], meta.supports, strict=True):
             record["thumbnails"] = [one for one in support.pixel_hashes if one in there]
+        for record in records:
+            if first := meta.renamed.get(record["class"]):
+                record["first_name"] = first
         return records
 
     def about(self) -> Record:
@@ -100,6 +103,7 @@ class Session:
         checkpoint, meta = now.checkpoint, now.checkpoint.meta
         return {
             "checkpoint": str(now.path),
+            "revision": now.revision,
             "backbone": meta.backbone,
             "n_base": meta.n_base,
             "n_novel": len(meta.novel_classes),

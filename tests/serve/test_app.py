@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import torch
@@ -16,12 +18,12 @@ from PIL import Image
 from lowshot_cli.checkpoint.checkpoint import Checkpoint
 from lowshot_cli.checkpoint.format import load
 from lowshot_cli.data.decoding import ByteArray
-from lowshot_cli.serve import app, uploads
+from lowshot_cli.serve import app, downloads, uploads
 from lowshot_cli.serve.session import Session
 from lowshot_cli.version import __version__
 from tests.cli.answers import as_json
 from tests.conftest import RunCommand, save_images
-from tests.serve.asking import Answer, Client, form, png
+from tests.serve.asking import Answer, Client, answered, form, png
 from tests.serve.conftest import files, photos, teach
 
 PNG = ("content-type", "image/png")
@@ -43,7 +45,9 @@ def good(answer: Answer) -> Any:
 def test_health_tells_the_version_and_the_model(client: Client, folder: Path) -> None:
     path = str(folder / "base.safetensors")
     expected = {"status": "ok", "version": __version__, "checkpoint": path, "n_classes": 5}
-    assert good(client("GET", "/health")) == expected
+    found = good(client("GET", "/health"))
+    assert found.pop("revision") == good(client("GET", "/model"))["revision"]
+    assert found == expected
 
 
 def test_predictions_are_those_of_the_command(
@@ -95,6 +99,59 @@ def test_a_class_is_taught_predicted_renamed_removed_and_the_whole_undone(client
     assert model == good(client("GET", "/model"))
 
 
+def test_one_request_asks_the_model_and_the_one_before(
+    client: Client, session: Session, folder: Path
+) -> None:
+    one = files("f")[:1]
+    (alone,) = good(client.post_images("/predict?compare=true", one))
+    assert alone["before"] is None
+    teach(session, "f")
+    session.rename("f", "mug")
+    (now,) = good(client.post_images("/predict?compare=true&false_alarm=5", one))
+    (before,) = good(client.post_images("/predict?before=true&false_alarm=5", one))
+    assert now.pop("before") == before
+    assert [now] == good(client.post_images("/predict?false_alarm=5", one))
+    assert (now["class"], before["class"]) == ("mug", "f")
+    session._before = None  # as after a restart
+    session.versions.paths()[-2].write_bytes(b"broken")
+    (now,) = good(client.post_images("/predict?compare=true", one))
+    assert (now["class"], now["before"]) == ("mug", None)
+
+
+def test_undo_takes_back_what_was_seen_or_nothing(client: Client, session: Session) -> None:
+    teach(session, "f")
+    seen = good(client("GET", "/model"))["revision"]
+    session.rename("f", "g")
+    assert "has changed since" in refused(client("POST", f"/undo?of={seen}"), 409)
+    assert session.now.checkpoint.novel_classes == ("g",)
+    now = good(client("GET", "/health"))["revision"]
+    assert good(client("POST", f"/undo?of={now}"))["revision"] == seen
+    good(client("POST", "/undo"))
+    refused(client("POST", "/undo?off=1"), 400)
+
+
+def test_a_renamed_class_is_listed_with_its_first_name(client: Client, session: Session) -> None:
+    teach(session, "f")
+    session.rename("f", "mug")
+    session.rename("a", "apple", force=True)
+    named = {one["class"]: one.get("first_name") for one in good(client("GET", "/classes"))}
+    assert (named["apple"], named["b"], named["mug"]) == ("a", None, "f")
+
+
+@pytest.mark.parametrize("name", ["modèle", "模型", 'a "b" \\'])
+def test_a_model_of_any_name_is_downloaded(folder: Path, name: str) -> None:
+    place = folder / f"{name}.safetensors"
+    (folder / "base.safetensors").rename(place)
+    made = app.make_app(Session(place))
+    with asyncio.Runner() as runner:
+        answer = runner.run(answered(made, "GET", "/checkpoint"))
+    made.state.service.end()
+    assert answer.status == 200
+    shown, coded = (answer.header("content-disposition") or "").split("; filename*=UTF-8''")
+    assert re.fullmatch(r'attachment; filename="[ -~]+"', shown)
+    assert unquote(coded) == place.name
+
+
 @pytest.mark.parametrize("name", ["a/b", "../up", "ü", "50 %", "a?b#c", ".", "%2e%2e", "tee\tcup"])
 def test_any_name_of_a_class_is_reached(client: Client, name: str) -> None:
     good(client.post_images(f"/classes/{quote(name, safe='')}", files("f")))
@@ -132,7 +189,7 @@ def test_an_export_is_a_zip_of_its_files(
         return {"model.onnx": f"{form} of {len(checkpoint.meta.classes)}".encode()}
 
     teach(session, "f")
-    monkeypatch.setattr(app, "export", export)
+    monkeypatch.setattr(downloads, "export", export)
     answer = client("GET", "/export?format=onnx")
     assert answer.header("content-disposition") == 'attachment; filename="imprinted-onnx.zip"'
     with zipfile.ZipFile(io.BytesIO(answer.body)) as archive:

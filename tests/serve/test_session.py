@@ -79,6 +79,7 @@ def test_records_are_those_of_the_commands(
     assert same(made, expected)
     listed = session.classes()
     assert [one.pop("thumbnails") for one in listed[-1:]]
+    assert [one.pop("first_name") for one in listed[-1:]] == ["f"]
     assert listed == as_json(lowshot("classes", "list", "--workdir", other, "--json"))
 
 
@@ -107,6 +108,18 @@ def test_each_change_is_undone_in_turn_until_the_base_model_is_back(
     assert not session.about()["can_undo"]
     with pytest.raises(Conflict, match="no change to undo"):
         session.undo()
+
+
+def test_a_budget_is_named_with_its_unit() -> None:
+    meta = tiny_world("linear")[1].meta
+    for adopted, budget, said in (
+        (False, 1.0, "1 point"),
+        (False, 2.5, "2.5 points"),
+        (True, 1, "1 %"),
+    ):
+        step = {"command": "serve", "options": {"max_forgetting": budget}}
+        now = meta.model_copy(update={"history": (*meta.history, step), "adopted": adopted})
+        assert changes_since(meta, now) == f"set the budget to {said}"
 
 
 def test_undo_works_after_a_restart(session: Session, folder: Path) -> None:
