@@ -13,7 +13,7 @@ from torch import Tensor
 from lowshot_cli.checkpoint.holdout import Holdout
 from lowshot_cli.checkpoint.metadata import Meta, SupportRecord
 from lowshot_cli.config.schema import Config
-from lowshot_cli.config.values import Fit, normal_name, storable
+from lowshot_cli.config.values import Fit, class_name, normal_name
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean, one_line
@@ -238,11 +238,11 @@ class Checkpoint:
             UsageError: there is no such class, another one has the new name, or that name is not
                 allowed.
         """
-        old, new = self.meta.classes[self.position(old)], normal_name(new)
+        old = self.meta.classes[self.position(old)]
         try:
-            storable(new)
+            new = class_name(new)
         except ValueError as error:
-            raise UsageError(f"{new!r} cannot be the name of a class, which {error}") from None
+            raise UsageError(f"{new!r:.60} cannot be the name of a class, which {error}") from None
         if new in self.meta.classes:
             raise UsageError(f"the model already knows a class {new!r}", "choose another name")
         classes = tuple(new if name == old else name for name in self.meta.classes)

@@ -52,6 +52,8 @@ FALSE_ALARM = 5.0
 CHAIN = ("base", "imprinted", "finetuned")
 
 
+# Characters of a class's name, as long as folder names may be.
+_LONGEST_NAME = 255
 # A number, whether it is allowed or not; a class of such a name is put in quotes.
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 
@@ -154,6 +156,17 @@ def normal_name(value: str) -> str:
     return unicodedata.normalize("NFC", value)
 
 
+def class_name(value: str) -> str:
+    """The form in which a class's name is kept, of one that a person gave.
+
+    Raises:
+        ValueError: it cannot be the name of a class; the message says why.
+    """
+    if len(storable(value)) > _LONGEST_NAME:
+        raise ValueError(f"should have at most {_LONGEST_NAME} characters")
+    return normal_name(value)
+
+
 def user_path(value: str | Path) -> Path:
     """A path as a person wrote it, with `~` for a home folder."""
     try:
@@ -215,7 +228,7 @@ MaxForgetting = Annotated[
 ]
 Count = Annotated[int, Field(gt=0)]
 StorableText = Annotated[str, AfterValidator(storable)]
-ClassName = Annotated[StorableText, AfterValidator(normal_name)]
+ClassName = Annotated[str, AfterValidator(class_name)]
 FilePath = Annotated[Path, AfterValidator(_path), BeforeValidator(_not_empty)]
 Names = Annotated[tuple[ClassName, ...], AfterValidator(_distinct)]
 NewClasses = Annotated[Names, BeforeValidator(_one_or_names)]

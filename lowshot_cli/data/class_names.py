@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowshot_cli.config.values import normal_name, storable
+from lowshot_cli.config.values import class_name
 from lowshot_cli.errors import DataError, first_few, one_line
 
 _MOST_BYTES = 16 * 1024**2
@@ -43,6 +43,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     first = 1 if place == "lines" else 0
     if not entries:
         raise DataError(f"the class names {path} are empty", _FORMS)
+    names: list[str] = []
     for number, entry in enumerate(entries, first):
         if not isinstance(entry, str) or not entry.strip():
             what = "is empty" if isinstance(entry, str) else f"is no text but {entry!r:.40}"
@@ -50,14 +51,13 @@ def read_class_names(path: Path) -> tuple[str, ...]:
                 f"the class names {path}: the name in {place[:-1]} {number} {what}", _FORMS
             )
         try:
-            storable(entry)
+            names.append(class_name(entry.strip()))
         except ValueError as error:
             raise DataError(
                 f"the class names {path}: the name in {place[:-1]} {number} {error}", _FORMS
             ) from None
-    names = tuple(normal_name(entry.strip()) for entry in entries)
     _ensure_distinct(names, path, place, first)
-    return names
+    return tuple(names)
 
 
 def _text(path: Path) -> str:

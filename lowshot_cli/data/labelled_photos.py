@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import is_zipfile
 
-from lowshot_cli.config.values import normal_name, storable, user_path
+from lowshot_cli.config.values import class_name, user_path
 from lowshot_cli.data.class_folders import files_by_class
 from lowshot_cli.data.image_files import Photo, Unused, list_photos, refuse_unused, suffix_of
 from lowshot_cli.data.photos import Found, Photos, searching
@@ -123,7 +123,7 @@ def read_table(path: Path) -> dict[str, list[Path]]:
                 "write an image file and its class; put names with commas in double quotes",
             )
         try:
-            name = normal_name(storable(row[1]))
+            name = class_name(row[1])
         except ValueError as error:
             raise DataError(f"{path}, line {line}: the class {error}", "mend it") from None
         file = Path(os.path.normpath(path.parent / user_path(row[0])))

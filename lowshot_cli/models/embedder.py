@@ -92,11 +92,12 @@ def _embed_fused(
 def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
     """A copy as of `folded` that on a CPU also fuses convolutions with what stands around them.
 
-    A network that is already fused is returned as it is.
+    A network that is already fused, as far as it can be, is returned as it is.
     """
-    if _is_fused(network):
+    if network.was_fused or _is_fused(network):
         return network
     network = folded(network)
+    network.was_fused = True
     if network.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return network
     if isinstance(network.backbone, GraphModule):

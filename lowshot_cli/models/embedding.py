@@ -67,6 +67,7 @@ class EmbeddingNetwork(nn.Module):
         centre: `(M,)` mean over images of what `stages` returns; None, as in training, makes an
             embedding of the trained part alone.
         mirror: whether an image and its mirror image are embedded together.
+        was_fused: whether `fused` of the embedder made it.
         unit: whether parts and embeddings have length 1; else an embedding is the features alone,
             as they are, which a classifier that was adopted reads.
     """
@@ -80,7 +81,7 @@ class EmbeddingNetwork(nn.Module):
         unit: bool = True,
     ) -> None:
         super().__init__()
-        self.unit = unit
+        self.unit, self.was_fused = unit, False
         self.backbone = backbone._apply(channels_last)
         described: Any = backbone
         self.weights: tuple[float, ...] = described.part_weights

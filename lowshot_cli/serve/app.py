@@ -56,7 +56,7 @@ class _Service:
     """The served model, and the threads that work for it.
 
     Predictions are batched in threads of their own, changes are made one at a time in another, and
-    exports, which take long, in one more.
+    exports, which take long, in one more. Whoever makes it ends it.
     """
 
     def __init__(self, session: Session) -> None:
@@ -246,19 +246,21 @@ async def budget(service: Service, asked: Budget) -> Record:
 @plain.get("/checkpoint", response_class=Response)
 async def checkpoint(service: Service) -> Response:
     """The model as a checkpoint."""
-    now = service.session.now
-    content = await service.change(now.path.read_bytes)
-    return download(content, now.path.name, "application/octet-stream")
+
+    def read() -> tuple[bytes, str]:
+        path = service.session.now.path
+        return path.read_bytes(), path.name
+
+    return download(*await service.change(read), "application/octet-stream")
 
 
 @router.get("/export", response_class=Response)
 async def exported(service: Service, asked: Annotated[Exporting, Query()]) -> Response:
     """The model for other programs, as `lowshot export`, in a zip."""
-    work = partial(zipped, service.session.now, asked.format)
+    now = service.session.now
+    work = partial(zipped, now, asked.format)
     content = await asyncio.get_running_loop().run_in_executor(service.exports, work)
-    return download(
-        content, f"{service.session.now.path.stem}-{asked.format}.zip", "application/zip"
-    )
+    return download(content, f"{now.path.stem}-{asked.format}.zip", "application/zip")
 
 
 @plain.get("/thumbnails/{digest}", response_class=Response)
@@ -282,7 +284,6 @@ def make_app(session: Session) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         app.state.service.changes.submit(session.prepare)
         yield
-        app.state.service.end()
 
     app = FastAPI(
         title="lowshot serve",
@@ -313,11 +314,16 @@ def _wrong_parameters(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
-    return refusal(400, f"`{place or 'body'}`: {first['msg']}", "GET /openapi.json describes it")
+    if first["loc"][0] == "body" and (first["type"] == "json_invalid" or not place):
+        hint = "send an object of JSON, with `Content-Type: application/json`"
+        return refusal(400, "the body is not an object of JSON", hint)
+    return refusal(400, f"`{place}`: {first['msg']}", "GET /openapi.json describes it")
 
 
 def _no_route(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, LowshotError):  # what was wrong as its body was read
+        return error_answer(error.__cause__)
     headers = dict(error.headers or {})
     return refusal(error.status_code, str(error.detail), "GET /openapi.json lists all", headers)
 

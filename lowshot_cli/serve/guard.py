@@ -24,6 +24,8 @@ from lowshot_cli.serve.uploads import MOST_IN_ALL
 
 # Bytes of all headers of a request, and of its address.
 _MOST_HEADERS = 32_000
+# Bytes of a body that holds no images.
+_MOST_JSON = 65_536
 # Requests that are worked on or wait, before others are sent away.
 MOST_WAITING = 32
 # Seconds that a part of a body may take to arrive, and all of it.
@@ -55,9 +57,15 @@ class Address:
     token: str | None = None
 
     @property
+    def is_everywhere(self) -> bool:
+        """Whether it is on all addresses of the machine."""
+        return self.host in {"0.0.0.0", "::"}
+
+    @property
     def url(self) -> str:
-        """The address of the page, with the token."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """The address of the page, with the token; of a server everywhere, for other machines."""
+        host = _outward_address() if self.is_everywhere else self.host
+        host = f"[{host}]" if ":" in host else host
         end = f"?token={self.token}" if self.token else ""
         return f"http://{host}:{self.port}/{end}"
 
@@ -77,8 +85,19 @@ class Address:
             return False
         if host in {"localhost", "127.0.0.1", "::1", self.host.lower()}:
             return True
-        is_everywhere = self.host in {"0.0.0.0", "::"}
-        return is_everywhere and (_is_number(host) or host == socket.gethostname().lower())
+        name = socket.gethostname().lower()
+        return self.is_everywhere and (_is_number(host) or host in {name, f"{name}.local"})
+
+
+def _outward_address() -> str:
+    """The number by which other machines know this one, or its name if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("192.0.2.1", 9))  # sends nothing, but picks the way out
+        except OSError:
+            return socket.gethostname()
+        number: str = outward.getsockname()[0]
+        return number
 
 
 def is_loopback(host: str) -> bool:
@@ -126,7 +145,7 @@ class Guard:
             else:
                 await send({"type": "websocket.close"})
             return
-        send = _with_headers(send)
+        send = _Sending(send)
         try:
             cookie = self._check(scope)
         except LowshotError as error:
@@ -137,7 +156,11 @@ class Guard:
             return
         self._waiting += 1
         try:
-            await self.app(scope, self._limited(receive), send)
+            await self.app(scope, self._limited(scope, receive), send)
+        except asyncio.CancelledError:  # the server ends
+            if not send.has_begun:
+                ends = Busy("the server ends", "start it again, and send this again")
+                await error_answer(ends)(scope, receive, send)
         finally:
             self._waiting -= 1
 
@@ -159,8 +182,9 @@ class Guard:
         cookie = self._check_token(scope, headers)
         if self._waiting >= MOST_WAITING:
             raise Busy(f"{self._waiting} requests wait already", "try again in a second")
-        if any(int(n) > MOST_IN_ALL for n in _all(headers, b"content-length") if n.isdecimal()):
-            raise _body_too_large()
+        most = _most_bytes(scope)
+        if any(int(n) > most for n in _all(headers, b"content-length") if n.isdecimal()):
+            raise _body_too_large(most)
         return cookie
 
     def _check_origin(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
@@ -182,7 +206,7 @@ class Guard:
         opens = scope["method"] == "GET" and scope["path"] == "/"
         query = parse_qs(scope["query_string"].decode("latin-1")) if opens else {}
         if any(_same(one, token) for one in query.get("token", [])):
-            kept = f"{self.address.cookie}={token}; HttpOnly; SameSite=Strict; Path=/"
+            kept = f"{self.address.cookie}={token}; HttpOnly; SameSite=Lax; Path=/"
             return kept.encode()
         shown = [one.removeprefix("Bearer ") for one in _all(headers, b"authorization")]
         pairs = (part.strip() for one in _all(headers, b"cookie") for part in one.split(";"))
@@ -195,9 +219,9 @@ class Guard:
             )
         return b""
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Receive a body of limited size in limited time."""
-        loop = asyncio.get_running_loop()
+        loop, most = asyncio.get_running_loop(), _most_bytes(scope)
         count, is_whole, deadline = 0, False, loop.time() + IN_ALL
 
         async def limited() -> Message:
@@ -206,20 +230,29 @@ class Guard:
                 return await receive()
             left = min(self.patience, deadline - loop.time())
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    message = await receive()
             except TimeoutError:
                 raise TooSlow("the body does not arrive", "send it again") from None
             count += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
-            if count > MOST_IN_ALL:
-                raise _body_too_large()
+            if count > most:
+                raise _body_too_large(most)
             return message
 
         return limited
 
 
-def _body_too_large() -> TooLarge:
-    return TooLarge(f"the request has more than {MOST_IN_ALL:,} bytes", "send fewer images")
+def _most_bytes(scope: Scope) -> int:
+    """Bytes that the body of a request may have: many for images, few for anything else."""
+    kinds = _all(scope["headers"], b"content-type")
+    holds_images = any(kind.lower().startswith(("multipart/", "image/")) for kind in kinds)
+    return MOST_IN_ALL if holds_images else _MOST_JSON
+
+
+def _body_too_large(most: int) -> TooLarge:
+    hint = "send fewer images" if most == MOST_IN_ALL else "send less"
+    return TooLarge(f"the body has more than {most:,} bytes", hint)
 
 
 def _all(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
@@ -230,16 +263,24 @@ def _same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
-def _with_headers(send: Send) -> Send:
-    async def with_headers(message: Message) -> None:
+class _Sending:
+    """Sends an answer with the headers that each has.
+
+    Attributes:
+        has_begun: whether the answer is on its way.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.has_begun = send, False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_begun = True
             headers = [*message.get("headers", ()), *_HEADERS]
             if not any(name == b"cache-control" for name, _ in headers):
                 headers.append((b"cache-control", b"no-store"))
             message = {**message, "headers": headers}
-        await send(message)
-
-    return with_headers
+        await self._send(message)
 
 
 async def _to_page(cookie: bytes, send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,12 +55,13 @@ def serve(
         session: the model.
         opened: the socket of `listen`.
         address: where it is.
-        on_ready: called once requests are answered.
+        on_ready: called once requests may come.
     """
     for name in ("uvicorn.error", "python_multipart"):  # they print a line for each odd request
         logging.getLogger(name).setLevel(logging.ERROR)
+    app = make_app(session)
     config = uvicorn.Config(
-        Guard(make_app(session), address),
+        Guard(app, address),
         http="h11",
         ws="none",
         lifespan="on",
@@ -71,6 +73,11 @@ def serve(
         h11_max_incomplete_event_size=_MOST_HEAD,
         timeout_graceful_shutdown=_LAST_ANSWERS,
     )
+    # After an orderly end uvicorn sends itself the signal again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     on_ready()
-    with suppress(KeyboardInterrupt), opened:
-        uvicorn.Server(config).run(sockets=[opened])
+    try:
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[opened])
+    finally:
+        app.state.service.end()  # what is being changed is written first

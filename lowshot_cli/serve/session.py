@@ -54,6 +54,7 @@ class Session:
 
     Raises:
         CheckpointError: it cannot be read.
+        UsageError: it is a base model, and another model has been made of it.
     """
 
     def __init__(self, path: Path, device: torch.device | None = None) -> None:
@@ -62,6 +63,11 @@ class Session:
         self.network = fused(checkpoint.network(device))
         is_base = is_stage(path) and path.stem == "base"
         self.target = chain_path(path.parent, "imprinted") if is_base else path
+        if is_base and self.target.is_file():
+            raise UsageError(
+                f"{self.target} is there already, and a class taught on {path} would replace it",
+                f"serve {self.target}, or move it away",
+            )
         self.versions = Versions(path.parent / "versions")
         self.thumbnails = Thumbnails(path.parent / "thumbnails")
         self._before: Served | None = None
@@ -122,11 +128,14 @@ class Session:
 
         Raises:
             Conflict: the model knows it, by this name or another.
+            UsageError: it has no name.
         """
+        if not name.strip():
+            raise UsageError("the class has no name", "give one, as in POST /classes/mug")
         name = normal_name(name)
         if called := known_as(self.now.checkpoint, name):
             now = "" if called == name else f", as {called!r}"
-            hint = "`replace=true` teaches it anew, and forgets what was taught"
+            hint = "choose another name; or `replace=true` teaches it anew, and forgets the old"
             raise Conflict(f"the model already knows {name!r}{now}", hint)
 
     def teach(
@@ -252,7 +261,6 @@ class Session:
         if self._earlier is None:
             raise Conflict("there is no change to undo")
         earlier, path = self.before(), self._earlier[0]
-        undone = self.versions.of(self.now.path)
         base = chain_path(self.target.parent, "base")
         is_base = self._is_base(path)
         try:
@@ -260,8 +268,6 @@ class Session:
                 self.target.unlink()
             else:
                 put(path, self.target)
-            if undone:
-                undone.unlink()
         except OSError as error:
             raise _not_saved(error) from None
         self._use(replace(earlier, path=base if is_base else self.target), None)
@@ -291,8 +297,6 @@ class Session:
         try:
             if before.path != target:
                 changed = changed.as_child_of(file_hash(before.path))
-                if target.is_file():
-                    self.versions.keep(target)
             self.versions.keep(before.path)
             version = self.versions.next()
             save(changed, version)

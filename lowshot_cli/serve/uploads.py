@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ async def read_uploads(request: Request) -> list[Upload]:
         if not uploads:
             raise UsageError("there is no image", _HINT)
     except LowshotError:
-        close([Upload("", part.file) for _, part in parts if isinstance(part, UploadFile)])
+        _close_parts(part for _, part in parts)
         raise
     return uploads
 
@@ -89,12 +89,19 @@ def close(uploads: Sequence[Upload]) -> None:
         upload.file.close()
 
 
+def _close_parts(parts: Iterable[UploadFile | str]) -> None:
+    for part in parts:
+        if isinstance(part, UploadFile):
+            part.file.close()
+
+
 async def _whole(request: Request) -> bytes:
     content = bytearray()
     async for chunk in request.stream():
-        content += chunk
-        if len(content) > MOST_BYTES:
-            raise _too_large("the image")
+        if len(content) <= MOST_BYTES:  # the rest is read, or the sender would miss the answer
+            content += chunk
+    if len(content) > MOST_BYTES:
+        raise _too_large("the image")
     return bytes(content)
 
 
@@ -116,7 +123,7 @@ async def _parts(
     except (FormParserError, LookupError, ValueError):  # such as a charset that is none
         raise UsageError("the form is damaged", _HINT) from None
     if not parser.ended:
-        close([Upload("", part.file) for part in form.values() if isinstance(part, UploadFile)])
+        _close_parts(form.values())
         raise UsageError("the form is cut off: its last boundary is missing", _HINT)
     return form.multi_items()
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowshot_cli.storage.files import file_hash
+from lowshot_cli.storage.files import file_hash, write_atomically
 from lowshot_cli.storage.locks import remove_abandoned
 
 # The newest that are kept.
@@ -76,9 +75,9 @@ def put(file: Path, place: Path) -> None:
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            os.link(file, temporary)
+            os.link(file.resolve(), temporary)  # not a link to a symbolic link
         except OSError:  # a file system without links
-            shutil.copyfile(file, temporary)
+            write_atomically(temporary, file.read_bytes())
         temporary.replace(place)
     finally:
         # Renaming a link to another link of the same file leaves both.

@@ -110,7 +110,9 @@ class _Untraceable(nn.Module):
 
 def test_a_backbone_that_cannot_be_traced_is_used_unfused() -> None:
     network = EmbeddingNetwork(_Untraceable(), GREY).eval()
-    assert isinstance(fused(network).backbone, _Untraceable)
+    as_it_can_be = fused(network)
+    assert isinstance(as_it_can_be.backbone, _Untraceable)
+    assert fused(as_it_can_be) is as_it_can_be
     assert embed(network, torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (2, 4)
 
 

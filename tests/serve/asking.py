@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message
 HOST = "127.0.0.1:8000"
 # Stands for a part of a body that never arrives.
 NEVER = b"(never)"
+# Stands for 10 ms in which nothing arrives.
+SLOW = b"(slow)"
 
 
 @dataclass
@@ -83,8 +85,11 @@ async def _messages(chunks: Sequence[bytes]) -> AsyncIterator[Message]:
     for place, chunk in enumerate(chunks):
         if chunk == NEVER:
             await asyncio.Event().wait()
+        if chunk == SLOW:
+            await asyncio.sleep(0.01)
         more = place + 1 < len(chunks)
-        yield {"type": "http.request", "body": chunk, "more_body": more}
+        part = b"" if chunk == SLOW else chunk
+        yield {"type": "http.request", "body": part, "more_body": more}
     while True:
         yield {"type": "http.disconnect"}
 

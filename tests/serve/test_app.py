@@ -23,7 +23,7 @@ from lowshot_cli.serve.session import Session
 from lowshot_cli.version import __version__
 from tests.cli.answers import as_json
 from tests.conftest import RunCommand, save_images
-from tests.serve.asking import Answer, Client, answered, form, png
+from tests.serve.asking import NEVER, Answer, Client, answered, form, png
 from tests.serve.conftest import files, photos, teach
 
 PNG = ("content-type", "image/png")
@@ -226,6 +226,16 @@ def test_what_is_wrong_is_told_in_one_line(client: Client, session: Session) -> 
     refused(client.send_json("PATCH", "/classes/f", {"name": "a"}), 409)
     refused(client.send_json("PATCH", "/classes/f", {"name": " "}), 400)
     refused(client.send_json("PATCH", "/classes/f", {}), 400)
+    long = client.send_json("PATCH", "/classes/f", {"name": "x" * 256})
+    assert "at most 255 characters" in refused(long, 400)
+    assert "no name" in refused(client.post_images("/classes/", good_one), 400)
+    for body, sent in ((b'{"name": ', "application/json"), (b'{"name": "g"}', "text/plain")):
+        broken = client("PATCH", "/classes/f", headers=[("content-type", sent)], body=body)
+        assert "no" in refused(broken, 400)
+        assert "Content-Type: application/json" in broken.json["hint"]
+    stalls = [b'{"na', NEVER]
+    kind = [("content-type", "application/json")]
+    refused(client("PATCH", "/classes/f", headers=kind, body=stalls), 408)
     refused(client("GET", "/thumbnails/0123456789abcdef"), 404)
     refused(client("GET", "/nothing"), 404)
     refused(client("PUT", "/model"), 405)

@@ -61,6 +61,19 @@ def test_a_class_taught_before_a_kill_is_there_after_it_and_ctrl_c_is_the_usual_
     assert not (folder / ".lowshot.lock").exists()
 
 
+def test_a_termination_is_as_orderly_an_end_as_ctrl_c(server: Server, folder: Path) -> None:
+    with serving(server, folder, signal.SIGTERM) as connection:
+        assert status(connection, "GET", "/health") == 200
+    assert not (folder / ".lowshot.lock").exists()
+
+
+def test_a_file_that_is_not_there_is_named(lowshot: RunCommand, tmp_path: Path) -> None:
+    found = lowshot("serve", "--checkpoint", tmp_path / "nope.safetensors", "--workdir", "nowhere")
+    assert found.exit_code == 3
+    assert "nope.safetensors" in found.stderr
+    assert ".lowshot.lock" not in found.stderr
+
+
 def test_without_the_extra_it_says_how_to_install_it(
     lowshot: RunCommand, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

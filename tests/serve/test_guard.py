@@ -14,7 +14,7 @@ from lowshot_cli.errors import LowshotError
 from lowshot_cli.serve import guard
 from lowshot_cli.serve.guard import Address, Guard, is_loopback
 from lowshot_cli.serve.server import listen
-from tests.serve.asking import HOST, NEVER, Client, answered
+from tests.serve.asking import HOST, NEVER, SLOW, Answer, Client, answered
 
 PNG = ("content-type", "image/png")
 
@@ -129,7 +129,7 @@ def test_the_printed_address_opens_the_page_by_a_cookie_that_only_it_gets(
     first = client("GET", "/?token=secret")
     cookie = first.header("set-cookie") or ""
     assert (first.status, first.header("location")) == (303, "/")
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} < set(cookie.split("; "))
+    assert {"HttpOnly", "SameSite=Lax", "Path=/"} < set(cookie.split("; "))
     kept = [("cookie", f"other=1; {cookie.split(';')[0]}")]
     assert client("GET", "/", headers=kept).status == 200
     assert client("GET", "/", headers=[("authorization", "Bearer secret")]).status == 200
@@ -147,10 +147,32 @@ def test_large_bodies_are_refused_announced_or_not(
     runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "MOST_IN_ALL", 100)
-    client = served(runner)
-    assert client("POST", "/", headers=[("content-length", "101")]).status == 413
-    assert client("POST", "/", body=[b"x" * 50] * 2).body == b"100"
-    assert b"more than 100 bytes" in client("POST", "/", body=[b"x" * 50] * 3).body
+    monkeypatch.setattr(guard, "_MOST_JSON", 60)
+    client, image = served(runner), [PNG]
+    assert client("POST", "/", headers=[PNG, ("content-length", "101")]).status == 413
+    assert client("POST", "/", headers=image, body=[b"x" * 50] * 2).body == b"100"
+    assert b"more than 100 bytes" in client("POST", "/", headers=image, body=[b"x" * 50] * 3).body
+    assert client("POST", "/", headers=[("content-length", "61")]).status == 413
+    assert b"more than 60 bytes" in client("POST", "/", body=[b"x" * 50] * 2).body
+
+
+def test_a_request_under_way_when_the_server_ends_is_told(runner: asyncio.Runner) -> None:
+    async def stopped() -> Answer:
+        asked = asyncio.create_task(answered(served(runner).app, "POST", "/", body=[b"x", NEVER]))
+        await asyncio.sleep(0)
+        asked.cancel()
+        return await asked
+
+    answer = runner.run(stopped())
+    assert (answer.status, answer.header("retry-after")) == (503, "1")
+    assert answer.json["error"] == "the server ends"
+
+
+def test_the_address_of_a_server_everywhere_is_one_for_other_machines() -> None:
+    address = Address("0.0.0.0", 8000, "secret")
+    assert "0.0.0.0" not in address.url
+    assert address.serves(address.url.split("/")[2])
+    assert address.serves(f"{socket.gethostname()}.local:8000")
 
 
 def test_a_body_that_does_not_arrive_ends(runner: asyncio.Runner) -> None:
@@ -158,8 +180,10 @@ def test_a_body_that_does_not_arrive_ends(runner: asyncio.Runner) -> None:
 
 
 def test_a_body_that_drips_ends(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "IN_ALL", 0.0)
-    assert b"does not arrive" in served(runner)("POST", "/", body=[b"x"] * 3).body
+    monkeypatch.setattr(guard, "IN_ALL", 0.1)
+    slow = [b"x", SLOW] * 20  # each part in time, but not all of them
+    assert b"does not arrive" in served(runner)("POST", "/", body=slow).body
+    assert served(runner)("POST", "/", body=slow[:4]).body == b"2"
 
 
 def test_too_many_at_once_are_sent_away_and_told_when_to_come_again(
@@ -205,7 +229,7 @@ def test_only_a_server_that_others_reach_has_a_token() -> None:
         assert one.token is None
         assert one.url == f"http://127.0.0.1:{here.getsockname()[1]}/"
         assert other.token
-        assert other.url == f"http://0.0.0.0:{other.port}/?token={other.token}"
+        assert other.url.endswith(f":{other.port}/?token={other.token}")
         with pytest.raises(LowshotError, match=r"cannot listen at 127\.0\.0\.1"):
             listen("127.0.0.1", one.port)
     for odd in ("no such host.", "\ud800", "a" * 300):

@@ -237,16 +237,31 @@ def test_a_model_in_a_place_of_its_own_is_replaced_there(session: Session, folde
     assert not other.about()["can_undo"]
 
 
-def test_a_base_model_served_by_name_keeps_what_was_made_of_it_before(
+def test_a_base_model_is_not_served_beside_a_model_that_was_made_of_it(
     session: Session, folder: Path
 ) -> None:
     teach(session, "f")
-    made = (folder / "imprinted.safetensors").read_bytes()
-    again = Session(folder / "base.safetensors")
-    assert not again.about()["can_undo"]
-    teach(again, "g")
-    assert again.now.checkpoint.novel_classes == ("g",)
-    assert made in [path.read_bytes() for path in again.versions.paths()]
+    with pytest.raises(UsageError, match="is there already") as found:
+        Session(folder / "base.safetensors")
+    assert "move it away" in (found.value.hint or "")
+
+
+def test_what_is_undone_stays_on_disk(session: Session, folder: Path) -> None:
+    teach(session, "f")
+    taught = (folder / "imprinted.safetensors").read_bytes()
+    session.undo()
+    assert taught in [path.read_bytes() for path in session.versions.paths()]
+    assert not restarted(folder).about()["can_undo"]
+
+
+def test_a_model_behind_a_symbolic_link_is_undone_too(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "models"
+    elsewhere.mkdir()
+    (folder / "base.safetensors").rename(elsewhere / "b.safetensors")
+    (folder / "base.safetensors").symlink_to("../models/b.safetensors")
+    session = Session(folder / "base.safetensors")
+    teach(session, "f")
+    again = restarted(folder)
     again.undo()
     assert again.now.path.name == "base.safetensors"
 

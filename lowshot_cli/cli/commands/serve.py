@@ -5,9 +5,11 @@ from __future__ import annotations
 import webbrowser
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from rich.text import Text
 
+from lowshot_cli.checkpoint.metadata import read_metadata
 from lowshot_cli.cli.console import Output
 from lowshot_cli.cli.model_choice import choose_model
 from lowshot_cli.config.schema import Config
@@ -34,6 +36,7 @@ def serve(
     from lowshot_cli.serve.server import serve as run
     from lowshot_cli.serve.session import Session
 
+    read_metadata(path)
     device = pick_device(config.device)
     opened, address = listen(host, port)
 
@@ -42,9 +45,10 @@ def serve(
         line = f"serving {path} at {address.url} until Ctrl-C"
         output.messages.print(Text(line), soft_wrap=True)
         if opens:
-            webbrowser.open(address.url)
+            # Some browsers end only when their window is closed.
+            Thread(target=webbrowser.open, args=(address.url,), daemon=True).start()
 
-    with opened, locked(path.parent if path.is_file() else config.workdir):
+    with opened, locked(path.parent):
         run(Session(path, device), opened, address, tell)
 
 
