@@ -1,20 +1,29 @@
-"""A served model of the tiny world, and photos to teach it."""
+"""A served model of the tiny world, photos to teach it, and the page in a browser."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lowshot_cli.checkpoint.format import save
+from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.data.decoding import ByteArray
 from lowshot_cli.serve.app import make_app
 from lowshot_cli.serve.guard import Address, Guard
 from lowshot_cli.serve.session import Session
+from tests.conftest import save_images
+from tests.faults.conftest import Server
 from tests.serve.asking import Client, png
+from tests.serve.tab import CHROMIUM, FLAGS, Served, Tab
 from tests.tiny_world import CLASSES, tiny_world
+
+if TYPE_CHECKING:
+    from playwright import sync_api
 
 
 @pytest.fixture
@@ -55,3 +64,45 @@ def files(name: str, count: int = 4) -> list[tuple[str, bytes]]:
 def teach(session: Session, name: str, count: int = 4) -> None:
     """Teach a class of the tiny world by its name."""
     session.teach(name, photos(name, count), [f"{name}{place}.png" for place in range(count)])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def served(server: Server, workdir: Path) -> Iterator[Served]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = Served(server, workdir, port)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture
+def tab(browser: sync_api.Browser, served: Served, request: pytest.FixtureRequest) -> Iterator[Tab]:
+    size = {"width": getattr(request, "param", 1280), "height": 900}
+    context = browser.new_context(viewport=size, reduced_motion="reduce")
+    opened = Tab(context.new_page())
+    opened.page.goto(served.address)
+    opened.see("#saved", "imprinted.safetensors")
+    yield opened
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def omegas(glyphs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight photos of a class that the base model does not know."""
+    folder = tmp_path_factory.mktemp("photos")
+    members = glyphs.train.of_class(glyphs.label("omega"))[:8]
+    save_images(glyphs.train.pixels[members], folder)
+    return sorted(folder.iterdir())

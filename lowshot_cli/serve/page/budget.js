@@ -1,7 +1,7 @@
 /** The forgetting budget: a slider, and the curve of what it buys and costs. */
 
-import { figure, nearest } from "./curve.js";
-import { $, short, show } from "./dom.js";
+import { figure, inUnits, nearest } from "./curve.js";
+import { $, show } from "./dom.js";
 import { askJson, sending } from "./server.js";
 
 const SETTLE_MS = 400;
@@ -16,8 +16,8 @@ export function budgeting(state, changed) {
   let curve = [];
   let timer = 0;
   let turn = 0;
-
-  const unit = (x) => (state().model.adopted ? "%" : x === 1 ? "point" : "points");
+  let wanted = null; // the budget that is chosen, until it is set or refused
+  let last = Promise.resolve(); // the change that was begun last
 
   async function refresh() {
     const { model } = state();
@@ -26,7 +26,8 @@ export function budgeting(state, changed) {
     $("#budget-set").hidden = !can;
     $("#budget-text").textContent = explained(model);
     $("#budget label").textContent = model.adopted
-      ? "Decisions that novel classes may change" : "Base accuracy that novel classes may cost";
+      ? "Most decisions that new classes may change"
+      : "Most base accuracy that new classes may cost";
     if (!can) return;
     let found;
     try {
@@ -36,38 +37,47 @@ export function budgeting(state, changed) {
     }
     if (mine !== turn) return;
     curve = found;
+    show(error);
     // The present budget may be larger than those of the curve.
     slider.max = Math.max(10, model.max_forgetting ?? 0, ...curve.map((one) => one.max_forgetting));
-    slider.value = model.max_forgetting ?? 0;
     renew();
   }
 
+  /** Show the budget that is chosen, or else the one in use. */
   function renew() {
-    const value = Number(slider.value);
-    const budget = state().model.max_forgetting;
-    const none = budget === null && value === 0;
-    output.textContent = none ? "no budget set" : `${short(value)} ${unit(value)}`;
-    slider.setAttribute("aria-valuetext", output.textContent);
-    const chosen = value === budget || none ? null : nearest(curve, value);
-    $("#curve").replaceChildren(...figure(curve, state().model, chosen));
+    const value = wanted ?? state().model.max_forgetting;
+    slider.value = value ?? 0;
+    draw(value);
   }
 
-  async function set() {
+  function draw(value) {
+    const { model } = state();
+    output.textContent = value === null ? "no budget set" : inUnits(value, model);
+    slider.setAttribute("aria-valuetext", output.textContent);
+    const other = value === model.max_forgetting ? null : nearest(curve, value);
+    $("#curve").replaceChildren(...figure(curve, model, other));
+  }
+
+  async function set(value) {
+    if (value !== wanted) return; // another is chosen meanwhile
     show(error);
     try {
-      await askJson("model", sending("PATCH", { max_forgetting: Number(slider.value) }));
+      if (value !== state().model.max_forgetting) {
+        await askJson("model", sending("PATCH", { max_forgetting: value }));
+        await changed(`Set the budget to ${inUnits(value, state().model)}.`);
+      }
     } catch (refused) {
-      slider.value = state().model.max_forgetting ?? 0;
-      renew();
-      return show(error, refused);
+      show(error, refused);
     }
-    await changed(`Set the budget to ${output.textContent}.`);
+    if (value === wanted) wanted = null;
+    renew();
   }
 
-  slider.addEventListener("input", renew);
+  slider.addEventListener("input", () => draw(Number(slider.value)));
   slider.addEventListener("change", () => {
+    const value = wanted = Number(slider.value);
     clearTimeout(timer); // keys change it step by step
-    timer = setTimeout(set, SETTLE_MS);
+    timer = setTimeout(() => { last = last.then(() => set(value)); }, SETTLE_MS);
   });
   return refresh;
 }
@@ -77,8 +87,8 @@ function explained(model) {
   if (model.expected_forgetting === null) {
     return "This model has no images on which the cost could be estimated.";
   }
-  return model.adopted
-    ? `The more decisions on the ${model.n_background} background photos novel classes may ` +
-      "change, the more photos of their own they get."
-    : "The more base accuracy novel classes may cost, the more photos of their own they get.";
+  const most = model.adopted
+    ? `decisions on the ${model.n_background} background photos you let change`
+    : "base accuracy you are ready to lose";
+  return `The more ${most}, the more photos of the new classes are recognised.`;
 }

@@ -1,5 +1,7 @@
 /** Photos from the camera: one for each press, several while the button is held. */
 
+import { whileBusy } from "./dom.js";
+
 const HOLD_MS = 400;
 const EVERY_MS = 250;
 const REFUSALS = {
@@ -9,8 +11,9 @@ const REFUSALS = {
   NotReadableError: "The camera is in use elsewhere. Close the other program, or choose photos.",
 };
 const NO_CAMERA =
-  "The browser gives the camera only to pages of this computer, or over HTTPS. " +
+  "Browsers allow the camera only on this computer's own pages or over HTTPS. " +
   "Choose photos instead.";
+const STOPPED = "The camera has stopped. Open it again, or choose photos instead.";
 
 /** Let an element with a video and buttons take photos.
  *
@@ -24,6 +27,7 @@ export function camera(panel, opener, give, tell) {
 
   async function open() {
     tell("");
+    if (stream) return;
     if (!navigator.mediaDevices) return tell(NO_CAMERA);
     try {
       stream = await navigator.mediaDevices.getUserMedia({
@@ -32,6 +36,7 @@ export function camera(panel, opener, give, tell) {
     } catch (error) {
       return tell(REFUSALS[error.name] ?? `The camera does not open: ${error.message}.`);
     }
+    stream.getVideoTracks()[0].addEventListener("ended", () => { close(); tell(STOPPED); });
     video.srcObject = stream;
     panel.hidden = false;
     opener.hidden = true;
@@ -40,11 +45,12 @@ export function camera(panel, opener, give, tell) {
   }
 
   function close() {
+    const hadFocus = panel.contains(document.activeElement);
     stream?.getTracks().forEach((track) => track.stop());
     stream = video.srcObject = null;
     panel.hidden = true;
     opener.hidden = false;
-    opener.focus();
+    if (hadFocus) opener.focus();
   }
 
   async function take() {
@@ -58,7 +64,7 @@ export function camera(panel, opener, give, tell) {
     give(new File([content], `camera-${taken}.jpg`, { type: "image/jpeg" }));
   }
 
-  opener.addEventListener("click", open);
+  opener.addEventListener("click", () => whileBusy(opener, open));
   panel.querySelector(".close").addEventListener("click", close);
   whilePressed(shoot, take);
 }

@@ -1,7 +1,7 @@
 /** The classes of the model, to be renamed and removed. */
 
-import { $, count, h, show, thousands, whileBusy } from "./dom.js";
-import { ask, classPath, sending } from "./server.js";
+import { $, arrange, count, h, show, thousands, whileBusy } from "./dom.js";
+import { ask, classPath, sending, wrongName } from "./server.js";
 
 const MOST_THUMBNAILS = 12;
 const MOST_SHOWN = 1000;
@@ -13,15 +13,32 @@ const MOST_SHOWN = 1000;
 export function listing(state, changed) {
   const details = $("#base");
   const filter = $("#filter");
+  let rows = new Map(); // of each class: what the server said of it, and its row
 
   function refresh() {
-    const novel = state().classes.filter((one) => one.kind === "novel");
+    const { classes } = state();
+    const hadFocus = $("#classes").contains(document.activeElement);
+    rows = new Map(classes.map((one) => [one.class, kept(one)]));
+    const novel = classes.filter((one) => one.kind === "novel");
     $("#none").hidden = novel.length > 0;
-    $("#novel").replaceChildren(...novel.map((one) => h("li", {}, entry(one), thumbnails(one))));
+    arrange($("#novel"), novel.map(row));
     const n = state().model.n_base;
     $("summary", details).textContent = count(n, "base class", "base classes");
     $(".field", details).hidden = n < 10;
     renewBase();
+    if (hadFocus && document.activeElement === document.body) $("#classes-title").focus();
+  }
+
+  /** What is shown of a class: as it was, a question in it included, unless the class changed. */
+  function kept(one) {
+    const text = JSON.stringify(one);
+    const old = rows.get(one.class);
+    return old?.text === text ? old : { text, row: null };
+  }
+
+  function row(one) {
+    const shown = rows.get(one.class);
+    return shown.row ??= h("li", {}, entry(one), thumbnails(one));
   }
 
   function renewBase() {
@@ -29,19 +46,19 @@ export function listing(state, changed) {
     const wanted = filter.value.trim().toLowerCase();
     const base = state().classes.filter((one) => one.kind === "base");
     const found = base.filter((one) => one.class.toLowerCase().includes(wanted));
-    const rows = found.slice(0, MOST_SHOWN).map((one) => h("li", {}, entry(one)));
-    $("ul", details).replaceChildren(...rows);
+    arrange($("ul", details), found.slice(0, MOST_SHOWN).map(row));
     const more = found.length > MOST_SHOWN ? `, the first ${thousands(MOST_SHOWN)} shown` : "";
     $("#shown").textContent = wanted || more
       ? `${thousands(found.length)} of ${thousands(base.length)}${more}` : "";
   }
 
-  /** A row with the name, what it was learnt from, and what can be done with it. */
+  /** The name of a class, what it was learnt from, and what can be done with it. */
   function entry(one) {
     const isNovel = one.kind === "novel";
     const row = h("div", { className: "entry" });
     const [renames, removes] = ["Rename", "Remove"].map((verb) => h("button", {
       type: "button", className: "small", textContent: verb, "aria-label": `${verb} ${one.class}`,
+      "data-verb": verb,
     }));
     renames.addEventListener("click", () => askName(row, one, renames));
     removes.addEventListener("click", () => askWhether(row, one, removes));
@@ -58,10 +75,12 @@ export function listing(state, changed) {
     });
     question(row, opener, [input], "Rename", async () => {
       const to = input.value.trim();
-      if (!to) throw new Error("Give the class a name.");
+      const wrong = wrongName(to);
+      if (wrong) throw new Error(wrong);
       const path = `${classPath(one.class)}?force=${one.kind === "base"}`;
       await ask(path, sending("PATCH", { name: to }));
-      return `Renamed ${one.class} to ${to}.`;
+      await changed(`Renamed ${one.class} to ${to}.`);
+      focus(rows.get(to.normalize("NFC"))?.row, "Rename");
     });
     input.select();
   }
@@ -71,9 +90,18 @@ export function listing(state, changed) {
     const more = isBase ? " It is a base class: only undo brings it back." : "";
     const text = `Remove ${one.class}?${more}`;
     question(row, opener, [h("p", { textContent: text })], "Remove", async () => {
+      const item = row.parentElement;
+      const next = item.nextElementSibling ?? item.previousElementSibling;
       await ask(`${classPath(one.class)}?force=${isBase}`, { method: "DELETE" });
-      return `Removed ${one.class}.`;
+      await changed(`Removed ${one.class}.`);
+      focus(next, "Remove");
     });
+  }
+
+  /** Focus a button of a row, or the title if the row is not shown. */
+  function focus(item, verb) {
+    const button = item && $(`[data-verb=${verb}]`, item);
+    (button?.checkVisibility() ? button : $("#classes-title")).focus();
   }
 
   /** Ask in the row; a refusal is shown there, and Escape or Cancel takes the question back. */
@@ -95,8 +123,7 @@ export function listing(state, changed) {
       whileBusy(go, async () => {
         show(error);
         try {
-          await changed(await act());
-          $("#classes-title").focus();
+          await act();
         } catch (refused) {
           show(error, refused);
         }

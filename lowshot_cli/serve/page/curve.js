@@ -11,6 +11,12 @@ export function nearest(curve, budget) {
   return curve.reduce((best, one) => (best && off(best) <= off(one) ? best : one), null);
 }
 
+/** A budget with its unit. */
+export function inUnits(budget, model) {
+  const unit = model.adopted ? "%" : budget === 1 ? "point" : "points";
+  return `${short(budget)} ${unit}`;
+}
+
 /** A drawing and a caption that says its points in words.
  *
  * `curve` is what the server answers about the trade-off, and `chosen` a point of it that is not
@@ -19,17 +25,19 @@ export function nearest(curve, budget) {
 export function figure(curve, model, chosen) {
   const judged = curve.filter(isJudged);
   if (!judged.length) {
-    const text = "A curve needs a class of three photos or more, which judge each other.";
+    const text = "The curve needs a class with at least three photos.";
     return [h("figcaption", { textContent: text })];
   }
-  const now = nearest(judged, model.max_forgetting ?? 0);
+  const budget = model.max_forgetting;
+  const now = budget === null ? null : nearest(judged, budget);
   const other = chosen && isJudged(chosen) ? chosen : null;
-  const words = [`Now: ${inWords(now, model)}`];
-  if (other) words.push(`at ${short(other.max_forgetting)}: ${inWords(other, model)}`);
-  const text = words.join("; ");
+  const words = [now ? `Now: ${inWords(now, model)}` : "No budget is set."];
+  if (other) words.push(`With ${inUnits(other.max_forgetting, model)}: ${inWords(other, model)}`);
+  const text = words.join(" ");
+  const how = "Each photo is tested against a class learnt from its other photos.";
   return [
-    drawing(judged, now, other, model, `Photos known against expected cost. ${text}.`),
-    h("figcaption", { textContent: `${text}. Each photo is judged by the others of its class.` }),
+    drawing(judged, now, other, model, `Photos recognised against expected cost. ${text}`),
+    h("figcaption", { textContent: `${text} ${how}` }),
   ];
 }
 
@@ -38,7 +46,8 @@ const isJudged = (one) => one.supports_known !== null && one.expected_forgetting
 function inWords(one, model) {
   const known = Math.round(one.supports_known);
   const unit = model.adopted ? "\u00a0% of decisions" : " points of base accuracy";
-  return `${known}\u00a0% of the photos known, for ${one.expected_forgetting.toFixed(1)}${unit}`;
+  const cost = `${one.expected_forgetting.toFixed(1)}${unit}`;
+  return `${known}\u00a0% of the photos are recognised, at a cost of ${cost}.`;
 }
 
 function drawing(judged, now, other, model, text) {
@@ -47,18 +56,19 @@ function drawing(judged, now, other, model, text) {
   const y = (known) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * known / 100;
   const at = (one) => [x(one.expected_forgetting), y(one.supports_known)];
   const mark = (name, r, one) => {
+    if (!one) return [];
     const [cx, cy] = at(one);
-    return draw("circle", { class: name, r, cx, cy });
+    return [draw("circle", { class: name, r, cx, cy })];
   };
   const middle = (TOP + HEIGHT - BOTTOM) / 2;
   return draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": text },
     ...axes(most, x, y),
     label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6,
       model.adopted ? "decisions changed, %" : "expected cost, points of base accuracy"),
-    label(12, middle, "photos known, %", { transform: `rotate(-90 12 ${middle})` }),
+    label(12, middle, "photos recognised, %", { transform: `rotate(-90 12 ${middle})` }),
     draw("polyline", { class: "line", points: judged.map(at).join(" ") }),
-    mark("now", 6, now),
-    ...(other ? [mark("maybe", 5, other)] : []));
+    ...mark("now", 6, now),
+    ...mark("maybe", 5, other));
 }
 
 function axes(most, x, y) {

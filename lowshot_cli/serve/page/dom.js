@@ -32,8 +32,8 @@ export function count(n, one, many = `${one}s`) {
   return `${thousands(n)} ${n === 1 ? one : many}`;
 }
 
-/** A number with at most one digit after the point. */
-export const short = (x) => String(Math.round(10 * x) / 10);
+/** A number with at most two digits after the point. */
+export const short = (x) => String(Math.round(100 * x) / 100);
 
 /** "a", "a and b", "a, b and c". */
 export function joined(names) {
@@ -53,19 +53,54 @@ export function say(text) {
 
 /** Show an error, or nothing, where it belongs. */
 export function show(place, error = null) {
-  if (error === null || error instanceof Error) place.textContent = error ? error.message : "";
-  else place.textContent = error;
+  place.textContent = error?.message ?? error ?? "";
 }
 
-/** Do something for which a button waits; further presses are ignored meanwhile. */
+/** Make nodes the children of a list. Those that stay are not moved, so they keep the focus. */
+export function arrange(list, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
+  let place = list.firstElementChild;
+  for (const node of nodes) {
+    if (node === place) place = place.nextElementSibling;
+    else list.insertBefore(node, place);
+  }
+}
+
+/** Do something for which a button waits; further presses are ignored meanwhile.
+ *
+ * Several buttons may share a bar of progress, which is shown as long as one of them waits.
+ */
 export async function whileBusy(button, work, progress = null) {
   if (button.getAttribute("aria-disabled") === "true") return;
   button.setAttribute("aria-disabled", "true");
-  if (progress) progress.hidden = false;
+  if (progress) {
+    progress.waiting = (progress.waiting ?? 0) + 1;
+    progress.hidden = false;
+  }
   try {
     await work();
   } finally {
     button.removeAttribute("aria-disabled");
-    if (progress) progress.hidden = true;
+    if (progress) progress.hidden = --progress.waiting === 0;
   }
+}
+
+/** A function that does what it is given as soon as fewer than `most` others are under way. */
+export function queue(most) {
+  const waiting = [];
+  let busy = 0;
+
+  async function next() {
+    if (busy === most || !waiting.length) return;
+    busy += 1;
+    await waiting.shift()();
+    busy -= 1;
+    next();
+  }
+
+  return (work) => new Promise((done, fail) => {
+    waiting.push(() => work().then(done, fail));
+    next();
+  });
 }

@@ -21,16 +21,19 @@ const showBudget = budgeting(state, changedElsewhere);
 
 /** Learn what the model is now, and show it. */
 async function refresh() {
-  const [model, classes] = await Promise.all([askJson("model"), askJson("classes")]);
+  const model = await askJson("model");
+  const classes = await askJson("classes"); // after the revision that tells when both are old
   Object.assign(known, { model, classes });
   const counts = [count(model.n_base, "base class", "base classes")];
-  if (model.n_novel) counts.push(count(model.n_novel, "novel class", "novel classes"));
+  if (model.n_novel) counts.push(count(model.n_novel, "taught class", "taught classes"));
   const [file, target] = [model.checkpoint, model.writes_to].map((path) => path.split(/[\\/]/));
   $("#about").textContent = `${file.at(-1)}: ${model.backbone} with ${joined(counts)}.`;
   $("#saved").textContent = `Every change is saved in ${target.slice(-2).join("/")}.`;
   $("#saved").title = model.writes_to;
   $("#undo").hidden = !model.can_undo;
-  $("#undo").textContent = model.can_undo ? `Undo: ${model.undoes}` : "Undo";
+  $("#undo").title = model.can_undo ? `Undo: ${model.undoes}` : "Undo"; // the text may be cut
+  $("#undo span").textContent = $("#undo").title;
+  show($("#undo-error"));
   showClasses();
   teach.refresh();
   tried.refresh();
@@ -51,36 +54,44 @@ async function changedElsewhere(text) {
 }
 
 $("#undo").addEventListener("click", () => whileBusy($("#undo"), async () => {
-  const { undoes } = known.model;
+  const { undoes, revision } = known.model;
+  show($("#undo-error"));
   try {
-    await ask("undo", { method: "POST" });
-    await changedElsewhere(`Undone: ${undoes}.`);
+    await ask(`undo?of=${revision}`, { method: "POST" });
+    await changedElsewhere(`Undid: ${undoes}.`);
   } catch (refused) {
-    say(refused.message);
+    await renew();
+    show($("#undo-error"), refused);
   }
   if ($("#undo").hidden) $("#main").focus();
 }));
 
-for (const button of document.querySelectorAll("[data-format]")) {
+for (const button of document.querySelectorAll("[data-path]")) {
   button.addEventListener("click", () => {
-    whileBusy(button, () => download(button.dataset.format), $("#files progress"));
+    whileBusy(button, () => download(button.dataset.path), $("#files progress"));
   });
 }
 
-/** Save an export that the server makes, or say why it cannot. */
-async function download(format) {
+/** Save a file that the server makes, or say why it cannot. */
+async function download(path) {
   show($("#files-error"));
   try {
-    const response = await ask(`export?format=${format}`);
+    const response = await ask(path);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await response.blob());
-    [, link.download] = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition"));
+    link.download = fileName(response.headers.get("Content-Disposition"));
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    say(`Exported ${link.download}.`);
+    say(`Downloaded ${link.download}.`);
   } catch (refused) {
     show($("#files-error"), refused);
   }
+}
+
+/** The name that the server gives a file, which may have letters beyond ASCII. */
+function fileName(disposition) {
+  const [, coded] = /filename\*=UTF-8''([^;]+)/.exec(disposition) ?? [];
+  return coded ? decodeURIComponent(coded) : /filename="([^"]+)"/.exec(disposition)[1];
 }
 
 // Files that miss a drop zone would open in place of the page.
@@ -97,17 +108,25 @@ window.addEventListener("beforeunload", (event) => { if (isCollecting()) event.p
 
 /** Show everything anew, as another page or a new server may have changed it. */
 async function renew() {
+  const { revision } = known.model;
   try {
     await refresh();
+    if (known.model.revision !== revision) teach.forget();
   } catch (refused) {
     if (refused.status) $("#about").textContent = sentence(refused.message);
   }
 }
 
-onReturn(renew);
-setInterval(async () => {
+async function look() {
   if (document.hidden) return;
-  const n = await beat();
-  if (n !== null && n !== known.classes.length) renew();
-}, BEAT_MS);
+  const revision = await beat();
+  if (revision !== null && revision !== known.model.revision) renew();
+}
+
+onReturn(async () => {
+  await renew();
+  say("The server answers again.");
+});
+setInterval(look, BEAT_MS);
+document.addEventListener("visibilitychange", look);
 renew();

@@ -1,27 +1,30 @@
 /** Where photos come from, and how they are shown. */
 
 import { camera } from "./camera.js";
-import { $, count, h } from "./dom.js";
+import { $, count, h, queue } from "./dom.js";
 
 const PREVIEW = 192; // pixels, twice the side that is shown
 const MOST_NAMED = 3;
+const decoding = queue(2);
 
 /** Fill an element with everything that gives photos.
  *
+ * `purpose` and `shooting` end the names of what chooses photos and of what opens the camera.
  * `limits()` has the largest number of `images` and of `bytes` of one, `room()` how many more there
  * may be, and `give` gets a list of photos (`file`, `name`) and the name of the folder that held
  * them all, or "". Returns a function that takes files, for those that are pasted.
  */
-export function photoSource(place, purpose, { limits, room, give }) {
+export function photoSource(place, purpose, shooting, { limits, room, give }) {
   place.append($("#source").content.cloneNode(true));
   const [drop, input, note] = [$(".drop", place), $("input", place), $(".note", place)];
   input.setAttribute("aria-label", `Choose photos ${purpose}`);
-  $(".open", place).setAttribute("aria-label", `Use the camera ${purpose}`);
+  $(".open", place).setAttribute("aria-label", `Use the camera ${shooting}`);
   const tell = (text) => { note.textContent = text; };
 
-  function take(files, folder = "") {
-    const { kept, left } = sorted(files, limits().bytes, room());
-    tell(left.length ? `Left out: ${named(left)}.` : "");
+  function take(files, folder = "", nothing = "No photos among these files.") {
+    const { kept, left } = sorted(files, limits(), room());
+    if (left.length) tell(`Left out: ${named(left)}.`);
+    else tell(kept.length ? "" : nothing);
     if (kept.length) give(kept.map((file) => ({ file, name: file.name || "photo" })), folder);
   }
 
@@ -33,23 +36,28 @@ export function photoSource(place, purpose, { limits, room, give }) {
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", async (event) => {
     drop.classList.remove("over");
-    const { files, folder } = await dropped(event.dataTransfer);
-    if (files.length) take(files, folder);
-    else tell("These are no files: save the picture first, and drop its file.");
+    try {
+      const { files, folder, hasFolder } = await dropped(event.dataTransfer);
+      if (hasFolder) take(files, folder, "No photos in this folder.");
+      else if (files.length) take(files);
+      else tell("That was not a file. Save the picture, then drop the saved file here.");
+    } catch {
+      tell("This cannot be read. Choose the photos instead.");
+    }
   });
   camera($(".camera", place), $(".open", place), (file) => take([file]), tell);
   return take;
 }
 
 /** Which files are worth sending, and those that are left out, with the reason. */
-function sorted(files, bytes, room) {
+function sorted(files, { bytes, images }, room) {
   const kept = [];
   const left = [];
   for (const file of files) {
     if (file.name.startsWith(".")) continue; // made by the system beside photos
-    if (file.type && !file.type.startsWith("image/")) left.push(`${file.name}, which is no image`);
-    else if (file.size > bytes) left.push(`${file.name}, which is larger than ${mega(bytes)}`);
-    else if (kept.length >= room) left.push(`${file.name}, as there is no room for more`);
+    if (file.type && !file.type.startsWith("image/")) left.push(`${file.name} (not an image)`);
+    else if (file.size > bytes) left.push(`${file.name} (larger than ${mega(bytes)})`);
+    else if (kept.length >= room) left.push(`${file.name} (at most ${count(images, "photo")})`);
     else kept.push(file);
   }
   return { kept, left };
@@ -69,10 +77,10 @@ async function dropped(transfer) {
   // Entries must be asked for before the first wait.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) {
-    return { files: [...transfer.files], folder: "" };
+    return { files: [...transfer.files], folder: "", hasFolder: false };
   }
   const files = (await Promise.all(entries.map(walked))).flat();
-  return { files, folder: entries.length === 1 ? entries[0].name : "" };
+  return { files, folder: entries.length === 1 ? entries[0].name : "", hasFolder: true };
 }
 
 async function walked(entry) {
@@ -88,10 +96,10 @@ async function walked(entry) {
   return (await Promise.all(found.map(walked))).flat();
 }
 
-/** A small picture of a photo, or its name if the browser cannot read it. */
+/** A small picture of a photo; if the browser cannot read it, a text that says so. */
 export function preview({ file, name }) {
   const place = h("div", { className: "photo" });
-  createImageBitmap(file).then((image) => {
+  decoding(() => createImageBitmap(file)).then((image) => {
     const scale = Math.min(1, PREVIEW / Math.min(image.width, image.height));
     const canvas = h("canvas", { width: image.width * scale, height: image.height * scale });
     const context = canvas.getContext("2d");
@@ -99,7 +107,7 @@ export function preview({ file, name }) {
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     image.close();
     place.replaceChildren(canvas);
-  }).catch(() => place.append(name));
+  }).catch(() => place.append(`no preview of ${name}`));
   return place;
 }
 

@@ -4,11 +4,20 @@ import { $, sentence } from "./dom.js";
 
 const RETRIES = 5;
 const AGAIN_MS = 2000;
+const GONE =
+  "The server does not answer. Start lowshot serve again: this page goes on by itself, " +
+  "and keeps your photos as long as you leave it open.";
+const MOVED =
+  "The server has a new address. Open the one that lowshot serve printed: this page then goes " +
+  "on too, and keeps your photos as long as you leave it open.";
 
-/** What the server refused: one text that says what is wrong and what to do. */
+/** What the server refused: one text that says what is wrong and what to do.
+ *
+ * The text is empty if there is no server, which is said in one place for the whole page.
+ */
 export class Refused extends Error {
   constructor(status, text, hint = "") {
-    super(hint ? `${sentence(text)} ${sentence(hint)}` : sentence(text));
+    super([text, hint].filter(Boolean).map(sentence).join(" "));
     this.status = status;
   }
 }
@@ -23,7 +32,8 @@ export function onReturn(call) {
 
 /** The response of the server; a busy one is asked again.
  *
- * Throws `Refused` with the error that the server gives, or with status 0 if none arrives.
+ * Throws `Refused` with the error that the server gives, or with status 0 if none arrives. A
+ * `signal` among the options aborts it.
  */
 export async function ask(path, options = {}) {
   for (let left = RETRIES; ; left -= 1) {
@@ -52,22 +62,30 @@ export function sending(method, value) {
   return { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(value) };
 }
 
-/** Options of a request that sends files, each under its name. */
-export function sendingFiles(files) {
+/** Options of a request that sends files, each under its name; a signal can abort it. */
+export function sendingFiles(files, signal = null) {
   const body = new FormData();
   for (const { file, name } of files) body.append("images", file, name);
-  return { method: "POST", body };
+  return { method: "POST", body, signal };
 }
 
 /** The address of a class. */
 export const classPath = (name) => `classes/${encodeURIComponent(name)}`;
 
+/** What is wrong with the name of a class, or "". */
+export function wrongName(name) {
+  if (!name) return "Give the class a name.";
+  // In an address these are folders.
+  return [".", ".."].includes(name) ? "Choose another name than one or two dots." : "";
+}
+
 async function fetched(path, options) {
   try {
     return await fetch(path, options);
-  } catch {
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
     // The browser fails alike when a chosen file has changed since.
-    if (!(options.body instanceof FormData) || !(await answers())) throw lost();
+    if (!(options.body instanceof FormData) || (await health()) !== 200) throw lost();
     throw new Refused(
       0, "a photo cannot be read", "it was changed or moved since you chose it: choose it again",
     );
@@ -75,11 +93,7 @@ async function fetched(path, options) {
 }
 
 async function refusal(response) {
-  if (response.status === 401) {
-    return new Refused(
-      401, "this page has no access", "open the address that lowshot serve printed, with its token",
-    );
-  }
+  if (response.status === 401) return lost(MOVED);
   try {
     const { error, hint } = await response.json();
     return new Refused(response.status, error, hint);
@@ -89,36 +103,39 @@ async function refusal(response) {
 }
 
 /** Say that the server is gone, and look for it until it is back. */
-function lost() {
+function lost(text = GONE) {
   if (!isLost) {
     isLost = true;
-    $("#lost").textContent =
-      "The server does not answer. Start lowshot serve again: this page goes on by itself, " +
-      "and keeps your photos as long as you leave it open.";
-    wait();
+    wait(text);
   }
-  return new Refused(0, "the server does not answer");
+  return new Refused(0, "");
 }
 
-async function wait() {
-  while (!(await answers())) await sleep(AGAIN_MS);
+async function wait(text) {
+  const place = $("#lost");
+  place.textContent = text;
+  for (let status; (status = await health()) !== 200; await sleep(AGAIN_MS)) {
+    const now = status === 401 ? MOVED : GONE;
+    if (place.textContent !== now) place.textContent = now; // each time is read aloud
+  }
   isLost = false;
-  $("#lost").textContent = "";
+  place.textContent = "";
   back();
 }
 
-async function answers() {
+/** The status of the server: 200 if it answers this page, 0 if there is none. */
+async function health() {
   try {
-    return (await fetch("health")).ok;
+    return (await fetch("health")).status;
   } catch {
-    return false;
+    return 0;
   }
 }
 
-/** Look whether the server still answers; the number of its classes, or null. */
+/** Look whether the server still answers; the revision of its model, or null. */
 export async function beat() {
   try {
-    return (await askJson("health")).n_classes;
+    return (await askJson("health")).revision;
   } catch {
     return null;
   }

@@ -1,8 +1,8 @@
 /** Collect photos of a new class, teach it, and say what that cost and what may mislead it. */
 
-import { $, count, h, joined, sentence, show, whileBusy } from "./dom.js";
+import { $, count, h, show, whileBusy } from "./dom.js";
 import { awayButton, distinct, focusBeside, mega, photoSource, preview } from "./photos.js";
-import { askJson, classPath, sendingFiles } from "./server.js";
+import { askJson, classPath, sendingFiles, wrongName } from "./server.js";
 
 let collected = [];
 
@@ -15,10 +15,10 @@ export const isCollecting = () => collected.length > 0;
  */
 export function teaching(state, changed) {
   const [form, name, replace] = [$("#teach form"), $("#name"), $("#replace")];
-  const button = $("#go");
+  const [button, empty] = [$("#go"), $("#empty")];
   const error = $("#teach-error");
 
-  const take = photoSource($("#teach .source"), "of the class", {
+  const take = photoSource($("#teach .source"), "of the class", "to photograph the class", {
     limits: () => state().model.limits,
     room: () => state().model.limits.images - collected.length,
     give(photos, folder) {
@@ -34,7 +34,8 @@ export function teaching(state, changed) {
   });
 
   function add(photo) {
-    photo.tile = h("li", {}, preview(photo), awayButton(photo, remove));
+    photo.picture = preview(photo);
+    photo.tile = h("li", {}, photo.picture, awayButton(photo, remove));
     collected.push(photo);
     $("#collected").append(photo.tile);
   }
@@ -55,15 +56,29 @@ export function teaching(state, changed) {
   function renew() {
     const n = collected.length;
     button.textContent = n ? `Teach from ${count(n, "photo")}` : "Teach";
-    const known = state().classes.find((one) => one.class === name.value.trim().normalize("NFC"));
+    empty.hidden = !n;
+    const typed = typedName();
+    const known = knownAs(typed);
     $("#known").hidden = !known;
     if (!known) replace.checked = false;
-    else if (known.kind === "base") {
-      $("#known-text").textContent = `${known.class} is a base class: replace it by these photos`;
-    } else {
-      const old = count(known.shots, "photo");
-      $("#known-text").textContent = `${known.class} is known: replace its ${old} by these`;
+    else {
+      const old = known.kind === "base" ? "it" : `its ${count(known.shots, "photo")}`;
+      $("#known-text").textContent = `${what(typed, known)}. Replace ${old} with these photos.`;
     }
+  }
+
+  const typedName = () => name.value.trim().normalize("NFC");
+
+  /** The class that has a name, or had it first. */
+  function knownAs(typed) {
+    const { classes } = state();
+    return classes.find((one) => one.class === typed)
+      ?? classes.find((one) => one.first_name === typed);
+  }
+
+  function what(typed, known) {
+    if (known.class !== typed) return `${typed} is now called ${known.class}`;
+    return `${typed} is ${known.kind === "base" ? "a base class" : "already taught"}`;
   }
 
   async function teach(title, photos, replaces) {
@@ -71,7 +86,8 @@ export function teaching(state, changed) {
     const most = state().model.limits.request;
     if (bytes > most) {
       throw new Error(
-        `These photos have ${mega(bytes)}, and ${mega(most)} can be sent at once: remove some.`);
+        `These photos are ${mega(bytes)} in total. ` +
+        `At most ${mega(most)} can be sent: remove some.`);
     }
     const began = performance.now();
     const path = `${classPath(title)}?replace=${replaces}`;
@@ -99,8 +115,11 @@ export function teaching(state, changed) {
     const odd = new Map(one.outliers.map((each) => [each.image, each.resembles]));
     const tiles = photos.filter(({ name }) => one.support.includes(name)).map((photo) => {
       const like = odd.get(photo.name);
-      const text = like === undefined ? null : h("span", { className: "warn" }, `like ${like}`);
-      return h("li", { className: text ? "odd" : "" }, preview(photo), text);
+      const text = like === undefined
+        ? null : h("span", { className: "warn" }, `${photo.name}: like ${like}`);
+      photo.picture.setAttribute("role", "img");
+      photo.picture.setAttribute("aria-label", photo.name);
+      return h("li", { className: text ? "odd" : "" }, photo.picture, text);
     });
     const again = odd.size && odd.size < photos.length ? without(one, photos, odd) : null;
     $("#taught").replaceChildren(
@@ -131,10 +150,16 @@ export function teaching(state, changed) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const title = name.value.trim();
-    name.setAttribute("aria-invalid", String(!title));
-    if (!title) {
-      show(error, "Give the class a name.");
+    const wrong = wrongName(title);
+    const known = knownAs(typedName());
+    name.setAttribute("aria-invalid", String(Boolean(wrong)));
+    if (wrong) {
+      show(error, wrong);
       name.focus();
+    } else if (known && !replace.checked) {
+      const said = what(typedName(), known);
+      show(error, `${said}. Tick the box to replace it, or choose another name.`);
+      replace.focus();
     } else if (!collected.length) {
       show(error, "Add photos of the class first: about five are enough.");
       $("input[type=file]", form).focus();
@@ -149,11 +174,15 @@ export function teaching(state, changed) {
     } catch (refused) {
       return show(error, refused);
     }
+    if (name.value.trim() === title) name.value = ""; // the next name may be typed already
     drop(photos);
-    name.value = "";
-    renew();
   }
 
+  replace.addEventListener("change", () => show(error));
+  empty.addEventListener("click", () => {
+    drop(collected);
+    $("input[type=file]", form).focus();
+  });
   name.addEventListener("input", () => {
     name.removeAttribute("aria-invalid");
     renew();
@@ -161,50 +190,50 @@ export function teaching(state, changed) {
   return { take, refresh: renew, forget: () => $("#taught").replaceChildren() };
 }
 
-/** What the novel classes of a model cost, in words. */
+/** What the taught classes of a model cost, in words. */
 export function cost(record, model) {
   const spent = record.expected_forgetting;
-  const [subject, ends] = model.n_novel > 1
-    ? [`All ${model.n_novel} novel classes together`, ""] : ["It", "s"];
   if (spent === null) {
     return model.adopted
-      ? "Without background photos the cost is not known, so the class wins only what is very " +
-        "like its photos. A model made by lowshot train-base --background allows more."
+      ? "Without background photos the cost is not known, so only images very like its photos " +
+        "are given this class. A model made by lowshot train-base --background allows more."
       : "The cost is not known: the model has no hold-out images.";
   }
+  const [who, ends] = model.n_novel > 1
+    ? [`Together, the ${model.n_novel} classes you taught`, ""] : ["It", "s"];
   if (model.adopted) {
     const photos = count(model.n_background, "background photo");
-    return `${subject} change${ends} ${spent.toFixed(1)}\u00a0% of the decisions on ${photos}.`;
+    return `${who} change${ends} ${spent.toFixed(1)}\u00a0% of the decisions on ${photos}.`;
   }
-  return `${subject} cost${ends} an estimated ${points(spent)} of base accuracy.`;
+  const points = spent.toFixed(1) === "1.0" ? "point" : "points";
+  return `${who} cost${ends} about ${spent.toFixed(1)} ${points} of accuracy on the base classes.`;
 }
-
-const points = (x) => `${x.toFixed(1)} ${x.toFixed(1) === "1.0" ? "point" : "points"}`;
 
 function misleading(one, held) {
   const shots = one.support.length;
-  const lines = one.confused.map((other) => {
-    const counts = [];
-    if (other.lost) counts.push(`loses ${other.lost} of its ${other.n_holdout} ${held}`);
-    if (other.won) counts.push(`gets ${other.won} of the ${shots} photos`);
-    return `${one.class} is confused with ${other.class}, which ${joined(counts)}.`;
-  });
-  if (one.outliers.length) {
-    const n = one.outliers.length;
-    const look = n === 1 ? "looks" : "look";
-    lines.push(`${count(n, "photo")} of ${one.class} ${look} unlike the others: see the marks.`);
+  const lines = one.confused.flatMap(({ class: other, lost, n_holdout: n, won }) => [
+    lost && `${lost} of the ${n} ${held} of ${other} ${are(lost)} now taken for ${one.class}.`,
+    won && `${won} of the ${shots} photos of ${one.class} ${are(won)} taken for ${other} ` +
+      `if it is learnt without ${won === 1 ? "this one" : "them"}.`,
+  ].filter(Boolean));
+  const odd = one.outliers.length;
+  if (odd) {
+    const [look, marked] = odd === 1 ? ["looks", "It is"] : ["look", "They are"];
+    lines.push(
+      `${count(odd, "photo")} of ${one.class} ${look} unlike the others. ${marked} marked below.`);
   }
   const won = one.supports_won ?? null;
-  if (won !== null && 2 * won < shots && !one.outliers.length) {
-    lines.push(sentence(
-      `${one.class} gets ${won} of its ${shots} photos if it is learnt from the others, so few ` +
-      "other photos of it will be known: more photos help, or a larger budget"));
+  if (won !== null && 2 * won < shots && !odd) {
+    lines.push(`Learnt without each photo in turn, ${one.class} recognises only ${won} of its ` +
+      `${shots}. Add photos, or allow a larger cost.`);
   }
   return lines;
 }
 
+const are = (n) => (n === 1 ? "is" : "are");
+
 function weakening(record) {
   return record.weakened.map((one) =>
-    `${one.class} is known less well now: of its ${one.n_support} photos, each judged by the ` +
-    `others, it gets ${one.after}, before ${one.before}. A larger budget helps.`);
+    `${one.class} is recognised less well now: ${one.after} of its ${one.n_support} photos, ` +
+    `${one.before} before. Allowing a larger cost helps.`);
 }

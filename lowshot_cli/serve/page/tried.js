@@ -1,10 +1,11 @@
 /** Photos to try: what the model says about each, now and before the last change. */
 
-import { $, count, h, say, show } from "./dom.js";
+import { $, count, h, queue, say } from "./dom.js";
 import { awayButton, focusBeside, photoSource, preview } from "./photos.js";
 import { askJson, sendingFiles } from "./server.js";
 
 const TOP = 3;
+const asking = queue(4);
 
 /** Wire the section; `state()` has the model and its classes.
  *
@@ -12,17 +13,18 @@ const TOP = 3;
  */
 export function trying(state) {
   let tried = [];
+  let base = new Set();
   const alarms = $("#alarms");
 
-  const take = photoSource($("#try .source"), "to try", {
+  const take = photoSource($("#try .source"), "to try", "for photos to try", {
     limits: () => state().model.limits,
     room: () => state().model.limits.images - tried.length,
     async give(photos) {
       photos.forEach(add);
       tried.push(...photos);
       $("#clear").hidden = false;
-      await Promise.all(photos.map(classify));
-      say(`Classified ${count(photos.length, "photo")}.`);
+      const done = (await Promise.all(photos.map(classify))).filter(Boolean).length;
+      if (done) say(`Classified ${count(done, "photo")}.`);
     },
   });
 
@@ -36,42 +38,52 @@ export function trying(state) {
   function remove(photo) {
     const focus = focusBeside(photo, $("#try input[type=file]"));
     tried = tried.filter((one) => one !== photo);
+    photo.asked.abort();
     photo.tile.remove();
     $("#clear").hidden = !tried.length;
     focus();
   }
 
-  /** Ask about one photo, so that one that cannot be read spoils no other answer. */
+  /** Ask about one photo, so that one that cannot be read spoils no other answer.
+   *
+   * Returns whether an answer came. A question about it that is under way is taken back.
+   */
   async function classify(photo) {
-    const turn = photo.turn = (photo.turn ?? 0) + 1;
+    photo.asked?.abort();
+    const { signal } = photo.asked = new AbortController();
     photo.tile.setAttribute("aria-busy", "true");
-    const { model } = state();
-    let found;
+    let shown;
+    let error = "";
     try {
-      const asked = [answer(photo, false), ...(model.can_undo ? [answer(photo, true)] : [])];
-      found = (await Promise.all(asked)).map((one, i) => said(one, i ? "Before" : "Now"));
+      const { before, ...now } = await asking(() => answer(photo, signal));
+      shown = [...(before ? [said(before, "Before")] : []), said(now, "Now")];
     } catch (refused) {
-      found = [h("p", { className: "error", textContent: refused.message })];
+      if (!refused.message) return false; // without a server, what was said stays
+      error = refused.message;
+      shown = [h("p", { className: "error", textContent: error })];
     }
-    if (turn !== photo.turn) return; // the model has changed since, and it was asked again
+    if (signal.aborted) return false;
     photo.tile.setAttribute("aria-busy", "false");
-    photo.answers.replaceChildren(...found.reverse());
+    photo.answers.replaceChildren(...shown);
+    return !error;
   }
 
-  async function answer(photo, before) {
-    const query = new URLSearchParams({ top: TOP, before });
+  async function answer(photo, signal) {
+    const query = new URLSearchParams({ top: TOP, compare: state().model.can_undo });
     if (alarms.value) query.set("false_alarm", alarms.value);
-    const [found] = await askJson(`predict?${query}`, sendingFiles([photo]));
+    const [found] = await askJson(`predict?${query}`, sendingFiles([photo], signal));
     return found;
   }
 
   function said(found, when) {
-    const novel = state().classes.filter((one) => one.kind === "novel").map((one) => one.class);
     const guesses = found.top.map(([name, share]) => {
       const bar = h("i", { "aria-hidden": "true" });
       bar.style.setProperty("--share", share);
-      return h("li", { className: novel.includes(name) ? "guess novel" : "guess" },
-        h("span", {}, name), h("span", {}, `${(100 * share).toFixed(1)} %`), bar);
+      // The model before may have known classes that are gone, but no other base classes.
+      const tag = base.has(name) ? null : h("small", {}, "taught");
+      return h("li", { className: tag ? "guess novel" : "guess" },
+        h("span", {}, name, ...(tag ? [" ", tag] : [])),
+        h("span", {}, `${(100 * share).toFixed(1)} %`), bar);
     });
     const unknown = found.unknown ? h("p", { className: "unknown", textContent: "unknown" }) : null;
     return h("div", { className: when.toLowerCase() },
@@ -84,6 +96,7 @@ export function trying(state) {
 
   alarms.addEventListener("change", askAgain);
   $("#clear").addEventListener("click", () => {
+    for (const photo of tried) photo.asked.abort();
     tried = [];
     $("#tried").replaceChildren();
     $("#clear").hidden = true;
@@ -92,12 +105,15 @@ export function trying(state) {
 
   /** Without base images nothing tells how unlike them is too unlike. */
   function refresh() {
+    const known = state().classes.filter((one) => one.kind === "base");
+    base = new Set(known.flatMap((one) => [one.class, one.first_name ?? one.class]));
     const { adopted, expected_forgetting: spent } = state().model;
     const cannot = spent === null;
     alarms.disabled = cannot;
     if (cannot) alarms.value = "";
+    const held = adopted ? "background photos" : "hold-out images";
     $("#alarms-text").textContent = cannot
-      ? `This model has no ${adopted ? "background photos" : "hold-out images"} to tell by.`
+      ? `This model has no ${held}, so it cannot tell what is unknown.`
       : "A false alarm is a photo of a known class that is marked as unknown.";
   }
   return { take, askAgain, refresh };
