@@ -242,7 +242,8 @@ class Checkpoint:
         try:
             new = class_name(new)
         except ValueError as error:
-            raise UsageError(f"{new!r:.60} cannot be the name of a class, which {error}") from None
+            shown = repr(new if len(new) < 60 else f"{new[:50]}…")
+            raise UsageError(f"{shown} cannot be the name of a class, which {error}") from None
         if new in self.meta.classes:
             raise UsageError(f"the model already knows a class {new!r}", "choose another name")
         classes = tuple(new if name == old else name for name in self.meta.classes)

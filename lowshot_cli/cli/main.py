@@ -232,7 +232,7 @@ def export(
     work.export(call.config, call.output, format, checkpoint, out, images or [], **how)
 
 
-@command(app, "serve", settings=("device", "workdir"))
+@command(app, "serve", settings=("dataset", "data_dir", "seed", "device", "workdir"))
 def serve(
     call: Call,
     checkpoint: ModelFile = None,

@@ -147,8 +147,8 @@ def show_reviews(
             ]
             output.listing(f"{review.name}: unlike the other supports:", named)
         won, shots = review.supports_won, review.n_support
-        # A support that does not belong may be why, so it comes first.
-        if won is not None and 2 * won < shots and not review.outliers:
+        # A support that does not belong may be why some are not known, but not why none is.
+        if won is not None and 2 * won < shots and not (won and review.outliers):
             output.sentence(
                 f"{review.name} gets {won} of its {shots} supports if it is learnt from the "
                 "others, so few other photos of it will be known"

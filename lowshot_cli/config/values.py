@@ -163,7 +163,7 @@ def class_name(value: str) -> str:
         ValueError: it cannot be the name of a class; the message says why.
     """
     if len(storable(value)) > _LONGEST_NAME:
-        raise ValueError(f"should have at most {_LONGEST_NAME} characters")
+        raise ValueError(f"should have at most {_LONGEST_NAME} characters, not {len(value)}")
     return normal_name(value)
 
 

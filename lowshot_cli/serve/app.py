@@ -232,7 +232,7 @@ async def undo(service: Service, asked: Annotated[Undoing, Query()]) -> Record:
 
 def _undo(session: Session, revision: str | None) -> Record:
     if revision not in (None, session.now.revision):
-        raise Conflict("the model has changed since", "look what undo would take back now")
+        raise Conflict("the model has changed since", "look at what undo would take back now")
     return session.undo()
 
 

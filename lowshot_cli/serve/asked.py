@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lowshot_cli.config.values import ExportFormat
+from lowshot_cli.config.values import ExportFormat, class_name
+from lowshot_cli.errors import UsageError
 
 # How OpenAPI describes a body of images.
 IMAGES: dict[str, Any] = {
@@ -82,3 +83,16 @@ class Budget(_Asked):
     """Another budget for the bias."""
 
     max_forgetting: float = Field(ge=0, le=100, allow_inf_nan=False)
+
+
+def checked_name(name: str) -> str:
+    """The name of a new class, in the form in which it is kept.
+
+    Raises:
+        UsageError: it is not allowed.
+    """
+    try:
+        return class_name(name)
+    except ValueError as error:
+        hint = "write it in the address, as in POST /classes/mug"
+        raise UsageError(f"the name of the class {error}", hint) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowshot_cli.errors import DataError, LowshotError, UsageError
+from lowshot_cli.errors import DataError, LowshotError, UsageError, one_line
 
 
 class Unknown(UsageError):
@@ -43,3 +43,11 @@ class TooSlow(LowshotError):
 
 class Busy(LowshotError):
     """Too many requests wait already."""
+
+
+def not_saved(error: Exception, place: str = "") -> NotSaved:
+    """What to say of a change that could not be written, and where."""
+    what = error.message if isinstance(error, LowshotError) else one_line(error)
+    return NotSaved(
+        f"nothing is changed: {place}{what}", "check the free space and your permissions"
+    )

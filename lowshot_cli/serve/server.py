@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -35,9 +36,14 @@ def listen(host: str, port: int) -> tuple[socket.socket, Address]:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         made = socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, UnicodeError) as error:
+    except (socket.gaierror, UnicodeError):
         raise LowshotError(
-            f"cannot listen at {host}, port {port}: {one_line(error)}",
+            f"{host!r} is no address of this machine", "leave `host` out, or give 0.0.0.0"
+        ) from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise LowshotError(
+            f"cannot listen at {host}, port {port}: {reason}",
             "another `port` may be free, or another `host` of this machine",
         ) from None
     # Named as TCP, it gets TCP_NODELAY from asyncio; else each answer would wait for 40 ms.

@@ -24,7 +24,7 @@ from lowshot_cli.config.values import normal_name
 from lowshot_cli.config.yaml_file import make_section
 from lowshot_cli.data.decoding import ByteArray
 from lowshot_cli.data.photos import Photos
-from lowshot_cli.errors import CheckpointError, LowshotError, UsageError, did_you_mean, one_line
+from lowshot_cli.errors import CheckpointError, UsageError, did_you_mean
 from lowshot_cli.models.embedder import fused
 from lowshot_cli.records import (
     Record,
@@ -34,8 +34,9 @@ from lowshot_cli.records import (
     with_reviews,
     with_skipped,
 )
+from lowshot_cli.serve.asked import checked_name
 from lowshot_cli.serve.changes import changes_since
-from lowshot_cli.serve.errors import Conflict, NotSaved, Unknown
+from lowshot_cli.serve.errors import Conflict, Unknown, not_saved
 from lowshot_cli.serve.served import Served
 from lowshot_cli.serve.thumbnails import Thumbnails
 from lowshot_cli.serve.versions import Versions, put, same_content
@@ -128,11 +129,9 @@ class Session:
 
         Raises:
             Conflict: the model knows it, by this name or another.
-            UsageError: it has no name.
+            UsageError: the name is not allowed.
         """
-        if not name.strip():
-            raise UsageError("the class has no name", "give one, as in POST /classes/mug")
-        name = normal_name(name)
+        name = checked_name(name)
         if called := known_as(self.now.checkpoint, name):
             now = "" if called == name else f", as {called!r}"
             hint = "choose another name; or `replace=true` teaches it anew, and forgets the old"
@@ -158,6 +157,7 @@ class Session:
             DataError: the photos have no direction of their own.
             NotSaved: the new model cannot be written.
         """
+        name = checked_name(name)
         if not replace_known:
             self.ensure_new(name)
         before = self.now.checkpoint
@@ -174,7 +174,7 @@ class Session:
         try:
             self.thumbnails.write(pixels)
         except OSError as error:
-            raise _not_saved(error, f"{self.thumbnails.folder}: ") from None
+            raise not_saved(error, f"{self.thumbnails.folder}: ") from None
         self._take(taught)
         return self._taught_record(before, drawn)
 
@@ -269,7 +269,7 @@ class Session:
             else:
                 put(path, self.target)
         except OSError as error:
-            raise _not_saved(error) from None
+            raise not_saved(error) from None
         self._use(replace(earlier, path=base if is_base else self.target), None)
         return self.about()
 
@@ -281,7 +281,7 @@ class Session:
         """
         meta, name = self.now.checkpoint.meta, normal_name(name)
         if name not in meta.classes:
-            hint = did_you_mean(name, meta.classes)
+            hint = did_you_mean(name, meta.classes) or "GET /classes lists them"
             raise Unknown(f"the model knows no class {name!r}", hint)
         if name in meta.base_classes and not force:
             raise Conflict(f"{name!r} is a base class", "`force=true` changes it anyway")
@@ -306,7 +306,7 @@ class Session:
                 version.unlink(missing_ok=True)
                 raise
         except (OSError, CheckpointError) as error:
-            raise _not_saved(error) from None
+            raise not_saved(error) from None
         self._use(Served(changed, target), before)
         self.versions.trim([version, *(self._earlier or ())[:1]])
         return changed_record(target, changed)
@@ -340,10 +340,3 @@ class Session:
         base = chain_path(self.target.parent, "base")
         made_from_it = is_stage(self.target) and self.target.stem == "imprinted"
         return made_from_it and base.is_file() and same_content(version, base)
-
-
-def _not_saved(error: Exception, place: str = "") -> NotSaved:
-    what = error.message if isinstance(error, LowshotError) else one_line(error)
-    return NotSaved(
-        f"nothing is changed: {place}{what}", "check the free space and your permissions"
-    )

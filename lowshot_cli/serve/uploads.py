@@ -28,7 +28,10 @@ MOST_IMAGES, MOST_BYTES = 64, 32_000_000
 # Bytes of a request.
 MOST_IN_ALL = 256_000_000
 _MOST_NAMED = 10
-_HINT = "send a file, or several, in the field `images` of multipart/form-data, or one as image/*"
+_HINT = (
+    "send files in the field `images` of multipart/form-data, or one as the body, with "
+    "`Content-Type: image/jpeg` or what it is"
+)
 
 
 def most_pixels() -> int:
@@ -70,7 +73,8 @@ async def read_uploads(request: Request) -> list[Upload]:
     if kind.startswith("image/"):
         return [Upload("image", io.BytesIO(await _whole(request)))]
     if kind != "multipart/form-data":
-        raise WrongType(f"a body of type {kind or 'unknown'!r} is not read", _HINT)
+        what = f"a body of type {kind!r} is not read" if kind else "there is no image"
+        raise WrongType(what, _HINT)
     async with aclosing(request.stream()) as stream:
         parts = await _parts(request.headers, stream)
     try:

@@ -55,7 +55,7 @@ def _open_locked(path: Path) -> int:
         if not try_lock(descriptor):
             raise LowshotError(
                 f"{path.parent} is in use by {_read_owner(descriptor) or 'another process'}",
-                "wait until it has finished, or use another `workdir`",
+                "wait until it has finished, stop it, or use another `workdir`",
             )
         # Its last owner may have deleted it before this process locked it.
         if os.fstat(descriptor).st_nlink:

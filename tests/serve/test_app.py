@@ -228,7 +228,8 @@ def test_what_is_wrong_is_told_in_one_line(client: Client, session: Session) -> 
     refused(client.send_json("PATCH", "/classes/f", {}), 400)
     long = client.send_json("PATCH", "/classes/f", {"name": "x" * 256})
     assert "at most 255 characters" in refused(long, 400)
-    assert "no name" in refused(client.post_images("/classes/", good_one), 400)
+    assert "not be empty" in refused(client.post_images("/classes/", good_one), 400)
+    assert "not 256" in refused(client.post_images("/classes/" + "x" * 256, good_one), 400)
     for body, sent in ((b'{"name": ', "application/json"), (b'{"name": "g"}', "text/plain")):
         broken = client("PATCH", "/classes/f", headers=[("content-type", sent)], body=body)
         assert "no" in refused(broken, 400)

@@ -63,6 +63,6 @@ def _ensure_installed() -> None:
             import_module(name)
     except ImportError:
         raise LowshotError(
-            f"serving needs the packages {', '.join(_PACKAGES)}, and not all are installed",
+            f"serving needs {', '.join(_PACKAGES).replace('_', '-')}, and not all are installed",
             "install them with pip install 'lowshot-cli[serve]'",
         ) from None

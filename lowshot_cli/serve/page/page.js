@@ -30,6 +30,7 @@ async function refresh() {
   $("#about").textContent = `${file.at(-1)}: ${model.backbone} with ${joined(counts)}.`;
   $("#saved").textContent = `Every change is saved in ${target.slice(-2).join("/")}.`;
   $("#saved").title = model.writes_to;
+  $("[data-path$=state-dict]").hidden = !model.adopted; // it goes back to its library
   $("#undo").hidden = !model.can_undo;
   $("#undo").title = model.can_undo ? `Undo: ${model.undoes}` : "Undo"; // the text may be cut
   $("#undo span").textContent = $("#undo").title;

@@ -54,6 +54,7 @@ export function teaching(state, changed) {
 
   /** Say what the button does, and whether the name is taken. */
   function renew() {
+    show(error);
     const n = collected.length;
     button.textContent = n ? `Teach from ${count(n, "photo")}` : "Teach";
     empty.hidden = !n;
