@@ -94,7 +94,7 @@ def fused(network: EmbeddingNetwork) -> EmbeddingNetwork:
 
     A network that is already fused, as far as it can be, is returned as it is.
     """
-    if network.was_fused or _is_fused(network):
+    if _is_fused(network) or network.was_fused:
         return network
     network = folded(network)
     network.was_fused = True
