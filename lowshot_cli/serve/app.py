@@ -31,6 +31,7 @@ from lowshot_cli.serve.asked import (
     Predicting,
     Teaching,
     Undoing,
+    checked_name,
 )
 from lowshot_cli.serve.batching import Batches
 from lowshot_cli.serve.downloads import download, zipped
@@ -201,7 +202,7 @@ async def teach(
     request: Request, service: Service, name: str, asked: Annotated[Teaching, Query()]
 ) -> Record:
     """Teach a class from images, as `lowshot imprint --add --images --json`."""
-    session = service.session
+    session, name = service.session, checked_name(name)
     if not asked.replace:
         session.ensure_new(name)
     names, pixels = await service.read(request)

@@ -17,7 +17,7 @@ from torch import Tensor
 # Images of a batch, but for a request that has more by itself.
 MOST = 64
 # Seconds that a batch waits at most for requests that are being read.
-TOGETHER = 0.02
+_TOGETHER = 0.02
 _Answer = TypeVar("_Answer")
 
 
@@ -101,7 +101,7 @@ class Batches:
         requests: list[_Request] = []
         size = 0
         with self._changed:
-            end = time.monotonic() + TOGETHER
+            end = time.monotonic() + _TOGETHER
             while self._n_read and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
             while self._waiting and (not requests or size + len(self._waiting[0].pixels) <= MOST):

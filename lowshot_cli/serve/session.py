@@ -34,7 +34,6 @@ from lowshot_cli.records import (
     with_reviews,
     with_skipped,
 )
-from lowshot_cli.serve.asked import checked_name
 from lowshot_cli.serve.changes import changes_since
 from lowshot_cli.serve.errors import Conflict, Unknown, not_saved
 from lowshot_cli.serve.served import Served
@@ -129,9 +128,8 @@ class Session:
 
         Raises:
             Conflict: the model knows it, by this name or another.
-            UsageError: the name is not allowed.
         """
-        name = checked_name(name)
+        name = normal_name(name)
         if called := known_as(self.now.checkpoint, name):
             now = "" if called == name else f", as {called!r}"
             hint = "choose another name; or `replace=true` teaches it anew, and forgets the old"
@@ -157,7 +155,6 @@ class Session:
             DataError: the photos have no direction of their own.
             NotSaved: the new model cannot be written.
         """
-        name = checked_name(name)
         if not replace_known:
             self.ensure_new(name)
         before = self.now.checkpoint

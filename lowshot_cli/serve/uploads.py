@@ -82,20 +82,15 @@ async def read_uploads(request: Request) -> list[Upload]:
         if not uploads:
             raise UsageError("there is no image", _HINT)
     except LowshotError:
-        _close_parts(part for _, part in parts)
+        close(part for _, part in parts)
         raise
     return uploads
 
 
-def close(uploads: Sequence[Upload]) -> None:
-    """Close files, and so delete those that lie on disk."""
-    for upload in uploads:
-        upload.file.close()
-
-
-def _close_parts(parts: Iterable[UploadFile | str]) -> None:
+def close(parts: Iterable[Upload | UploadFile | str]) -> None:
+    """Close the files among the parts of a form, and so delete those that lie on disk."""
     for part in parts:
-        if isinstance(part, UploadFile):
+        if not isinstance(part, str):
             part.file.close()
 
 
@@ -127,7 +122,7 @@ async def _parts(
     except (FormParserError, LookupError, ValueError):  # such as a charset that is none
         raise UsageError("the form is damaged", _HINT) from None
     if not parser.ended:
-        _close_parts(form.values())
+        close(form.values())
         raise UsageError("the form is cut off: its last boundary is missing", _HINT)
     return form.multi_items()
 
