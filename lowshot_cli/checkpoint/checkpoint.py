@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -242,8 +243,8 @@ class Checkpoint:
         try:
             new = class_name(new)
         except ValueError as error:
-            shown = repr(new if len(new) < 60 else f"{new[:50]}…")
-            raise UsageError(f"{shown} cannot be the name of a class, which {error}") from None
+            what = f"{reprlib.repr(new)} cannot be the name of a class, which {error}"
+            raise UsageError(what) from None
         if new in self.meta.classes:
             raise UsageError(f"the model already knows a class {new!r}", "choose another name")
         classes = tuple(new if name == old else name for name in self.meta.classes)
