@@ -224,7 +224,8 @@ function misleading(one, held) {
       `${count(odd, "photo")} of ${one.class} ${look} unlike the others. ${marked} marked below.`);
   }
   const won = one.supports_won ?? null;
-  if (won !== null && 2 * won < shots && !odd) {
+  // A photo that does not belong may be why some are not known, but not why none is.
+  if (won !== null && 2 * won < shots && !(won && odd)) {
     lines.push(`Learnt without each photo in turn, ${one.class} recognises only ${won} of its ` +
       `${shots}. Add photos, or allow a larger cost.`);
   }
