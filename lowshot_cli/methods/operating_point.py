@@ -164,13 +164,14 @@ def operating_bias(margins: Tensor, holdout: BaseQueries, max_forgetting: float)
         max_forgetting: points of base accuracy, against the pristine base model.
 
     Returns:
-        `(T,)`; 0 where no bias, however large, costs more than that. Where changed base weights
-        alone do, the largest bias that costs nothing more.
+        `(T,)`. Where changed base weights alone cost more than that, the largest bias that costs
+        nothing more. Where all images may be lost, the largest that leaves one. 0 where none is
+        right.
     """
     shifts = holdout.critical_shifts(margins, (max_forgetting,))[:, 0]  # (T,)
-    if bool(holdout.right_now.any()) and bool((shifts == -torch.inf).any()):
-        least = margins[:, holdout.right_now].amin(1)  # (T,)
-        shifts = torch.where(shifts == -torch.inf, least, shifts)
+    if bool(holdout.right_now.any()) and bool(shifts.isinf().any()):
+        least, most = margins[:, holdout.right_now].aminmax(dim=1)  # (T,), (T,)
+        shifts = torch.where(shifts == -torch.inf, least, shifts.minimum(most))
     largest = torch.cat([holdout.best.abs(), holdout.best.new_ones(1)]).amax()
     biases = shifts - _CLEARANCE * torch.maximum(shifts.abs(), largest)
     return torch.where(shifts.isfinite(), biases, torch.zeros_like(shifts))

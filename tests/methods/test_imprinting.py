@@ -139,6 +139,14 @@ def test_the_operating_bias_is_the_largest_that_keeps_the_budget() -> None:
         assert kept == 75 - budget
 
 
+def test_a_larger_budget_never_makes_the_bias_smaller_up_to_one_that_gives_all_away() -> None:
+    queries = _four_queries()
+    margins = queries.margins(torch.tensor([[[0.0, 0.0, 1.0]]]))
+    biases = [operating_bias(margins, queries, budget).item() for budget in (0, 25, 50, 75, 100)]
+    assert biases == sorted(biases)
+    assert biases[-1] == pytest.approx(margins.max().item(), abs=1e-5)
+
+
 def test_the_budget_holds_for_scores_of_any_size() -> None:
     labels = torch.zeros(4, dtype=torch.int64)
     embeddings = torch.tensor([[41.7, 0.0], [60.3, 0.0], [80.9, 0.0], [99.1, 0.0]])
