@@ -213,8 +213,7 @@ def read_photos(
                     return decode(file, image_size, framing)
             return decode(path, image_size, framing)
         except DataError as error:
-            # A picture of another format may be known by its name alone.
-            return (why_not_read(path.name) if error.message == UNKNOWN else None) or error.message
+            return _by_its_name(path) if error.message == UNKNOWN else error.message
         except (OSError, NotImplementedError, RuntimeError, BadZipFile) as error:  # of a member
             return one_line(error)
 
@@ -230,6 +229,13 @@ def read_photos(
             yield _gathered(waiting.popleft(), image_size)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _by_its_name(file: Path) -> str:
+    """Why a file of unknown content is not read, as far as its name says."""
+    if file.suffix.lower() == ".zip":
+        return "an archive, unpack it"
+    return why_not_read(file.name) or UNKNOWN
 
 
 def _gathered(jobs: Sequence[tuple[Path, Future[ByteArray | str]]], image_size: int) -> Photos:

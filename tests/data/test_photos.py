@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -60,6 +61,13 @@ def test_unreadable_photos_are_refused_or_left_out(mugs: Path) -> None:
     assert len(photos.skipped) == 1
     with pytest.raises(DataError, match="1 of 1 images"):
         load_photos(files[6:], 32, skip_bad=True)
+
+
+def test_an_archive_among_photos_is_called_one(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "mugs.zip", "w") as archive:
+        archive.writestr("mug.png", b"no image")
+    with pytest.raises(DataError, match=r"mugs\.zip \(an archive, unpack it\)"):
+        load_photos(find_photos([tmp_path / "mugs.zip"]).files, 32)
 
 
 def test_a_class_learnt_from_photos_is_the_one_learnt_from_the_dataset(
