@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from lowshot_cli.errors import DataError, LowshotError, UsageError
 from lowshot_cli.serve import errors as e
@@ -29,8 +29,13 @@ _OTHER = 409
 _SWITCH = re.compile(r"`(\w+)=True`")
 
 
-def error_answer(error: LowshotError) -> JSONResponse:
-    """The answer to a request that met an error."""
+def error_answer(error: LowshotError, *, as_text: bool = False) -> Response:
+    """The answer to a request that met an error.
+
+    Args:
+        error: what is wrong.
+        as_text: whether a person reads it, who opened the page in a browser.
+    """
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), _OTHER)
     headers = {}
     if status == 503:
@@ -39,6 +44,8 @@ def error_answer(error: LowshotError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if status in (408, 413):  # the rest of the body is not read
         headers["Connection"] = "close"
+    if as_text:
+        return PlainTextResponse(f"lowshot: {error}\n", status, headers)
     return refusal(status, error.message, error.hint, headers)
 
 

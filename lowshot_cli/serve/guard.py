@@ -149,7 +149,7 @@ class Guard:
         try:
             cookie = self._check(scope)
         except LowshotError as error:
-            await error_answer(error)(scope, receive, send)
+            await error_answer(error, as_text=_opens_page(scope))(scope, receive, send)
             return
         if cookie:
             await _to_page(cookie, send)
@@ -241,6 +241,12 @@ class Guard:
             return message
 
         return limited
+
+
+def _opens_page(scope: Scope) -> bool:
+    """Whether the request is a browser's that opens the page."""
+    accepted = _all(scope["headers"], b"accept")
+    return scope["path"] == "/" and any("text/html" in kinds for kinds in accepted)
 
 
 def _most_bytes(scope: Scope) -> int:

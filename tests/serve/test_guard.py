@@ -122,6 +122,14 @@ def test_beyond_this_machine_everything_asks_for_the_token(runner: asyncio.Runne
     assert client("POST", "/?token=secret").status == 401
 
 
+def test_who_opens_the_page_without_the_token_reads_what_to_do(runner: asyncio.Runner) -> None:
+    client = served(runner, "0.0.0.0", "secret")
+    answer = client("GET", "/", headers=[("accept", "text/html,*/*;q=0.8")])
+    assert (answer.status, answer.header("www-authenticate")) == (401, "Bearer")
+    assert (answer.header("content-type") or "").startswith("text/plain")
+    assert "open the address that it printed" in answer.body.decode()
+
+
 def test_the_printed_address_opens_the_page_by_a_cookie_that_only_it_gets(
     runner: asyncio.Runner,
 ) -> None:
