@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Shrinkage of the statistics that `whitened` reads; the larger, the closer it is to `imprint`.
-SHRINKAGE = 0.5
+SHRINKAGE = 0.75
 # Weight of the whitened proxy of a base class beside its trained one.
 _WHITENED_SHARE = 0.3
 

@@ -17,7 +17,7 @@ from lowshot_cli.data.dataset import Dataset, ImageSubset
 from lowshot_cli.data.framing import CROP
 from lowshot_cli.data.image_files import LISTING
 from lowshot_cli.methods.discriminant import Statistics
-from lowshot_cli.methods.imprinting import SHRINKAGE, reading_stages, whitened
+from lowshot_cli.methods.imprinting import reading_stages, whitened
 from lowshot_cli.models.backbones import detached_state
 from lowshot_cli.models.embedder import Embedder, centre_of_stages, embed
 from lowshot_cli.models.embedding import EmbeddingNetwork
@@ -27,8 +27,9 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask, embed_first, largest_shift
 from lowshot_cli.version import __version__
 
-# Fit images of each class, at most, that decide what its proxy reads of the stages.
-_FOR_STATISTICS = 100
+# Fit images of each class, at most, that decide what its proxy reads of the stages, and the
+# shrinkage of their statistics.
+_FOR_STATISTICS, _SHRINKAGE = 100, 0.5
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def make_cosine_checkpoint(
     length = network.joint_length if network.centre is not None else 1.0
     head = Head.of_base(proxies, scale, stored.shape[1], length)
     if network.centre is not None:
-        known = Statistics.of(*embed_first(network, task, _FOR_STATISTICS), SHRINKAGE)
+        known = Statistics.of(*embed_first(network, task, _FOR_STATISTICS), _SHRINKAGE)
         by_mean = whitened(known.means[:, None], known.centre, known.whiten)  # (C, D)
         head = replace(head, proxies=reading_stages(head.proxies, by_mean))
     right = head.predict(stored.float()) == task.holdout_labels  # (N,)
