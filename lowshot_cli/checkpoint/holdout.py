@@ -11,7 +11,7 @@ from torch import Tensor
 from lowshot_cli.methods.background import Background
 from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.finetuning import BaseSamples
-from lowshot_cli.methods.imprinting import SHRINKAGE
+from lowshot_cli.methods.imprinting import shrinkage
 from lowshot_cli.methods.operating_point import BaseQueries
 from lowshot_cli.models.head import Head, nearest_proxies, without_proxy
 from lowshot_cli.threads import map_in_order
@@ -204,7 +204,7 @@ class Holdout:
         """
         if self.statistics is None:
             embeddings, labels = self.fitting(self.embeddings).float(), self.fitting(self.labels)
-            return [Statistics.of(embeddings, labels, SHRINKAGE)]
+            return [Statistics.of(embeddings, labels, shrinkage(embeddings.shape[1]))]
         whole = self.statistics
         numbers = [] if self.folds is None else range(N_FOLDS)
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Shrinkage of the statistics that `whitened` reads; the larger, the closer it is to `imprint`.
-SHRINKAGE = 0.75
+# What is added to the variance of each direction before `whitened` inverts the covariance, as a
+# share of the variance of all directions together; the larger, the closer it is to `imprint`.
+_RIDGE = 1 / 896
 # Weight of the whitened proxy of a base class beside its trained one.
 _WHITENED_SHARE = 0.3
 
@@ -52,6 +53,15 @@ def whitened(support: Tensor, mean: Tensor, whiten: Callable[[Tensor], Tensor]) 
         `(..., D)` unit proxies.
     """
     return F.normalize(whiten(support.mean(-2) - mean), dim=-1)
+
+
+def shrinkage(size: int) -> float:
+    """The shrinkage of the statistics that `whitened` reads, for embeddings of `size` dimensions.
+
+    In multiples of the mean variance, as `Statistics` takes it. The lengths of embeddings are fixed,
+    so with more dimensions each has less of their variance, and needs a larger multiple.
+    """
+    return _RIDGE * size
 
 
 def reading_stages(trained: Tensor, by_mean: Tensor) -> Tensor:

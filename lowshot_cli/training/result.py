@@ -28,7 +28,7 @@ from lowshot_cli.training.task import BaseTask, embed_first, largest_shift
 from lowshot_cli.version import __version__
 
 # Fit images of each class, at most, that decide what its proxy reads of the stages, and the
-# shrinkage of their statistics.
+# shrinkage of their statistics, which matters little.
 _FOR_STATISTICS, _SHRINKAGE = 100, 0.5
 
 

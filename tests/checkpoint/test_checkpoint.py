@@ -20,7 +20,7 @@ from lowshot_cli.checkpoint.metadata import SupportRecord
 from lowshot_cli.data.dataset import Dataset
 from lowshot_cli.errors import CheckpointError
 from lowshot_cli.methods.discriminant import Statistics
-from lowshot_cli.methods.imprinting import SHRINKAGE
+from lowshot_cli.methods.imprinting import shrinkage
 from lowshot_cli.models.embedder import embed
 from lowshot_cli.storage.tensors import read_tensors
 from tests.conftest import TINY
@@ -124,11 +124,11 @@ def test_what_sets_the_bias_shapes_no_proxy(base: Checkpoint) -> None:
 def test_whitening_statistics_are_those_of_the_fit_half(base: Checkpoint) -> None:
     (background,) = base.backgrounds
     samples, found = background.samples, background.statistics
-    expected = Statistics.of(samples.embeddings, samples.labels, SHRINKAGE)
+    expected = Statistics.of(samples.embeddings, samples.labels, shrinkage(SIZE))
     assert torch.equal(found.centre, expected.centre)
     assert found.centre.shape == (SIZE,)
     within = expected.scatter / len(samples.labels)
-    ridge = 0.75 * within.trace() / SIZE * torch.eye(SIZE)
+    ridge = within.trace() / 896 * torch.eye(SIZE)
     assert torch.allclose(found.precision @ (within + ridge), torch.eye(SIZE), atol=1e-2)
 
 

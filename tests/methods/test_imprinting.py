@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from lowshot_cli.config.methods import METHODS
 from lowshot_cli.methods.discriminant import Statistics
 from lowshot_cli.methods.imprinting import (
-    SHRINKAGE,
     cluster_means,
     imprint,
     reading_stages,
+    shrinkage,
     teen,
     whitened,
 )
@@ -51,6 +51,11 @@ def test_whitening_is_fishers_discriminant() -> None:
     assert found.numpy() == pytest.approx(expected, abs=1e-4)
 
 
+def test_wider_embeddings_are_shrunk_more() -> None:
+    assert shrinkage(448) == 0.5
+    assert shrinkage(2 * 448) == 1.0
+
+
 def test_strong_shrinkage_leaves_the_centred_mean() -> None:
     support = F.normalize(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     found = whitened(support, torch.zeros(5), _statistics(torch.eye(5), 1e6).whiten)
@@ -83,7 +88,7 @@ def test_statistics_are_taken_within_classes() -> None:
 
 def test_statistics_of_one_image_a_class_still_whiten() -> None:
     embeddings = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    statistics = Statistics.of(embeddings, torch.arange(5), SHRINKAGE)
+    statistics = Statistics.of(embeddings, torch.arange(5), shrinkage(4))
     found = whitened(embeddings[:2], statistics.centre, statistics.whiten)
     expected = F.normalize(embeddings[:2].mean(0) - statistics.centre, dim=0)
     assert torch.allclose(found, expected, atol=1e-4)
