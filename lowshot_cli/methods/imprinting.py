@@ -58,8 +58,8 @@ def whitened(support: Tensor, mean: Tensor, whiten: Callable[[Tensor], Tensor]) 
 def shrinkage(size: int) -> float:
     """The shrinkage of the statistics that `whitened` reads, for embeddings of `size` dimensions.
 
-    In multiples of the mean variance, as `Statistics` takes it. The lengths of embeddings are fixed,
-    so with more dimensions each has less of their variance, and needs a larger multiple.
+    In multiples of the mean variance, as `Statistics` takes it. Embeddings have a fixed length, so
+    the more dimensions they have, the less of their variance each has.
     """
     return _RIDGE * size
 
