@@ -12,13 +12,13 @@ from lowshot_cli.models.head import Head
 
 
 def calibration_images(
-    checkpoint: Checkpoint, need: str, *, labelled: bool = False
+    checkpoint: Checkpoint, setting: str, *, labelled: bool = False
 ) -> Iterator[tuple[Head, Tensor, Tensor]]:
     """The base images that set the bias, fold by fold, and the head that none of them shaped.
 
     Args:
         checkpoint: the model.
-        need: what needs them, for the error, such as `sets of classes need`.
+        setting: which setting needs them, for the error.
         labelled: whether photos without labels, as an adopted classifier has, will not do.
 
     Yields:
@@ -29,10 +29,12 @@ def calibration_images(
     """
     holdout = checkpoint.holdout
     if not len(holdout.calibrating(holdout.labels)):
-        raise CheckpointError(f"the checkpoint has no hold-out, which {need}", "train a base model")
+        raise CheckpointError(
+            f"the checkpoint has no hold-out, which `{setting}` needs", "train a base model"
+        )
     if labelled and holdout.unlabelled:
         raise CheckpointError(
-            f"the checkpoint has no images with labels, which {need}",
+            f"the checkpoint has no images with labels, which `{setting}` needs",
             "adopt the classifier with images of its classes: `dataset=folder`",
         )
     parts, labels = holdout.parts(holdout.embeddings), holdout.parts(holdout.labels)

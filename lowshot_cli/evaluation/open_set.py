@@ -44,7 +44,7 @@ def unknown_threshold(checkpoint: Checkpoint, false_alarm: float | None) -> floa
         return -math.inf
     if not 0 <= false_alarm <= 100:
         raise UsageError(f"`false_alarm` is {false_alarm}", "give a percentage from 0 to 100")
-    images = calibration_images(checkpoint, "recognising unknown images needs")
+    images = calibration_images(checkpoint, "false_alarm")
     scores = [familiarity(head, part) for head, part, _ in images]
     return float(np.quantile(torch.cat(scores).numpy(), false_alarm / 100, method="lower"))
 

@@ -96,9 +96,7 @@ def set_quantile(checkpoint: Checkpoint, confidence: float | None) -> float | No
             f"`confidence` is {confidence}", "give a number between 0 and 1, such as 0.9"
         )
     scores = []
-    for head, embeddings, labels in calibration_images(
-        checkpoint, "sets of classes need", labelled=True
-    ):
+    for head, embeddings, labels in calibration_images(checkpoint, "confidence", labelled=True):
         size = chunk_size(RANKED * len(head.proxies))
         for part, own in zip(embeddings.split(size), labels.split(size), strict=True):
             classes, mass = _rank(head, part)

@@ -192,7 +192,7 @@ def test_with_too_few_images_every_set_holds_every_class() -> None:
 
 def test_what_cannot_be_promised_is_refused() -> None:
     _, base, network = tiny_world("adopted")
-    with pytest.raises(CheckpointError, match="no hold-out, which sets of classes need"):
+    with pytest.raises(CheckpointError, match="no hold-out, which `confidence` needs"):
         Model(base, network).predict(_photos("a"), confidence=0.9)
     _, base, network = tiny_world("plain")
     for confidence in (0, 1, 90, -0.1, math.nan):
