@@ -31,6 +31,7 @@ from lowshot_cli.data.image_files import (
     is_image,
     list_photos,
     refuse_unused,
+    suffix_of,
     summaries,
     why_not_read,
 )
@@ -233,7 +234,7 @@ def read_photos(
 
 def _by_its_name(file: Path) -> str:
     """Why a file of unknown content is not read, as far as its name says."""
-    if file.suffix.lower() == ".zip":
+    if suffix_of(file.name) == ".zip":
         return "an archive, unpack it"
     return why_not_read(file.name) or UNKNOWN
 

@@ -27,9 +27,10 @@ from lowshot_cli.training.context import DEFAULT_CONTEXT, RunContext
 from lowshot_cli.training.task import BaseTask, embed_first, largest_shift
 from lowshot_cli.version import __version__
 
-# Fit images of each class, at most, that decide what its proxy reads of the stages, and the
-# shrinkage of their statistics, which matters little.
-_FOR_STATISTICS, _SHRINKAGE = 100, 0.5
+# Fit images of each class, at most, that decide what its proxy reads of the stages.
+_FOR_STATISTICS = 100
+# Shrinkage of their statistics, whatever the number of dimensions: it matters little here.
+_SHRINKAGE = 0.5
 
 
 @dataclass(frozen=True)
